@@ -1,0 +1,11 @@
+"""ResNet-18 on the built-in images at 64 pixels: ImageNet's recipe at the demo's size."""
+
+_base_ = 'imagenet.py'
+data_root = 'data/builtin/imagenet'
+image_size = 64
+batch_size = 32
+model = dict(network=dict(depth=18, num_classes=20))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+train_dataloader = dict(num_workers=2, dataset=dict(crop_area=(0.7, 1.0)))
+val_dataloader = dict(num_workers=2)
+paper = dict(metric='top1_error')

@@ -1,0 +1,12 @@
+"""ResNet-152 on ImageNet, snapshot ensemble: K = 2 cosines and no teacher (Section 3.4).
+
+Paper (Table 4): top-1 / top-5 error 22.56 / 6.44 % at M_#L1, 21.84 / 5.84 % at M_#L2.
+Ours: not run yet.
+Command: tools/dist_train.sh configs/pretrain/r152_se.py 8 \
+    --start-from work_dirs/r152_sd/snapshot_1.pth    # optional: shares generation 1 with SD
+"""
+
+_base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
+algorithm = dict(name='SE', generations=[45, 45], teacher_weight=0.0, temperature=1.0)
+model = dict(network=dict(depth=152))
+paper = dict(metric='top1_error', top1_error=[22.56, 21.84], top5_error=[6.44, 5.84])

@@ -1,0 +1,133 @@
+"""The hand-off of a pretrained backbone: all of it arrives and everything agrees, or an error.
+
+"All layers before the final pooling layer" are transferred (Section 4.3). A detector keeps them in
+two places, a C4 Faster R-CNN's ``backbone`` and its ``shared_head``; a segmenter in one.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.model import update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import Tensor, nn
+
+from pretrain.errors import UserError
+from pretrain.export import load_backbone_file
+
+_STEMS = {'ResNet': 'v1', 'ResNetV1c': 'v1c', 'ResNetV1d': 'v1d'}
+
+
+def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
+    """The parts of a detector or segmenter that the backbone file fills, by their config key."""
+    parts = {'model.backbone': model.backbone}
+    if model.get('roi_head', {}).get('shared_head'):
+        parts['model.roi_head.shared_head'] = model.roi_head.shared_head
+    return parts
+
+
+def top_level(names: Iterable[str]) -> tuple[str, ...]:
+    """``layer1.0.conv1.weight`` is of ``layer1``: the layers of tensor names, each once."""
+    return tuple(dict.fromkeys(name.split('.')[0] for name in names))
+
+
+def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
+    """Compare what the weights were trained as with what the config builds around them.
+
+    Neither the names nor the shapes of the tensors show any of this but the depth, so a mistake
+    would cost accuracy in silence.
+
+    Args:
+        model: the ``model`` of an mmdet or mmseg config.
+        provenance: ``arch``, ``depth``, ``stem``, ``style``, ``channel_order``, ``mean`` and
+            ``std`` of :func:`pretrain.export.load_backbone_file`.
+
+    Raises:
+        UserError: naming the first fact that differs, both values and the config key.
+    """
+    kind = model.backbone.type
+    preprocessor = model.data_preprocessor
+    # OpenCV loads BGR, so swapping the channels gives RGB.
+    order = 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR'
+    facts = [
+        ('arch', 'ResNet' if kind in _STEMS else kind, 'model.backbone.type'),
+        ('stem', _STEMS.get(kind), 'model.backbone.type'),
+        ('channel_order', order, 'model.data_preprocessor.bgr_to_rgb'),
+    ]
+    for key, part in backbone_parts(model).items():
+        facts += [('depth', part.depth, f'{key}.depth')]
+        facts += [('style', part.get('style', 'pytorch'), f'{key}.style')]
+    for fact in ('mean', 'std'):
+        facts += [(fact, list(preprocessor.get(fact, ())), f'model.data_preprocessor.{fact}')]
+    for fact, ours, key in facts:
+        theirs = provenance[fact]
+        if not _same(ours, theirs):
+            raise UserError(
+                f'The backbone file was trained with {fact} {theirs}, the config has {ours}: '
+                f'change {key}, or give another backbone_file.'
+            )
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, list):
+        pairs = zip(ours, theirs, strict=False)
+        return len(ours) == len(theirs) and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+    return ours == theirs
+
+
+def select(
+    weights: Mapping[str, Tensor], module: nn.Module, layers: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of ``layers``, after making sure that they are exactly what ``module`` holds.
+
+    Args:
+        weights: a whole backbone file.
+        module: the part that they are for; its tensors may be on the meta device.
+        layers: top-level names such as ``conv1`` or ``layer4``.
+
+    Raises:
+        UserError: naming tensors that one side lacks or that differ in shape.
+    """
+    target = module.state_dict()
+    chosen = {name: tensor for name, tensor in weights.items() if name.split('.')[0] in layers}
+    reshaped = [n for n in target if n in chosen and target[n].shape != chosen[n].shape]
+    problems = {
+        'lacks {} tensors that the model has': [n for n in target if n not in chosen],
+        'has {} tensors that the model lacks': [n for n in chosen if n not in target],
+        'has {} tensors in another shape than the model': reshaped,
+    }
+    for problem, names in problems.items():
+        if names:
+            shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+            raise UserError(
+                f'The backbone file {problem.format(len(names))} ({shown}): give the file of the '
+                'ResNet that the config builds.'
+            )
+    return chosen
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class ExportedBackbone:
+    """Fills a module from a backbone file, strictly; an ``init_cfg`` of mmengine.
+
+    Unlike mmengine's ``Pretrained`` it does not skip what does not match. The Runner calls it as
+    training starts, before it loads a checkpoint to resume from.
+
+    Args:
+        checkpoint: the backbone file.
+        layers: the top-level names that this module takes; they must be all that it has.
+
+    Raises:
+        UserError: on call, as :func:`select`.
+    """
+
+    def __init__(self, checkpoint: str, layers: Sequence[str]) -> None:
+        self.checkpoint = checkpoint
+        self.layers = layers
+
+    def __call__(self, module: nn.Module) -> None:
+        weights = load_backbone_file(self.checkpoint)
+        module.load_state_dict(select(weights, module, self.layers))
+        if hasattr(module, '_params_init_info'):  # what the Runner writes to its log
+            update_init_info(module, f'ExportedBackbone: {self.checkpoint}')

@@ -1,0 +1,186 @@
+"""Run mmcv's operators on torchvision where mmcv's compiled extension is missing.
+
+``mmcv.ops`` is Python code around one compiled module, ``mmcv._ext``; the ``mmcv-lite`` wheel has
+the former without the latter, so ``import mmdet.models`` fails. Of all those operators Faster R-CNN
+calls three, and torchvision has kernels for the same three: :func:`install` serves a ``mmcv._ext``
+made of them. An operator that is not covered imports, and raises when it is called.
+
+The functions keep the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp``. float16 and bfloat16 are
+computed in float32, as torchvision does under autocast, and the result is cast back.
+"""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NoReturn
+
+import torch
+import torchvision  # also registers torch.ops.torchvision
+from torch import Tensor
+
+_EXTENSION = 'mmcv._ext'
+_ORIGIN = 'torchvision'
+_AVERAGE_POOLING = 1  # mmcv's code for pool_mode="avg"; "max" is 0
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Greedy non-maximum suppression: drop a box whose IoU with a better kept one is > threshold.
+
+    Args:
+        boxes: ``(N, 4)`` as x1, y1, x2, y2.
+        scores: ``(N,)``.
+        iou_threshold: rounded to the boxes' precision before it is compared.
+        offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates.
+
+    Returns:
+        ``(K,)`` int64 indices by descending score. Equal scores keep the input order, which mmcv's
+        unstable sort leaves open.
+    """
+    dtype = _compute_dtype(boxes, scores)
+    boxes, scores = boxes.to(dtype), scores.to(dtype)
+    if offset:
+        # Moving x2, y2 by the offset turns every side, of a box and of an intersection alike,
+        # from x2 - x1 into x2 - x1 + offset.
+        boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
+    # torchvision compares in double, mmcv in float: unrounded, a float32 IoU of exactly 0.1 would
+    # exceed a threshold of 0.1.
+    threshold = torch.tensor(iou_threshold, dtype=dtype).item()
+    return torchvision.ops.nms(boxes, scores, threshold)
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Average-pool each region of interest into ``output``, in place.
+
+    ``input`` is ``(B, C, H, W)``, ``output`` ``(K, C, aligned_height, aligned_width)`` and ``rois``
+    ``(K, 5)``: batch index, x1, y1, x2, y2, in image pixels, of which ``spatial_scale`` makes
+    feature pixels. A bin averages ``sampling_ratio`` samples along each axis, or as many as its
+    size asks for where that is <= 0, in mmcv as in torchvision. ``aligned`` shifts by half a pixel;
+    False is the legacy grid, with sides of at least 1. ``argmax_y`` and ``argmax_x`` stay as they
+    are: they serve max pooling only.
+
+    Raises:
+        NotImplementedError: ``pool_mode`` is not average.
+    """
+    _check_pool_mode(pool_mode)
+    dtype = _compute_dtype(input, rois)
+    pooled = torch.ops.torchvision.roi_align(
+        input.to(dtype),
+        rois.to(dtype),
+        spatial_scale,
+        aligned_height,
+        aligned_width,
+        sampling_ratio,
+        aligned,
+    )
+    output.copy_(pooled)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Add the gradient with respect to ``input`` to ``grad_input``, in place.
+
+    Arguments and errors are those of :func:`roi_align_forward`, ``grad_output`` being shaped like
+    ``output`` and ``grad_input`` like ``input``. On CUDA the sum is not deterministic, and torch
+    says so under ``torch.use_deterministic_algorithms``.
+    """
+    _check_pool_mode(pool_mode)
+    dtype = _compute_dtype(grad_output, rois)
+    grad_input += torch.ops.torchvision._roi_align_backward(
+        grad_output.to(dtype),
+        rois.to(dtype),
+        spatial_scale,
+        aligned_height,
+        aligned_width,
+        *grad_input.shape,
+        sampling_ratio,
+        aligned,
+    )
+
+
+def _check_pool_mode(pool_mode: int) -> None:
+    if pool_mode != _AVERAGE_POOLING:
+        raise _not_covered("RoIAlign with pool_mode='max'")
+
+
+def _not_covered(what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f'{what} has no torchvision stand-in: install compiled mmcv in place of mmcv-lite to use it'
+    )
+
+
+def _uncovered_op(name: str) -> Callable[..., NoReturn]:
+    """The served module's ``__getattr__``: mmcv looks up every operator when it is imported."""
+    if name.startswith('__'):  # importlib and inspect probe these; they are no operators
+        raise AttributeError(f'module {_EXTENSION!r} has no attribute {name!r}')
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise _not_covered(f'mmcv operator {name!r}')
+
+    return refuse
+
+
+class _OpsFinder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, origin=_ORIGIN) if fullname == _EXTENSION else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(
+            nms=nms,
+            roi_align_forward=roi_align_forward,
+            roi_align_backward=roi_align_backward,
+            # mmcv.utils.collect_env calls these; without mmcv.ops it reports the same "n/a".
+            get_compiler_version=lambda: 'n/a',
+            get_compiling_cuda_version=lambda: 'n/a',
+            __getattr__=_uncovered_op,
+        )
+
+
+def install() -> bool:
+    """Make ``mmcv.ops`` importable; call it before the first import of mmcv.ops, mmdet or mmseg.
+
+    A compiled ``mmcv._ext`` is used as it is. Calling this again changes nothing.
+
+    Returns:
+        True where torchvision serves the operators, False where compiled mmcv does.
+
+    Raises:
+        ModuleNotFoundError: mmcv is not installed, neither compiled nor lite.
+    """
+    spec = importlib.util.find_spec(_EXTENSION)
+    if spec is None:
+        sys.meta_path.append(_OpsFinder())  # last, so that a compiled module is always found first
+        return True
+    return spec.origin == _ORIGIN

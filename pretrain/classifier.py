@@ -1,0 +1,90 @@
+"""The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
+
+import copy
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Turn every parameter of ``network`` into a buffer, in place.
+
+    A network of buffers cannot be trained: it has no parameters for an optimizer, weight decay,
+    DDP's reducer or gradient clipping to find, yet it is saved, loaded and moved as ever. So the
+    optimizer's state of a run with a teacher fits a run without one.
+    """
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return network
+
+
+@MODELS.register_module()
+class SnapshotClassifier(BaseModel):
+    """Algorithm 1's f(x; θ_l) and f(x; θ_{c_l}).
+
+    The Runner's loop, with our part of it marked::
+
+        for epoch in range(max_epochs):
+            SnapshotHook: take_snapshot() if a mini-generation ended; set teaching   # <-
+            for batch in dataloader:
+                losses = model(**batch, mode='loss')                                 # <- Eqn 3
+                optimizer step; CosineRestartLR step                                 #    Eqn 5
+
+    Baseline and snapshot ensemble are the same model with ``teacher_weight`` 0, which then holds
+    no teacher at all.
+
+    Args:
+        network: config of the network, images (N, 3, H, W) to logits (N, C).
+        loss: config of :class:`pretrain.losses.SnapshotDistillationLoss`.
+        data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
+
+    Attributes:
+        student: the network being trained.
+        teacher: a frozen copy of an earlier student in evaluation mode, or None.
+        teaching: whether the teacher takes part in the loss; the hook sets it.
+    """
+
+    def __init__(self, network: dict, loss: dict, data_preprocessor: dict) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.student = MODELS.build(network)
+        self.loss = MODELS.build(loss)
+        # A copy draws no random numbers: BL, SE and SD start from the same weights.
+        with_teacher = self.loss.teacher_weight > 0
+        self.teacher = freeze(copy.deepcopy(self.student)).eval() if with_teacher else None
+        self.teaching = False
+
+    def take_snapshot(self) -> None:
+        """Make the present student, running statistics included, the teacher."""
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def train(self, mode: bool = True) -> 'SnapshotClassifier':
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(
+        self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Logits, losses or predictions of one batch.
+
+        Args:
+            inputs: normalised images, shape (N, 3, H, W).
+            data_samples: class indices, shape (N,); not needed in mode 'tensor'.
+            mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module; 'predict' a
+                list with one dict of ``logits`` and ``labels`` for the whole batch.
+        """
+        logits = self.student(inputs)
+        if mode == 'tensor':
+            return logits
+        if mode == 'predict':
+            return [{'logits': logits, 'labels': data_samples}]
+        teacher_logits = None
+        if self.teaching:
+            with torch.no_grad():
+                teacher_logits = self.teacher(inputs)
+        return self.loss(logits, data_samples, teacher_logits)

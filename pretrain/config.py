@@ -1,0 +1,83 @@
+"""Reading configs, and the steps of finishing one that both stages share."""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from pretrain.errors import UserError
+
+# Where a run finds its things; not part of what it computes.
+PLACE_KEYS = ('data_root', 'backbone_file', 'load_from', 'resume')
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Read a config file and override some of its keys.
+
+    Args:
+        path: the file.
+        options: ``key=value`` strings; a key is a dotted path that the config already has
+            (``train_dataloader.num_workers``, ``algorithm.generations``), a value a Python
+            literal or a plain string.
+
+    Raises:
+        UserError: if the file or a key does not exist; names the nearest key that does.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'No config {path}: give the path of a file, such as those in configs/.')
+    config = Config.fromfile(str(path))
+    known = dict(_walk(config.to_dict()))
+    overrides = {}
+    for option in options:
+        key, equals, text = option.partition('=')
+        if not equals:
+            raise UserError(f'--cfg-options {option}: write key=value.')
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f'{path} has no key {key}: did you mean {near[0]}?')
+        overrides[key] = _literal(text)
+    config.merge_from_dict(overrides)
+    # Taken here, before anything is derived from the number of processes or the folders.
+    settings = {key: value for key, value in config.to_dict().items() if key not in PLACE_KEYS}
+    text = json.dumps(settings, sort_keys=True)
+    config.config_sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return config
+
+
+def _walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for name, value in items:
+        key = f'{prefix}{name}'
+        yield key, value
+        if isinstance(value, dict | list | tuple):
+            yield from _walk(value, f'{key}.')
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {'true': True, 'false': False}.get(text.lower(), text)
+
+
+def batch_per_process(config: Config, world_size: int) -> int:
+    """``batch_size`` counts all processes; the share of one.
+
+    Raises:
+        UserError: if it cannot be shared out evenly, or it or the seed is no number.
+    """
+    if not isinstance(config.batch_size, int) or config.batch_size < 1:
+        raise UserError(f'batch_size is {config.batch_size}: it must be a whole number above 0.')
+    if not isinstance(config.randomness.seed, int):
+        raise UserError(f'randomness.seed is {config.randomness.seed}: it must be a whole number.')
+    if config.batch_size % world_size:
+        raise UserError(
+            f'batch_size={config.batch_size} cannot be shared by {world_size} processes: '
+            'choose a number of processes that divides it.'
+        )
+    return config.batch_size // world_size

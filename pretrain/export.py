@@ -1,0 +1,98 @@
+"""From a pretraining checkpoint to a backbone file: weights and where they come from."""
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import load_from_disk, write_atomically
+from pretrain.errors import UserError
+
+PREFIX = 'student.'
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
+    """Write the student's layers before the final pooling (Section 4.3) to ``out``.
+
+    The file is a plain dict of tensors under torchvision's names, without ``fc``; it loads
+    unchanged in the ResNets of torchvision, timm, mmdet and mmseg. What downstream must agree on
+    travels as the dict's attribute ``provenance``, which pickles with it.
+
+    Args:
+        checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth`` of a ResNet run.
+        out: the file to write; it is replaced in one step.
+
+    Returns:
+        The provenance: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and ``std`` (in 0-255
+        units), ``channel_order``, ``weights_sha256`` and the source.
+
+    Raises:
+        UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here.
+    """
+    checkpoint_path = Path(checkpoint_path)
+    checkpoint = load_from_disk(str(checkpoint_path))
+    identity = checkpoint.get('meta', {}).get('identity', {})
+    if identity.get('task') != 'classification' or identity['network']['type'] != 'ResNet':
+        raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
+    preprocessor = identity['data_preprocessor']
+    weights = OrderedDict(
+        (name.removeprefix(PREFIX), tensor)
+        for name, tensor in checkpoint['state_dict'].items()
+        if name.startswith(PREFIX) and not name.startswith(f'{PREFIX}fc.')
+    )
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(
+            f'{checkpoint_path} holds weights that are not finite: pick an earlier one.'
+        )
+    weights.provenance = {
+        'format': 1,
+        'arch': 'ResNet',
+        'depth': identity['network']['depth'],
+        'stem': 'v1',
+        'style': 'pytorch',
+        'mean': list(preprocessor['mean']),
+        'std': list(preprocessor['std']),
+        'channel_order': 'RGB',  # as ClassFolder decodes
+        'weights_sha256': weights_sha256(weights),
+        'source': f'{checkpoint_path.parent.name}/{checkpoint_path.name}',
+        'source_sha256': hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        'epoch': checkpoint['meta']['epoch'],
+        'algorithm': dict(identity['algorithm']),
+        'seed': identity['seed'],
+    }
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    write_atomically(out, buffer.getvalue())
+    return weights.provenance
+
+
+def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
+    """Read a backbone file; its attribute ``provenance`` says what it is.
+
+    Raises:
+        UserError: if the file is missing, damaged, changed or not written by
+            :func:`export_backbone`.
+    """
+    weights = load_from_disk(str(path))
+    provenance = getattr(weights, 'provenance', None)
+    if provenance is None:
+        raise UserError(
+            f'{path} is not a backbone file: make one with tools/export_backbone.py CHECKPOINT OUT.'
+        )
+    if weights_sha256(weights) != provenance['weights_sha256']:
+        raise UserError(f'{path} was changed after its export: export the checkpoint again.')
+    return weights

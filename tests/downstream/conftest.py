@@ -1,0 +1,100 @@
+"""A backbone file of a random ResNet and a VOCdevkit of a few small pictures."""
+
+from collections import OrderedDict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from pretrain.export import weights_sha256
+
+PROVENANCE = {
+    'format': 1,
+    'arch': 'ResNet',
+    'depth': 18,
+    'stem': 'v1',
+    'style': 'pytorch',
+    'mean': [0.485 * 255, 0.456 * 255, 0.406 * 255],
+    'std': [0.229 * 255, 0.224 * 255, 0.225 * 255],
+    'channel_order': 'RGB',
+    'algorithm': {'name': 'BL', 'generations': [1], 'teacher_weight': 0.0, 'temperature': 1.0},
+}
+
+
+def write_backbone(path: Path, depth: int = 18, drop=(), add=(), **facts) -> str:
+    """Write a backbone file; ``drop`` and ``add`` change its tensors, ``facts`` its provenance."""
+    torch.manual_seed(0)
+    weights = OrderedDict(getattr(torchvision.models, f'resnet{depth}')().state_dict())
+    for name in ('fc.weight', 'fc.bias', *drop):
+        del weights[name]
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            weights[name] = tensor + 0.01 * torch.rand_like(tensor)  # no statistic is a default
+    weights.update(dict(add))
+    sums = {'weights_sha256': weights_sha256(weights)}
+    weights.provenance = PROVENANCE | {'depth': depth} | sums | facts
+    torch.save(weights, path)
+    return str(path)
+
+
+@pytest.fixture(name='write_backbone', scope='session')
+def write_backbone_fixture():
+    return write_backbone
+
+
+@pytest.fixture(scope='session')
+def backbone_file(tmp_path_factory) -> str:
+    return write_backbone(tmp_path_factory.mktemp('backbone') / 'resnet18.pth')
+
+
+@pytest.fixture(scope='session')
+def backbone_file_152(tmp_path_factory) -> str:
+    return write_backbone(tmp_path_factory.mktemp('backbone') / 'resnet152.pth', depth=152)
+
+
+def write_voc(root: Path, count: int = 8) -> Path:
+    """Pictures of one rectangle each, a 'cat' or, every other one, a 'dog'."""
+    rng = np.random.default_rng(0)
+    names = [f'{i:06d}' for i in range(count)]
+    for year in ('VOC2007', 'VOC2012'):
+        for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug'):
+            (root / year / folder).mkdir(parents=True)
+    for i, name in enumerate(names):
+        image = rng.integers(0, 80, (48, 64, 3), dtype=np.uint8)
+        x, y = rng.integers(2, 20, 2).tolist()
+        image[y : y + 24, x : x + 24] += (90, 150)[i % 2]
+        mask = np.zeros((48, 64), np.uint8)
+        mask[y - 1 : y + 25, x - 1 : x + 25] = 255
+        mask[y : y + 24, x : x + 24] = (8, 12)[i % 2]
+        for year in ('VOC2007', 'VOC2012'):
+            cv2.imwrite(str(root / year / 'JPEGImages' / f'{name}.jpg'), image)
+        for folder in ('SegmentationClass', 'SegmentationClassAug'):
+            cv2.imwrite(str(root / 'VOC2012' / folder / f'{name}.png'), mask)
+        corners = zip(('xmin', 'ymin', 'xmax', 'ymax'), (x + 1, y + 1, x + 24, y + 24), strict=True)
+        box = ''.join(f'<{key}>{value}</{key}>' for key, value in corners)
+        tree = ElementTree.fromstring(
+            '<annotation><size><width>64</width><height>48</height></size><object>'
+            f'<name>{("cat", "dog")[i % 2]}</name><difficult>{int(i == 0)}</difficult>'
+            f'<bndbox>{box}</bndbox></object></annotation>'
+        )
+        ElementTree.ElementTree(tree).write(root / f'VOC2007/Annotations/{name}.xml')
+    half = count // 2
+    for split, members in {
+        'VOC2007/ImageSets/Main/trainval.txt': names,
+        'VOC2007/ImageSets/Main/test.txt': names,
+        'VOC2012/ImageSets/Segmentation/train.txt': names[:half],
+        'VOC2012/ImageSets/Segmentation/aug.txt': names[half:],
+        'VOC2012/ImageSets/Segmentation/val.txt': names,
+    }.items():
+        (root / split).parent.mkdir(parents=True, exist_ok=True)
+        (root / split).write_text('\n'.join(members) + '\n')
+    return root
+
+
+@pytest.fixture(scope='session')
+def voc(tmp_path_factory) -> Path:
+    return write_voc(tmp_path_factory.mktemp('data') / 'VOCdevkit')

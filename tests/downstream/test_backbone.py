@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+
+from downstream.backbone import ExportedBackbone, check_handoff, select, top_level
+from downstream.build import prepare
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from pretrain.export import load_backbone_file
+
+DEMOS = ('configs/demo/faster_rcnn_r18_voc07.py', 'configs/demo/deeplabv3_r18_voc12.py')
+
+
+def prepared(config, voc, backbone_file, *options):
+    options = (f'data_root={voc}', f'backbone_file={backbone_file}', *options)
+    return prepare(load_config(config, options))
+
+
+@pytest.fixture(name='provenance')
+def provenance_fixture(backbone_file):
+    return load_backbone_file(backbone_file).provenance
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_every_tensor_of_the_file_arrives_and_stays(config, voc, backbone_file):
+    config = prepared(config, voc, backbone_file)
+    with MODELS.switch_scope_and_registry(config.default_scope) as models:
+        model = models.build(config.model)
+    model.init_weights()
+    loaded = dict(model.backbone.state_dict())
+    if config.task == 'detection':
+        shared = model.roi_head.shared_head.state_dict()
+        assert top_level(loaded) == ('conv1', 'bn1', 'layer1', 'layer2', 'layer3')
+        assert top_level(shared) == ('layer4',)
+        loaded |= shared
+    weights = load_backbone_file(backbone_file)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize('config', DEMOS)
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'drop': ['layer2.1.bn2.running_var']}, 'lacks 1 tensors that the model has .*layer2.1'),
+        ({'drop': ['layer4.0.conv1.weight']}, r'lacks 1 .*layer4\.0\.conv1\.weight'),
+        ({'add': {'layer3.0.se.weight': torch.ones(1)}}, 'has 1 tensors that the model lacks'),
+        ({'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}}, 'in another shape .*conv1.weight'),
+        ({'add': {'layer5.weight': torch.ones(1)}}, 'layer5, the model takes .* used once'),
+        ({'depth': 34}, 'depth 34, the config has 18: change model.backbone.depth'),
+        ({'stem': 'v1c'}, 'stem v1c, the config has v1: change model.backbone.type'),
+        ({'style': 'caffe'}, 'style caffe, the config has pytorch'),
+        ({'arch': 'SEResNet'}, 'arch SEResNet, the config has ResNet'),
+        ({'channel_order': 'BGR'}, 'channel_order BGR, the config has RGB'),
+        ({'mean': [0.0, 0.0, 0.0]}, r'mean \[0.0, 0.0, 0.0\], the config has \[123.675'),
+        ({'std': [1.0, 1.0, 1.0]}, r'std \[1.0, 1.0, 1.0\], the config has \[58.395'),
+        ({'weights_sha256': '0'}, 'was changed after its export'),
+    ],
+)
+def test_another_backbone_is_an_error_before_the_run(
+    config, change, message, write_backbone, voc, tmp_path
+):
+    path = write_backbone(tmp_path / 'other.pth', **change)
+    with pytest.raises(UserError, match=message):
+        prepared(config, voc, path)
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.backbone.depth=34', 'depth 18, the config has 34: change model.backbone.depth'),
+        ('model.roi_head.shared_head.depth=34', 'change model.roi_head.shared_head.depth'),
+        ('model.roi_head.shared_head.style=caffe', 'change model.roi_head.shared_head.style'),
+        ('model.backbone.style=caffe', 'style pytorch, the config has caffe'),
+        ('model.backbone.type=ResNetV1c', 'stem v1, the config has v1c'),
+        ('model.backbone.type=ResNeXt', 'arch ResNet, the config has ResNeXt'),
+        ('model.data_preprocessor.bgr_to_rgb=False', 'channel_order RGB, the config has BGR'),
+        ('model.data_preprocessor.mean=[103.53,116.28,123.675]', 'has .103.53, 116.28, 123.675.'),
+        ('model.data_preprocessor.std=[1,1,1]', 'model.data_preprocessor.std'),
+    ],
+)
+def test_another_config_is_an_error_before_the_run(option, message, voc, backbone_file):
+    with pytest.raises(UserError, match=message):
+        prepared(DEMOS[0], voc, backbone_file, option)
+
+
+def test_the_libraries_own_bases_would_not_pass(provenance):
+    """mmdet's C4 is caffe style and BGR, mmseg's DeepLabv3 has the deep stem."""
+    caffe = load_config(DEMOS[0]).model
+    caffe.data_preprocessor = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])
+    with pytest.raises(UserError, match='channel_order'):
+        check_handoff(caffe, provenance)
+    deep = load_config(DEMOS[1]).model
+    deep.backbone.type = 'ResNetV1c'
+    with pytest.raises(UserError, match='stem'):
+        check_handoff(deep, provenance)
+
+
+def test_rounding_of_mean_and_std_is_no_difference(provenance):
+    check_handoff(load_config(DEMOS[1]).model, provenance)
+    rounded = {**provenance, 'mean': [123.68, 116.28, 103.53]}
+    with pytest.raises(UserError, match='mean'):
+        check_handoff(load_config(DEMOS[1]).model, rounded)
+
+
+def test_a_normalisation_that_is_not_there_is_an_error(provenance):
+    model = ConfigDict(
+        backbone=dict(type='ResNet', depth=18), data_preprocessor=dict(bgr_to_rgb=True)
+    )
+    with pytest.raises(UserError, match=r'the config has \[\]'):
+        check_handoff(model, provenance)
+
+
+def test_select_takes_the_layers_of_one_part():
+    module = torch.nn.ModuleDict({'layer4': torch.nn.Linear(2, 3)})
+    weights = {'conv1.weight': torch.ones(1)} | dict(module.state_dict())
+    assert select(weights, module, ['layer4']).keys() == module.state_dict().keys()
+
+
+def test_the_initializer_is_strict_by_itself(backbone_file):
+    module = torch.nn.ModuleDict({'conv1': torch.nn.Conv2d(3, 64, 7, bias=True)})
+    with pytest.raises(UserError, match='lacks 1 tensors'):
+        ExportedBackbone(backbone_file, ['conv1'])(module)
+
+
+def test_a_damaged_or_missing_file_is_an_error(voc, backbone_file, tmp_path):
+    damaged = tmp_path / 'damaged.pth'
+    damaged.write_bytes(Path(backbone_file).read_bytes()[:1000])
+    with pytest.raises(UserError, match='damaged'):
+        prepared(DEMOS[0], voc, damaged)
+    with pytest.raises(UserError, match=r'missing\.pth'):
+        prepared(DEMOS[0], voc, tmp_path / 'missing.pth')
+    with pytest.raises(UserError, match='backbone_file=FILE'):
+        prepared(DEMOS[0], voc, '')

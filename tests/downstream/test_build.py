@@ -1,0 +1,296 @@
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from downstream.build import prepare
+from pretrain.checkpoint import load_from_disk
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from pretrain.export import load_backbone_file
+
+DETECTION = 'configs/downstream/faster_rcnn_r152_voc07.py'
+SEGMENTATION = 'configs/downstream/deeplabv3_r152_voc12aug.py'
+DEMO_DETECTION = 'configs/demo/faster_rcnn_r18_voc07.py'
+DEMO_SEGMENTATION = 'configs/demo/deeplabv3_r18_voc12.py'
+DEMOS = (DEMO_DETECTION, DEMO_SEGMENTATION)
+
+
+def with_files(config, voc, backbone_file, *options):
+    return load_config(config, (f'data_root={voc}', f'backbone_file={backbone_file}', *options))
+
+
+class Images(Dataset):
+    """So many images, as far as a sampler can tell."""
+
+    def __init__(self, count):
+        self.count = count
+        self.metainfo = {}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return index
+
+    def full_init(self):
+        pass
+
+
+def iterations_per_epoch(config, images):
+    loader = config.train_dataloader.to_dict() | {'dataset': Images(images), 'num_workers': 0}
+    loader |= {'persistent_workers': False}
+    with MODELS.switch_scope_and_registry(config.default_scope):
+        return len(Runner.build_dataloader(loader))
+
+
+def learning_rates(config, epoch_length):
+    """The rate of every iteration, by the scheduler that the config builds."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = OPTIMIZERS.build(config.optim_wrapper.optimizer.to_dict() | {'params': [parameter]})
+    (settings,) = (scheduler.to_dict() for scheduler in config.param_scheduler)
+    scheduler_class = PARAM_SCHEDULERS.get(settings.pop('type'))
+    if settings.pop('convert_to_iter_based', False):
+        scheduler = scheduler_class.build_iter_from_epoch(
+            optimizer, epoch_length=epoch_length, **settings
+        )
+    else:
+        scheduler = scheduler_class(optimizer, **settings)
+    optimizer.step()
+    for _ in range(config.train_cfg.max_epochs):
+        for _ in range(epoch_length):
+            yield optimizer.param_groups[0]['lr']
+            if not scheduler.by_epoch:
+                scheduler.step()
+        if scheduler.by_epoch:
+            scheduler.step()
+
+
+def test_detection_is_the_papers_recipe(voc, backbone_file_152):
+    config = prepare(with_files(DETECTION, voc, backbone_file_152, 'batch_size=8'))
+    assert load_config(DETECTION).batch_size == 16
+    config.train_dataloader.batch_size = 16
+    length = iterations_per_epoch(config, 5011)
+    assert length == 314
+    rates = list(learning_rates(config, length))
+    assert len(rates) == 3140
+    assert rates[: 8 * length] == [0.01] * (8 * length)
+    assert rates[8 * length :] == pytest.approx([0.001] * (2 * length))
+
+    dataset = config.train_dataloader.dataset
+    assert (dataset.type, dataset.ann_file) == ('VOCDataset', 'VOC2007/ImageSets/Main/trainval.txt')
+    assert 'filter_cfg' not in dataset
+    assert config.val_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
+    for loader in (config.train_dataloader, config.val_dataloader):
+        (resize,) = (step for step in loader.dataset.pipeline if step.type == 'Resize')
+        assert resize.scale == (1000, 600)
+        assert resize.keep_ratio
+    assert config.val_evaluator.eval_mode == '11points'
+    model = config.model
+    assert model.backbone.depth == model.roi_head.shared_head.depth == 152
+    assert model.roi_head.bbox_head.num_classes == 20
+    assert model.backbone.frozen_stages == -1
+    assert config.paper == dict(metric='mAP', BL=73.49, SD=74.93)
+
+
+def test_segmentation_is_the_papers_recipe(voc, backbone_file_152):
+    config = prepare(with_files(SEGMENTATION, voc, backbone_file_152))
+    assert config.train_dataloader.batch_size == 8
+    length = iterations_per_epoch(config, 10582)
+    assert length == 1322
+    total = 50 * length
+    rates = list(learning_rates(config, length))
+    assert len(rates) == total
+    expected = [0.007 * (1 - i / (total - 1)) ** 0.9 for i in range(total)]  # 0 at the last
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+    splits = [dataset.ann_file for dataset in config.train_dataloader.dataset.datasets]
+    folder = 'VOC2012/ImageSets/Segmentation'
+    assert splits == [f'{folder}/train.txt', f'{folder}/aug.txt']
+    masks = [d.data_prefix.seg_map_path for d in config.train_dataloader.dataset.datasets]
+    assert masks == ['VOC2012/SegmentationClass', 'VOC2012/SegmentationClassAug']
+    for dataset in config.train_dataloader.dataset.datasets:
+        steps = {step.type: step for step in dataset.pipeline}
+        assert steps['RandomResize'].scale == (500, 500)
+        assert steps['RandomResize'].ratio_range == (0.5, 2.0)
+        assert steps['RandomCrop'].crop_size == (513, 513)
+        assert 'PhotoMetricDistortion' not in steps
+    assert config.val_dataloader.dataset.ann_file == f'{folder}/val.txt'
+    assert 'Resize' not in [step.type for step in config.val_dataloader.dataset.pipeline]
+    model = config.model
+    assert (model.backbone.type, model.backbone.depth) == ('ResNet', 152)
+    assert model.data_preprocessor.size == (513, 513)
+    assert math.prod(model.backbone.strides) * 4 == 16
+    assert model.decode_head.num_classes == 21
+    assert model.get('auxiliary_head') is None
+    assert config.paper == dict(metric='mIoU', BL=77.53, SD=77.97)
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION])
+def test_only_batch_normalisation_is_ever_frozen(config, voc, backbone_file_152):
+    config = prepare(with_files(config, voc, backbone_file_152, 'batch_size=8'))
+    scope = MODELS.switch_scope_and_registry(config.default_scope)
+    with scope as models, torch.device('meta'):
+        model = models.build(config.model)
+    model.train()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    if config.task == 'detection':
+        assert frozen == {id(p) for norm in norms for p in norm.parameters()}
+        assert not any(norm.training for norm in norms)
+    else:
+        assert not frozen
+        assert all(norm.training for norm in norms)
+
+
+def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file):
+    """With (500, 500) and ratio 1, a 500 x 375 image is not resampled."""
+    from mmcv.transforms import RandomResize
+
+    resize = RandomResize(
+        scale=(500, 500), ratio_range=(1.0, 1.0), keep_ratio=True, resize_type='Resize'
+    )
+    image = torch.randint(0, 255, (375, 500, 3), dtype=torch.uint8).numpy()
+    assert (resize({'img': image.copy()})['img'] == image).all()
+
+
+def test_difficult_objects_are_ignored(voc, backbone_file):
+    from mmdet.registry import DATASETS
+
+    config = prepare(with_files(DEMO_DETECTION, voc, backbone_file))
+    for loader in (config.train_dataloader, config.val_dataloader):
+        with MODELS.switch_scope_and_registry('mmdet'):
+            sample = DATASETS.build(loader.dataset)[0]['data_samples']
+        assert len(sample.gt_instances) == 0
+        assert len(sample.ignored_instances) == 1
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_a_config_is_not_changed_and_can_be_prepared_again(config, voc, backbone_file):
+    config = with_files(config, voc, backbone_file)
+    before = config.to_dict()
+    once = prepare(config)
+    assert config.to_dict() == before
+    assert prepare(once).to_dict() == once.to_dict()
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION, *DEMOS])
+def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_file_152):
+    file = backbone_file_152 if 'r152' in config else backbone_file
+    config = with_files(config, voc, file, 'batch_size=8')
+    assert prepare(config, world_size=4, device='cuda').train_dataloader.batch_size == 2
+    with pytest.raises(UserError, match='cannot be shared by 3 processes'):
+        prepare(config, world_size=3)
+
+
+def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file):
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
+    assert prepare(config, world_size=2, device='cuda').sync_bn == 'torch'
+    assert prepare(config, world_size=1, device='cuda').get('sync_bn') is None
+    assert prepare(config, world_size=4, device='cpu').get('sync_bn') is None
+    with pytest.raises(UserError, match='fewer processes or a larger batch_size'):
+        prepare(config, world_size=2, device='cpu')
+
+
+SPLITS = {
+    DEMO_DETECTION: 'VOC2007/ImageSets/Main/trainval.txt',
+    DEMO_SEGMENTATION: 'VOC2012/ImageSets/Segmentation/train.txt',
+}
+
+
+def _remove_split(root, split):
+    (root / split).unlink()
+
+
+def _empty_split(root, split):
+    (root / split).write_text('')
+
+
+def _unknown_name(root, split):
+    with (root / split).open('a') as file:
+        file.write('000099\n')
+
+
+def _remove_annotations(root, split):
+    shutil.rmtree(root / split.split('/')[0] / 'JPEGImages')
+
+
+def _few_images(root, split):
+    (root / split).write_text('000001\n')
+    aug = (root / split).with_name('aug.txt')
+    if aug.exists():
+        aug.write_text('000002\n')
+
+
+@pytest.mark.parametrize('config', DEMOS)
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (_remove_split, 'No split file .*: data_root must name'),
+        (_empty_split, 'is empty'),
+        (_unknown_name, r'names \d images, but .*JPEGImages lacks 1 files \(000099\.jpg'),
+        (_remove_annotations, r'names (\d) images, but .*JPEGImages lacks \1 files'),
+        (_few_images, r'has \d training images, less than batch_size=\d'),
+    ],
+)
+def test_bad_data_is_one_sentence(config, damage, message, voc, backbone_file, tmp_path):
+    root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
+    damage(root, SPLITS[config])
+    with pytest.raises(UserError, match=message):
+        prepare(with_files(config, root, backbone_file))
+
+
+def test_a_missing_annotation_is_named(voc, backbone_file, tmp_path):
+    root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
+    (root / 'VOC2007/Annotations/000003.xml').unlink()
+    with pytest.raises(UserError, match=r'Annotations lacks 1 files \(000003.xml'):
+        prepare(with_files(DEMO_DETECTION, root, backbone_file))
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_a_missing_data_root_is_named(config, backbone_file, tmp_path):
+    with pytest.raises(UserError, match=r'No data root .*nowhere: .*data_root=DIR'):
+        prepare(with_files(config, tmp_path / 'nowhere', backbone_file))
+
+
+SMALL = {
+    DEMO_DETECTION: [
+        'image_scale=(64, 48)',
+        'param_scheduler.0.milestones=[1]',
+        'model.train_cfg.rcnn.sampler.num=4',
+        'model.test_cfg.rpn.max_per_img=4',
+    ],
+    DEMO_SEGMENTATION: ['image_scale=(64, 64)', 'crop_size=(33, 33)', 'param_scheduler.0.end=2'],
+}
+
+
+@pytest.mark.parametrize(
+    ('config', 'metric'), [(DEMO_DETECTION, 'pascal_voc/mAP'), (DEMO_SEGMENTATION, 'mIoU')]
+)
+def test_trains_evaluates_and_resumes(config, metric, voc, backbone_file, tmp_path):
+    options = ['batch_size=4', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+    # A random backbone with frozen statistics has huge activations.
+    options += ['optim_wrapper.optimizer.lr=1e-5', *SMALL[config]]
+    config = prepare(with_files(config, voc, backbone_file, *options))
+
+    def run(folder):
+        config.work_dir = str(tmp_path / folder)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        assert (runner.epoch, runner.iter) == (2, 2 * 8 // 4)
+        assert math.isfinite(runner.message_hub.get_scalar(f'val/{metric}').current())
+        return runner.model.backbone.conv1.weight.detach()
+
+    run('first')
+    checkpoint = tmp_path / 'first' / 'epoch_1.pth'
+    config.update(load_from=str(checkpoint), resume=True)
+    end = run('resumed')
+    start = load_backbone_file(backbone_file)['conv1.weight']
+    middle = load_from_disk(str(checkpoint))['state_dict']['backbone.conv1.weight']
+    # The second epoch began at the checkpoint, not at the backbone file once more.
+    assert 0 < (end - middle).norm() < (end - start).norm()

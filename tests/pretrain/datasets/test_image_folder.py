@@ -1,0 +1,121 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from PIL import Image
+
+from pretrain.datasets.image_folder import (
+    ClassFolder,
+    EpochSampler,
+    check_image_folder,
+    stable_seed,
+    torch_seed,
+    train_transform,
+    val_transform,
+)
+from pretrain.errors import UserError
+
+AREA = (0.08, 1.0)
+
+
+@pytest.fixture
+def dataset(image_folder: Path) -> ClassFolder:
+    return ClassFolder(str(image_folder / 'train'), size=32, seed=3, crop_area=AREA)
+
+
+def test_sample_depends_on_seed_epoch_and_index_alone(
+    dataset: ClassFolder, image_folder: Path
+) -> None:
+    first = dataset[4, 7]['inputs']
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert torch.equal(dataset[4, 7]['inputs'], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    other_seed = ClassFolder(str(image_folder / 'train'), size=32, seed=4, crop_area=AREA)
+    assert not torch.equal(dataset[5, 7]['inputs'], first)
+    assert not torch.equal(other_seed[4, 7]['inputs'], first)
+
+
+def test_sample_is_rgb_uint8_with_its_label(image_folder: Path) -> None:
+    dataset = ClassFolder(str(image_folder / 'val'), size=32, seed=0)
+    Image.new('RGB', (40, 40), (10, 20, 30)).save(image_folder / 'plain.png')
+    image = val_transform(32)(Image.open(image_folder / 'plain.png'))
+    assert image[:, 5, 5].tolist() == [10, 20, 30]
+    sample = dataset[0, 4]
+    assert sample['inputs'].dtype == torch.uint8
+    assert sample['inputs'].shape == (3, 32, 32)
+    assert sample['data_samples'] == 1
+    assert dataset.file_list()[4] == 'class1/1.png'
+    assert dataset.metainfo['classes'] == ('class0', 'class1', 'class2', 'class3')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_batches_do_not_depend_on_the_workers(
+    workers: int, tiny_config: Callable, tmp_path: Path, dataset: ClassFolder
+) -> None:
+    config = tiny_config('bl', tmp_path, f'train_dataloader.num_workers={workers}')
+    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+    assert isinstance(loader.dataset, ClassFolder)
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        positions = list(loader.sampler)
+        images = torch.cat([batch['inputs'] for batch in loader])
+        expected = torch.stack([loader.dataset[position]['inputs'] for position in positions])
+        assert {position[0] for position in positions} == {epoch}
+        assert torch.equal(images, expected)
+
+
+def test_sampler_visits_everything_once_in_a_new_order(dataset: ClassFolder) -> None:
+    sampler = EpochSampler(dataset, shuffle=True, seed=0)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = [index for _, index in sampler]
+        assert sorted(order) == list(range(len(dataset)))
+        orders.append(tuple(order))
+    other_seed = EpochSampler(dataset, shuffle=True, seed=1)
+    other_seed.set_epoch(0)
+    orders.append(tuple(index for _, index in other_seed))
+    assert len(set(orders)) == 4
+
+
+def test_seeds_do_not_add_up() -> None:
+    assert stable_seed(0, 1, 2) == stable_seed(0, 1, 2)
+    assert len({stable_seed(a, b) for a in range(20) for b in range(20)}) == 400
+
+
+def test_augmentation_is_that_of_section_4_2() -> None:
+    image = Image.new('RGB', (300, 200), (200, 100, 50))
+    with torch_seed(0):
+        outputs = torch.stack([train_transform(64, AREA)(image) for _ in range(50)]).float()
+    assert outputs.shape == (50, 3, 64, 64)
+    centre = outputs[:, :, 32, 32]
+    assert centre.std(dim=0).min() > 5  # jitter
+    grey_corner = (outputs[:, :, 0, 0] - torch.tensor([124.0, 116.0, 104.0])).abs()
+    # Rotation uncovers corners, which jitter changes at most by its factors.
+    assert (grey_corner.sum(dim=1) < 200).any()
+
+
+def test_folder_is_counted(image_folder: Path) -> None:
+    assert check_image_folder(image_folder, batch_size=32) == 4
+    with pytest.raises(UserError, match='32 training pictures, less than batch_size=33'):
+        check_image_folder(image_folder, batch_size=33)
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='data_root'):
+        check_image_folder(tmp_path, 2)
+    for split in ('train', 'val'):
+        (tmp_path / split).mkdir()
+    with pytest.raises(UserError, match='no class folder'):
+        check_image_folder(tmp_path, 2)
+    for split, name in (('train', 'a'), ('train', 'b'), ('val', 'a')):
+        (tmp_path / split / name).mkdir()
+        Image.new('RGB', (4, 4)).save(tmp_path / split / name / '0.png')
+    with pytest.raises(UserError, match='same classes: b'):
+        check_image_folder(tmp_path, 2)
+    (tmp_path / 'val/b').mkdir()
+    with pytest.raises(UserError, match=r'val/b has no picture'):
+        check_image_folder(tmp_path, 2)

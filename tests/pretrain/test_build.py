@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.build import prepare
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from tests.conftest import ROOT
+
+
+def test_algorithm_reaches_every_part(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config('sd', tmp_path, 'randomness.seed=7')
+    assert config.model.loss.temperature == 2.0
+    assert config.param_scheduler.periods == [1, 2]
+    assert config.train_cfg.max_epochs == 3
+    assert config.custom_hooks[-1] == dict(type='SnapshotHook', generations=[1, 2])
+    assert config.train_dataloader.sampler.seed == config.train_dataloader.dataset.seed == 7
+    assert config.identity.algorithm == config.algorithm
+
+
+def test_batch_is_global(image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=32']
+    config = prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options), world_size=4)
+    assert config.train_dataloader.batch_size == 8
+    assert config.identity.batch_size == 32
+
+
+def test_number_of_classes_must_agree(image_folder: Path) -> None:
+    config = load_config(
+        ROOT / 'configs/pretrain/r152_sd.py', [f'data_root={image_folder}', 'batch_size=8']
+    )
+    with pytest.raises(UserError, match=r'4 classes.*model\.network\.num_classes=4'):
+        prepare(config)

@@ -1,0 +1,111 @@
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from pretrain.checkpoint import load_from_disk
+from pretrain.errors import UserError
+from pretrain.export import export_backbone, load_backbone_file, weights_sha256
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """What a ResNet-18 run saves, as far as the export reads it."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=4)
+    algorithm = dict(name='SD', generations=[1, 1], teacher_weight=1.0, temperature=2.0)
+    preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    weights = {f'student.{k}': v for k, v in network.state_dict().items()}
+    weights |= {f'teacher.{k}': v + 1 for k, v in network.state_dict().items()}
+    meta = {
+        'epoch': 2,
+        'cfg': 'raise SystemExit("a checkpoint must not run code")',
+        'identity': {
+            'task': 'classification',
+            'seed': 5,
+            'data_preprocessor': preprocessor,
+            'network': dict(type='ResNet', depth=18, num_classes=4),
+            'algorithm': algorithm,
+        },
+    }
+    path = tmp_path / 'run/epoch_2.pth'
+    path.parent.mkdir()
+    torch.save({'meta': meta, 'state_dict': weights}, path)
+    return path
+
+
+def test_loads_unchanged_in_torchvision(checkpoint: Path, tmp_path: Path) -> None:
+    export_backbone(checkpoint, tmp_path / 'backbone.pth')
+    weights = torch.load(tmp_path / 'backbone.pth', weights_only=True)
+    network = torchvision.models.resnet18()
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(weights, strict=True)
+    student = load_from_disk(checkpoint)['state_dict']
+    assert torch.equal(network.layer4[1].conv2.weight, student['student.layer4.1.conv2.weight'])
+
+
+def test_provenance_travels_with_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    returned = export_backbone(checkpoint, tmp_path / 'backbone.pth')
+    weights = load_backbone_file(tmp_path / 'backbone.pth')
+    assert weights.provenance == returned
+    expected = dict(depth=18, stem='v1', style='pytorch', channel_order='RGB', seed=5, epoch=2)
+    assert expected.items() <= returned.items()
+    assert returned['mean'] == [123.675, 116.28, 103.53]
+    assert returned['weights_sha256'] == weights_sha256(weights)
+    assert returned['source'] == 'run/epoch_2.pth'
+    assert returned['algorithm']['name'] == 'SD'
+
+
+def test_export_is_repeatable(checkpoint: Path, tmp_path: Path) -> None:
+    first = export_backbone(checkpoint, tmp_path / 'a.pth')
+    assert export_backbone(checkpoint, tmp_path / 'b.pth') == first
+
+
+def test_hash_sees_every_change() -> None:
+    weights = {'a': torch.zeros(2, 3), 'b': torch.ones(2)}
+    changes = [
+        {'a': torch.zeros(3, 2), 'b': torch.ones(2)},
+        {'a': torch.zeros(2, 3), 'c': torch.ones(2)},
+        {'a': torch.zeros(2, 3), 'b': torch.ones(2, dtype=torch.float64)},
+        {'a': torch.zeros(2, 3), 'b': torch.tensor([1.0, 1.0000001])},
+    ]
+    hashes = {weights_sha256(w) for w in [weights, *changes]}
+    assert len(hashes) == 5
+    assert weights_sha256(dict(reversed(weights.items()))) == weights_sha256(weights)
+
+
+def test_changed_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    export_backbone(checkpoint, tmp_path / 'backbone.pth')
+    weights = torch.load(tmp_path / 'backbone.pth', weights_only=True)
+    weights['bn1.weight'][0] += 1e-3
+    torch.save(weights, tmp_path / 'backbone.pth')
+    with pytest.raises(UserError, match='changed after its export'):
+        load_backbone_file(tmp_path / 'backbone.pth')
+
+
+def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='not a backbone file'):
+        load_backbone_file(checkpoint)
+    torch.save(OrderedDict(a=torch.zeros(1)), tmp_path / 'plain.pth')
+    with pytest.raises(UserError, match='not a backbone file'):
+        load_backbone_file(tmp_path / 'plain.pth')
+    with pytest.raises(UserError, match='not a checkpoint of a ResNet'):
+        export_backbone(tmp_path / 'plain.pth', tmp_path / 'out.pth')
+
+
+def test_other_networks_are_refused(train: Callable, tmp_path: Path) -> None:
+    train('bl', tmp_path, 'algorithm.generations=[1]')
+    with pytest.raises(UserError, match='not a checkpoint of a ResNet'):
+        export_backbone(tmp_path / 'epoch_1.pth', tmp_path / 'out.pth')
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    content = load_from_disk(checkpoint)
+    content['state_dict']['student.conv1.weight'][0, 0, 0, 0] = float('nan')
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match='not finite'):
+        export_backbone(checkpoint, tmp_path / 'out.pth')

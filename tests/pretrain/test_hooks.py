@@ -1,0 +1,165 @@
+"""Whole tiny runs: what Algorithm 1 promises, and what a stop in the middle may not change."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from pretrain.checkpoint import load_from_disk
+
+
+def assert_same_training_state(path: Path, other: Path) -> None:
+    """Weights, buffers, teacher, momentum and schedule are equal bit for bit."""
+    ours, theirs = load_from_disk(path), load_from_disk(other)
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        mine, yours = dict(flatten(ours[part])), dict(flatten(theirs[part]))
+        assert mine.keys() == yours.keys()
+        for key, value in mine.items():
+            same = torch.equal(value, yours[key]) if torch.is_tensor(value) else value == yours[key]
+            assert same, f'{part} {key} differs'
+
+
+def flatten(node: object, prefix: str = ''):
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else None
+    )
+    if items is None:
+        yield prefix, node
+    else:
+        for key, value in items:
+            yield from flatten(value, f'{prefix}.{key}')
+
+
+class Stop(Hook):
+    """Ends the process, as far as the Runner can see, when epoch ``epoch`` begins."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def before_train_iter(self, runner: Runner, **_: object) -> None:
+        if runner.epoch + 1 == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('method', ['bl', 'se', 'sd'])
+def test_run_follows_algorithm_1(
+    method: str, tiny_config: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    """The Runner against Algorithm 1 written out with torch alone."""
+    lengths = [3] if method == 'bl' else [1, 2]
+    config = tiny_config(method, tmp_path, f'algorithm.generations={lengths}')
+    runner = Runner.from_cfg(config)
+    student = copy.deepcopy(runner.model.student)
+    preprocess = copy.deepcopy(runner.model.data_preprocessor)
+    loader = runner.build_dataloader(config.train_dataloader, seed=0)
+    runner.train()
+
+    alpha = config.optim_wrapper.optimizer.lr
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=alpha, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    teacher = None
+    epoch = 0
+    student.train()
+    for length in lengths:
+        for done in range(length):
+            loader.sampler.set_epoch(epoch)
+            for index, batch in enumerate(loader):
+                progress = (done * len(loader) + index) / (length * len(loader))
+                optimizer.param_groups[0]['lr'] = 0.5 * alpha * (1 + math.cos(math.pi * progress))
+                images, labels = preprocess(batch)['inputs'], batch['data_samples']
+                logits = student(images)
+                loss = F.cross_entropy(logits, labels)
+                if teacher is not None:
+                    with torch.no_grad():
+                        q = F.softmax(teacher(images) / 2.0, dim=1)
+                    p = F.log_softmax(logits, dim=1)
+                    loss = 1.5 * loss + (q * (q.log() - p)).sum(dim=1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            epoch += 1
+        if method == 'sd':
+            teacher = copy.deepcopy(student).eval()
+
+    for name, tensor in student.state_dict().items():
+        # Twelve steps whose rate and loss are rounded in another order.
+        torch.testing.assert_close(
+            runner.model.student.state_dict()[name], tensor, atol=2e-4, rtol=2e-3, msg=name
+        )
+
+
+def test_snapshot_ensemble_is_distillation_without_teacher(train: Callable, tmp_path: Path) -> None:
+    train('se', tmp_path / 'se')
+    train('sd', tmp_path / 'off', 'algorithm.teacher_weight=0.0')
+    assert_same_training_state(tmp_path / 'se/epoch_3.pth', tmp_path / 'off/epoch_3.pth')
+
+
+def test_generation_1_is_shared_with_a_run_without_teacher(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('se', tmp_path / 'se')
+    train('sd', tmp_path / 'sd')
+    ensemble = load_from_disk(tmp_path / 'se/snapshot_1.pth')
+    distilled = load_from_disk(tmp_path / 'sd/snapshot_1.pth')
+    for name, tensor in ensemble['state_dict'].items():
+        assert torch.equal(tensor, distilled['state_dict'][name])
+    assert not torch.equal(
+        load_from_disk(tmp_path / 'se/epoch_3.pth')['state_dict']['student.0.weight'],
+        load_from_disk(tmp_path / 'sd/epoch_3.pth')['state_dict']['student.0.weight'],
+    )
+    # In both directions: with and without the teacher in the file.
+    for method, source in (('sd', 'se'), ('se', 'sd')):
+        config = tiny_config(method, tmp_path / f'{method}-from-{source}')
+        config.load_from, config.resume = str(tmp_path / source / 'snapshot_1.pth'), True
+        Runner.from_cfg(config).train()
+        assert_same_training_state(
+            tmp_path / f'{method}-from-{source}/epoch_3.pth', tmp_path / method / 'epoch_3.pth'
+        )
+
+
+@pytest.mark.parametrize('stop_at', [2, 3])
+def test_resumed_run_is_the_same_run(
+    stop_at: int, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """Stopped at the hand-over (epoch 2) and amid mini-generation 2 (epoch 3)."""
+    train('sd', tmp_path / 'whole')
+    runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut'))
+    runner.register_hook(Stop(stop_at))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    config = tiny_config('sd', tmp_path / 'cut')
+    config.load_from, config.resume = str(tmp_path / f'cut/epoch_{stop_at - 1}.pth'), True
+    config.experiment_name += '-resumed'
+    Runner.from_cfg(config).train()
+    assert_same_training_state(tmp_path / 'whole/epoch_3.pth', tmp_path / 'cut/epoch_3.pth')
+
+
+def test_snapshots_and_teacher_of_each_generation(train: Callable, tmp_path: Path) -> None:
+    train('sd', tmp_path, 'algorithm.generations=[1, 1, 1]')
+    snapshots = [load_from_disk(tmp_path / f'snapshot_{k}.pth') for k in (1, 2, 3)]
+    assert [s['meta']['epoch'] for s in snapshots] == [1, 2, 3]
+    for k in (1, 2):
+        for name, tensor in snapshots[k - 1]['state_dict'].items():
+            if name.startswith('student.'):
+                teacher = snapshots[k]['state_dict'][name.replace('student.', 'teacher.', 1)]
+                assert torch.equal(teacher, tensor), name
+
+
+def test_checkpoint_of_another_network_is_refused(train: Callable, tmp_path: Path) -> None:
+    runner = train('bl', tmp_path, 'algorithm.generations=[1]')
+    checkpoint = load_from_disk(tmp_path / 'epoch_1.pth')
+    del checkpoint['state_dict']['student.0.weight']
+    torch.save(checkpoint, tmp_path / 'broken.pth')
+    with pytest.raises(RuntimeError, match=r'student\.0\.weight'):
+        runner.load_checkpoint(str(tmp_path / 'broken.pth'))

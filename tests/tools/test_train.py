@@ -1,0 +1,141 @@
+"""The command line, as a user meets it: exit codes, one sentence, two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint import load_from_disk
+from pretrain.record import read_record
+from tests.conftest import ROOT
+
+SD = str(ROOT / 'configs/demo/r18_sd.py')
+
+
+def call(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'CUDA_VISIBLE_DEVICES': '', **environment},
+    )
+
+
+def train(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return call(sys.executable, str(ROOT / 'tools/train.py'), *args, cwd=cwd)
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess, *parts: str) -> None:
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture
+def options(image_folder: Path) -> list[str]:
+    return [
+        f'data_root={image_folder}',
+        'model.network.num_classes=4',
+        'image_size=32',
+        'batch_size=8',
+        'algorithm.generations=[1, 1]',
+        'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0',
+    ]
+
+
+PROBE = """
+import os
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DumpHook(Hook):
+    def after_train(self, runner):
+        path = os.path.join(os.environ['PROBE_DIR'], f'rank{runner.rank}.pth')
+        torch.save(runner.model.module.state_dict(), path)
+"""
+PROBED_CONFIG = """
+_base_ = {base!r}
+custom_imports = dict(imports=['pretrain.record', 'probe'])
+custom_hooks = [dict(type='RunRecordHook'), dict(type='DumpHook')]
+"""
+
+
+def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> None:
+    """The user's command with two processes on the CPU: one teacher, and it is the snapshot."""
+    (tmp_path / 'probe.py').write_text(PROBE)
+    (tmp_path / 'probed_sd.py').write_text(PROBED_CONFIG.format(base=SD))
+    result = call(
+        'bash', 'tools/dist_train.sh', str(tmp_path / 'probed_sd.py'), '2',
+        '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options,
+        PYTHONPATH=str(tmp_path), PROBE_DIR=str(tmp_path),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, second = (torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in (0, 1))
+    snapshot = load_from_disk(tmp_path / 'run/snapshot_1.pth')['state_dict']
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        if name.startswith('teacher.'):
+            assert torch.equal(tensor, snapshot[name.replace('teacher.', 'student.', 1)]), name
+    assert not torch.equal(first['student.conv1.weight'], first['teacher.conv1.weight'])
+
+
+def test_more_processes_than_the_machine_has(options: list[str], tmp_path: Path) -> None:
+    result = call(
+        'bash', 'tools/dist_train.sh', SD, '4096', '--work-dir', str(tmp_path / 'run'),
+        '--cfg-options', *options,
+    )  # fmt: skip
+    assert_one_sentence(result, '4096 processes', 'no GPU', 'CPU cores')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_is_not_started_over_by_accident(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / 'run.json').write_text('{}')
+    result = train(SD, '--work-dir', str(tmp_path), '--cfg-options', *options)
+    assert_one_sentence(result, 'already holds a run', '--resume')
+    assert (tmp_path / 'run.json').read_text() == '{}'
+    assert [path.name for path in tmp_path.iterdir()] == ['run.json']
+
+
+def test_resume_and_start_from(options: list[str], tmp_path: Path) -> None:
+    """SD, resumed when it is over, and SE from its end of generation 1, resumed without a word."""
+    first, second = str(tmp_path / 'sd'), str(tmp_path / 'se')
+    assert train(SD, '--work-dir', first, '--cfg-options', *options).returncode == 0
+    assert train(SD, '--work-dir', first, '--resume', '--cfg-options', *options).returncode == 0
+    record = read_record(tmp_path / 'sd/run.json')
+    assert (record['sessions'], len(record['history'])) == (2, 2)
+    snapshot = str(tmp_path / 'sd/snapshot_1.pth')
+    ensemble = train(
+        SD.replace('sd.py', 'se.py'), '--work-dir', second, '--start-from', snapshot,
+        '--cfg-options', *options,
+    )  # fmt: skip
+    assert ensemble.returncode == 0, ensemble.stdout + ensemble.stderr
+    shared = read_record(tmp_path / 'se/run.json')
+    assert shared['started_from'] == snapshot
+    assert shared['generations'][0]['last'] == record['generations'][0]['last']
+    again = train(SD, '--work-dir', second, '--resume', '--cfg-options', *options)
+    assert_one_sentence(again, "'teacher_weight': 0.0", "'teacher_weight': 1.0")
+
+
+def test_mistakes_are_one_sentence(options: list[str], tmp_path: Path) -> None:
+    result = train(SD, '--cfg-options', 'data_root=/nowhere', cwd=tmp_path)
+    assert_one_sentence(result, 'train/<class>/', 'data_root')
+    result = train(SD, '--cfg-options', 'algorithm.temprature=3', cwd=tmp_path)
+    assert_one_sentence(result, 'did you mean algorithm.temperature')
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_of_the_readme_exist() -> None:
+    for script in ('setup', 'demo', 'test', 'dist_train'):
+        assert os.access(ROOT / f'tools/{script}.sh', os.X_OK)
+        assert call('bash', '-n', f'tools/{script}.sh').returncode == 0
+    assert call('bash', 'tools/dist_train.sh', SD).returncode == 2

@@ -1,0 +1,26 @@
+"""Export the backbone of a pretraining checkpoint.
+
+python tools/export_backbone.py CHECKPOINT OUT
+"""
+
+import argparse
+import sys
+
+from pretrain.errors import UserError
+from pretrain.export import export_backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', help='epoch_*.pth or snapshot_*.pth of a pretraining run')
+    parser.add_argument('out', help='the backbone file to write')
+    args = parser.parse_args()
+    provenance = export_backbone(args.checkpoint, args.out)
+    print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')

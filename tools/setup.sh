@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Make .venv beside the README with the pinned packages and this project; safe to run again.
+# Needs bash and a Python 3.11, 3.12 or 3.13; PYTHON=... chooses which.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stamp=.venv/.requirements
+if cmp -s requirements.txt "$stamp"; then
+  exit 0
+fi
+
+supported='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  if "$python" -c "$supported" 2>/dev/null; then
+    found=$python
+    break
+  fi
+done
+if [ -z "${found:-}" ]; then
+  echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or name it with PYTHON=..." >&2
+  exit 1
+fi
+
+echo "Setting up .venv with $("$found" --version): about 6 GB on disk, nothing to compile."
+start=$SECONDS
+[ -x .venv/bin/python ] || "$found" -m venv .venv
+if uv=$(command -v uv); then :; else
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+  uv=.venv/bin/uv
+fi
+"$uv" pip install --quiet --python .venv/bin/python --no-deps -r requirements.txt
+"$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+cp requirements.txt "$stamp"
+echo "Set up in $((SECONDS - start)) s."

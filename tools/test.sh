@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Set up .venv if need be, then lint and run the tests.
+# usage: bash tools/test.sh [pytest arguments]     longer tests: bash tools/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest "$@"

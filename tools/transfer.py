@@ -1,0 +1,71 @@
+"""Does this pretraining transfer better? Pretrain, fine-tune and print the table (Table 5).
+
+python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
+    --backbone SD=work_dirs/r152_sd/backbone.pth --seeds 0 1 2 --gpus 8
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from downstream.transfer import Transfer
+from pretrain.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
+TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition('=')
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f'{text}: write NAME=FILE')
+    return name, Path(path)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--backbone',
+        type=named_path,
+        action='append',
+        required=True,
+        metavar='NAME=FILE',
+        help='a backbone file (.pth), or the config (.py) that pretrains it; the first is the '
+        'baseline; repeat for each',
+    )
+    parser.add_argument(
+        '--configs', type=Path, nargs='+', default=TABLE_5, help='downstream (default: Table 5)'
+    )
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of fine-tuning')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'))
+    parser.add_argument(
+        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
+    )
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument('--pretrain-options', nargs='*', default=[], metavar='KEY=VALUE')
+    parser.add_argument('--downstream-options', nargs='*', default=[], metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if len(dict(args.backbone)) < len(args.backbone):
+        raise UserError('Two backbones have the same name: give each its own.')
+    transfer = Transfer(
+        backbones=dict(args.backbone),
+        configs=args.configs,
+        seeds=args.seeds,
+        work_dir=args.work_dir,
+        gpus=args.gpus,
+        jobs=args.jobs,
+        pretrain_options=args.pretrain_options,
+        downstream_options=args.downstream_options,
+    )
+    print(f'\n{transfer.run()}\nThe table is in {args.work_dir / "transfer.md"}.')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
