@@ -189,12 +189,17 @@ def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_fi
 
 
 def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file):
-    config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=8')
     assert prepare(config, world_size=2, device='cuda').sync_bn == 'torch'
     assert prepare(config, world_size=1, device='cuda').get('sync_bn') is None
     assert prepare(config, world_size=4, device='cpu').get('sync_bn') is None
+
+
+def test_one_image_a_process_cannot_be_normalised(voc, backbone_file):
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=4')
+    assert prepare(config, world_size=4, device='cuda').train_dataloader.batch_size == 1
     with pytest.raises(UserError, match='fewer processes or a larger batch_size'):
-        prepare(config, world_size=2, device='cpu')
+        prepare(config, world_size=4, device='cpu')
 
 
 SPLITS = {
