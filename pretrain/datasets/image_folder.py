@@ -1,12 +1,9 @@
 """ImageNet-style folders, augmented as in Section 4.2 as a function of (seed, epoch, index)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
-import numpy as np
-import torch
 import torchvision
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS
@@ -15,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from pretrain.errors import UserError
+from pretrain.randomness import stable_seed, torch_seed
 
 # The grey that the normalisation maps to 0, for the corners that a rotation uncovers.
 FILL = (124, 116, 104)
@@ -43,43 +41,32 @@ def val_transform(size: int) -> v2.Transform:
     )
 
 
-def stable_seed(*key: int) -> int:
-    """A 63-bit seed; nearby keys give unrelated seeds, unlike their sum."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def torch_seed(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and restore it after."""
-    state = torch.get_rng_state()
-    # Not torch.manual_seed, which also queues a CUDA call in every worker for every picture.
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 @DATASETS.register_module()
 class ClassFolder(torchvision.datasets.ImageFolder):
-    """``root/<class>/<picture>``; a sample is ``inputs``, uint8 (3, H, W) RGB, and
+    """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, H, W) RGB, and
     ``data_samples``, mmengine's name for the target: here the class index.
 
     Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
     (seed, epoch, index) alone: the number of workers, a resume or a second process change none.
 
     Args:
-        root: the folder of one split.
+        root: the folder that holds the splits.
+        split: 'train' or 'val'.
+        seed: of the augmentation.
         size: side of the output in pixels.
         crop_area: for :func:`train_transform`; without it, :func:`val_transform`.
-        seed: the run's seed.
     """
 
     def __init__(
-        self, root: str, size: int, seed: int, crop_area: Sequence[float] | None = None
+        self,
+        root: str,
+        split: str,
+        seed: int,
+        size: int,
+        crop_area: Sequence[float] | None = None,
     ) -> None:
         transform = train_transform(size, crop_area) if crop_area else val_transform(size)
-        super().__init__(root, transform=transform)
+        super().__init__(str(Path(root) / split), transform=transform)
         self.seed = seed
         self.metainfo = {'classes': tuple(self.classes)}
 
@@ -88,6 +75,52 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         with torch_seed(stable_seed(self.seed, epoch, index)):
             image, label = super().__getitem__(index)
         return {'inputs': image, 'data_samples': label}
+
+    @classmethod
+    def check(cls, root: Path, batch_size: int) -> int:
+        """Look at an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
+
+        Args:
+            root: the folder that holds both splits.
+            batch_size: at least so many training pictures must be there.
+
+        Returns:
+            The number of classes.
+
+        Raises:
+            UserError: if a split is missing, the splits' classes differ, a class has no picture or
+                there are too few.
+        """
+        classes = {}
+        for split in ('train', 'val'):
+            folder = root / split
+            if not folder.is_dir():
+                raise UserError(
+                    f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
+                    'val/<class>/ pictures (--cfg-options data_root=DIR).'
+                )
+            classes[split] = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            if not classes[split]:
+                raise UserError(f'{folder} has no class folder: it must hold one for each class.')
+            for name in classes[split]:
+                if next(_pictures(folder / name), None) is None:
+                    raise UserError(f'{folder / name} has no picture: fill the class or remove it.')
+        if differing := sorted(set(classes['train']) ^ set(classes['val'])):
+            raise UserError(
+                f'train and val of {root} do not hold the same classes: {", ".join(differing[:4])} '
+                'is in one of them only.'
+            )
+        # Class by class, since a class may be a link and rglob follows none.
+        pictures = chain.from_iterable(
+            _pictures(root / 'train' / name) for name in classes['train']
+        )
+        count = len(list(islice(pictures, batch_size)))
+        if count < batch_size:
+            raise UserError(
+                f'{root} has {count} training pictures, less than batch_size={batch_size}: '
+                'lower batch_size.'
+            )
+        return len(classes['train'])
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the root, in the order of the labels."""
@@ -107,50 +140,6 @@ class EpochSampler(DefaultSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
-
-
-def check_image_folder(root: Path, batch_size: int) -> int:
-    """Look at an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
-
-    Args:
-        root: the folder that holds both splits.
-        batch_size: at least so many training pictures must be there.
-
-    Returns:
-        The number of classes.
-
-    Raises:
-        UserError: if a split is missing, the splits' classes differ, a class has no picture or
-            there are too few.
-    """
-    classes = {}
-    for split in ('train', 'val'):
-        folder = root / split
-        if not folder.is_dir():
-            raise UserError(
-                f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
-                'val/<class>/ pictures (--cfg-options data_root=DIR).'
-            )
-        classes[split] = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        if not classes[split]:
-            raise UserError(f'{folder} has no class folder: it must hold one for each class.')
-        for name in classes[split]:
-            if next(_pictures(folder / name), None) is None:
-                raise UserError(f'{folder / name} has no picture: fill the class or remove it.')
-    if differing := sorted(set(classes['train']) ^ set(classes['val'])):
-        raise UserError(
-            f'train and val of {root} do not hold the same classes: {", ".join(differing[:4])} '
-            'is in one of them only.'
-        )
-    # Class by class, since a class may be a link and rglob follows none.
-    pictures = chain.from_iterable(_pictures(root / 'train' / name) for name in classes['train'])
-    count = len(list(islice(pictures, batch_size)))
-    if count < batch_size:
-        raise UserError(
-            f'{root} has {count} training pictures, less than batch_size={batch_size}: '
-            'lower batch_size.'
-        )
-    return len(classes['train'])
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

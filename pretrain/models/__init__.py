@@ -1,5 +1,6 @@
 """Networks to pretrain."""
 
+from pretrain.models.cifar import build_cifar_densenet, build_cifar_resnet
 from pretrain.models.resnet import build_resnet
 
-__all__ = ['build_resnet']
+__all__ = ['build_cifar_densenet', 'build_cifar_resnet', 'build_resnet']

@@ -9,20 +9,18 @@ from PIL import Image
 from pretrain.datasets.image_folder import (
     ClassFolder,
     EpochSampler,
-    check_image_folder,
-    stable_seed,
-    torch_seed,
     train_transform,
     val_transform,
 )
 from pretrain.errors import UserError
+from pretrain.randomness import stable_seed, torch_seed
 
 AREA = (0.08, 1.0)
 
 
 @pytest.fixture
 def dataset(image_folder: Path) -> ClassFolder:
-    return ClassFolder(str(image_folder / 'train'), size=32, seed=3, crop_area=AREA)
+    return ClassFolder(str(image_folder), 'train', seed=3, size=32, crop_area=AREA)
 
 
 def test_sample_depends_on_seed_epoch_and_index_alone(
@@ -33,13 +31,13 @@ def test_sample_depends_on_seed_epoch_and_index_alone(
     state = torch.get_rng_state()
     assert torch.equal(dataset[4, 7]['inputs'], first)
     assert torch.equal(torch.get_rng_state(), state)
-    other_seed = ClassFolder(str(image_folder / 'train'), size=32, seed=4, crop_area=AREA)
+    other_seed = ClassFolder(str(image_folder), 'train', seed=4, size=32, crop_area=AREA)
     assert not torch.equal(dataset[5, 7]['inputs'], first)
     assert not torch.equal(other_seed[4, 7]['inputs'], first)
 
 
 def test_sample_is_rgb_uint8_with_its_label(image_folder: Path) -> None:
-    dataset = ClassFolder(str(image_folder / 'val'), size=32, seed=0)
+    dataset = ClassFolder(str(image_folder), 'val', seed=0, size=32)
     Image.new('RGB', (40, 40), (10, 20, 30)).save(image_folder / 'plain.png')
     image = val_transform(32)(Image.open(image_folder / 'plain.png'))
     assert image[:, 5, 5].tolist() == [10, 20, 30]
@@ -99,23 +97,23 @@ def test_augmentation_is_that_of_section_4_2() -> None:
 
 
 def test_folder_is_counted(image_folder: Path) -> None:
-    assert check_image_folder(image_folder, batch_size=32) == 4
+    assert ClassFolder.check(image_folder, batch_size=32) == 4
     with pytest.raises(UserError, match='32 training pictures, less than batch_size=33'):
-        check_image_folder(image_folder, batch_size=33)
+        ClassFolder.check(image_folder, batch_size=33)
 
 
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='data_root'):
-        check_image_folder(tmp_path, 2)
+        ClassFolder.check(tmp_path, 2)
     for split in ('train', 'val'):
         (tmp_path / split).mkdir()
     with pytest.raises(UserError, match='no class folder'):
-        check_image_folder(tmp_path, 2)
+        ClassFolder.check(tmp_path, 2)
     for split, name in (('train', 'a'), ('train', 'b'), ('val', 'a')):
         (tmp_path / split / name).mkdir()
         Image.new('RGB', (4, 4)).save(tmp_path / split / name / '0.png')
     with pytest.raises(UserError, match='same classes: b'):
-        check_image_folder(tmp_path, 2)
+        ClassFolder.check(tmp_path, 2)
     (tmp_path / 'val/b').mkdir()
     with pytest.raises(UserError, match=r'val/b has no picture'):
-        check_image_folder(tmp_path, 2)
+        ClassFolder.check(tmp_path, 2)

@@ -1,0 +1,186 @@
+"""CIFAR-100 on the device, whole augmented batches at a time, as in Section 4.1."""
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, FUNCTIONS
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pretrain.errors import UserError
+from pretrain.randomness import stable_seed
+
+# Of the official Python version's files.
+MD5 = {
+    'train': '16019d7e3df5f24257cddd939b257f8d',
+    'test': 'f0ef6b0ae62326f3e7ffdfab6717acfc',
+    'meta': '7973b15100ade9c7d40fb424638fde48',
+}
+# Of the 50,000 training pictures, RGB, 0-255.
+MEAN = (129.3, 124.1, 112.4)
+STD = (68.2, 65.4, 70.4)
+# The grey that the normalisation maps to 0, for the margin.
+FILL = (129, 124, 112)
+SIZE = 32
+MARGIN = 4
+
+
+@DATASETS.register_module()
+class Cifar100(Dataset):
+    """CIFAR-100 as uint8 on the device that trains: a batch is one gather there.
+
+    The training pictures get a grey margin of 4 pixels, of the 40x40 a random 32x32 is cut out, and
+    half of them are mirrored; the others are left alone.
+
+    Samples are asked for by (epoch, index), as
+    :class:`pretrain.datasets.image_folder.EpochSampler` gives them, and drawn from
+    (seed, epoch, index) alone: the batch that a sample is in, a resume or a second process change
+    none. Loader workers gain nothing.
+
+    Args:
+        root: the folder ``cifar-100-python`` with the official files.
+        split: 'train' or 'val', the official test set.
+        seed: the run's seed.
+        images: of 'train', keep so many, evenly the first of each class; None keeps all.
+
+    Raises:
+        UserError: if a file is missing or not the official one, or ``images`` is impossible.
+    """
+
+    def __init__(self, root: str, split: str, seed: int, images: int | None = None) -> None:
+        training = split == 'train'
+        name = 'train' if training else 'test'
+        names = _load(Path(root), 'meta')['fine_label_names']
+        content = _load(Path(root), name)
+        labels = np.array(content['fine_labels'])
+        kept = np.arange(len(labels))
+        if training and images is not None:
+            kept = _first_of_each_class(labels, images, len(names))
+        margin = MARGIN if training else 0
+        side = SIZE + 2 * margin
+        device = get_device()
+        pixels = torch.from_numpy(content['data'][kept]).to(device)
+        padded = torch.tensor(FILL, dtype=torch.uint8, device=device).repeat(
+            len(kept), side, side, 1
+        )
+        inner = slice(margin, margin + SIZE)
+        padded[:, inner, inner] = pixels.view(-1, 3, SIZE, SIZE).permute(0, 2, 3, 1)
+        self.pixels = padded.view(-1, 3)
+        self.labels = torch.from_numpy(labels[kept]).to(device)
+        # How far the pixels of a crop are from its first, as they are and mirrored.
+        crop = torch.arange(side * side, device=device).view(side, side)[:SIZE, :SIZE]
+        self.crops = torch.stack([crop, crop.flip(1)]).flatten(1)
+        self.side = side
+        self.choices = (2 * margin + 1, 2 * margin + 1, 2 if training else 1)
+        self.seed = seed
+        self.drawn: tuple[int, Tensor] | None = None
+        self.files = [f'{name}-{MD5[name]}/{index}' for index in kept.tolist()]
+        self.metainfo = {'classes': tuple(names)}
+
+    @staticmethod
+    def check(root: Path, batch_size: int) -> int:
+        """Look at the folder ``cifar-100-python`` before a run.
+
+        Args:
+            root: the folder.
+            batch_size: at least so many training pictures must be there.
+
+        Returns:
+            The number of classes.
+
+        Raises:
+            UserError: if a file is missing or not the official one, or the batch is too large.
+        """
+        contents = {name: _load(root, name) for name in MD5}
+        count = len(contents['train']['fine_labels'])
+        if count < batch_size:
+            raise UserError(
+                f'{root} has {count} training pictures, less than batch_size={batch_size}: '
+                'lower batch_size.'
+            )
+        return len(contents['meta']['fine_label_names'])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """A whole batch of one epoch.
+
+        Torch's loader calls this and hands the result to the collate function, which must be
+        :func:`whole_batch`.
+
+        Args:
+            positions: B pairs (epoch, index).
+
+        Returns:
+            ``inputs``, uint8 (B, 3, 32, 32) RGB in the memory format channels_last, and
+            ``data_samples``, the classes, int64 (B,), both on the device.
+        """
+        epochs, indices = zip(*positions, strict=True)
+        (epoch,) = set(epochs)
+        # A blocking copy would wait for the training step before.
+        index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
+        first, mirrored = self._draws(epoch)[:, index]
+        pixels = (first[:, None] + self.crops[mirrored]).flatten()
+        batch = self.pixels.index_select(0, pixels).view(-1, SIZE, SIZE, 3)
+        return {'inputs': batch.permute(0, 3, 1, 2), 'data_samples': self.labels[index]}
+
+    def file_list(self) -> list[str]:
+        """The pictures' places in the official file, with its md5, in the order of the labels."""
+        return self.files
+
+    def _draws(self, epoch: int) -> Tensor:
+        """Of each picture the position in ``pixels`` at which its crop starts, and whether it is
+        mirrored (0 or 1): int64 (2, N)."""
+        if self.drawn is None or self.drawn[0] != epoch:
+            # The length tells this key from the sampler's: to stable_seed (s,) is (s, 0).
+            seed = stable_seed(self.seed, epoch, len(self))
+            generator = torch.Generator().manual_seed(seed)
+            y, x, mirrored = (
+                torch.randint(choices, (len(self),), generator=generator)
+                for choices in self.choices
+            )
+            first = (torch.arange(len(self)) * self.side + y) * self.side + x
+            self.drawn = epoch, torch.stack([first, mirrored]).to(self.labels.device)
+        return self.drawn[1]
+
+
+@FUNCTIONS.register_module()
+def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The collate function of data sets that give whole batches: there is nothing to collate."""
+    return batch
+
+
+def _load(root: Path, name: str) -> dict[str, Any]:
+    """The content of an official file."""
+    path = root / name
+    if not path.is_file():
+        raise UserError(
+            f'No file {path}: unpack the official cifar-100-python.tar.gz and set data_root to its '
+            'folder cifar-100-python (--cfg-options data_root=DIR).'
+        )
+    data = path.read_bytes()
+    # A pickle can run code: only the very bytes that were published are unpickled.
+    if hashlib.md5(data).hexdigest() != MD5[name]:
+        raise UserError(
+            f'{path} is damaged or not the official file (its md5 is not {MD5[name]}): unpack '
+            'the official cifar-100-python.tar.gz again.'
+        )
+    return pickle.loads(data, encoding='latin1')
+
+
+def _first_of_each_class(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """The indices of ``count`` pictures in ascending order; all classes are equally frequent."""
+    if not isinstance(count, int) or not 0 < count <= len(labels) or count % classes:
+        raise UserError(
+            f'train_dataloader.dataset.images is {count}: it must be a multiple of {classes}, the '
+            f'number of classes, up to {len(labels)}.'
+        )
+    by_class = np.argsort(labels, kind='stable').reshape(classes, -1)
+    return np.sort(by_class[:, : count // classes], axis=None)

@@ -1,0 +1,99 @@
+"""The CIFAR networks of Section 4.1: ResNets and DenseNets for 32x32 images."""
+
+from collections.abc import Collection
+
+import torchvision
+from mmengine.registry import MODELS
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from pretrain.errors import UserError
+
+RESNET_DEPTHS = (20, 32, 56, 110)
+DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, growth rate
+
+
+@MODELS.register_module('CifarResNet')
+def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
+    """A CIFAR ResNet: (N, 3, 32, 32) normalised images to (N, num_classes) logits.
+
+    Stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels; average pooling, and not a
+    stride, halves them. Names, blocks and initialisation are those of torchvision's ResNet. With
+    100 classes it has
+
+        depth    parameters
+        20          275,572
+        32          470,004
+        56          858,868
+        110       1,733,812
+
+    Args:
+        depth: 20, 32, 56 or 110: (depth - 2) / 6 blocks a stage, two convolutions a block.
+        num_classes: number of logits.
+
+    Raises:
+        UserError: for another depth.
+    """
+    _check_depth(depth, RESNET_DEPTHS)
+    blocks = (depth - 2) // 6
+    network = nn.Sequential()
+    network.add_module('conv1', nn.Conv2d(3, 16, 3, padding=1, bias=False))
+    network.add_module('bn1', nn.BatchNorm2d(16))
+    network.add_module('relu', nn.ReLU(inplace=True))
+    network.add_module('layer1', _stage(16, 16, blocks))
+    network.add_module('pool1', nn.AvgPool2d(2))
+    network.add_module('layer2', _stage(16, 32, blocks))
+    network.add_module('pool2', nn.AvgPool2d(2))
+    network.add_module('layer3', _stage(32, 64, blocks))
+    network.add_module('avgpool', nn.AdaptiveAvgPool2d(1))
+    network.add_module('flatten', nn.Flatten())
+    network.add_module('fc', nn.Linear(64, num_classes))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    return network
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    # On a batch of images ZeroPad3d appends channels: the shortcut that widens for nothing.
+    widen = nn.ZeroPad3d((0, 0, 0, 0, 0, outputs - inputs)) if outputs > inputs else None
+    rest = (BasicBlock(outputs, outputs) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(inputs, outputs, downsample=widen), *rest)
+
+
+@MODELS.register_module('CifarDenseNet')
+def build_cifar_densenet(depth: int, num_classes: int) -> torchvision.models.DenseNet:
+    """A CIFAR DenseNet-BC: (N, 3, 32, 32) normalised images to (N, num_classes) logits.
+
+    torchvision's DenseNet with three blocks, at 32x32, 16x16 and 8x8 pixels, behind a bare 3x3
+    convolution. With 100 classes it has
+
+        depth    base feature length    growth rate    parameters
+        100                       24             12       800,032
+        190                       80             40    25,821,620
+
+    Args:
+        depth: 100 or 190: (depth - 4) / 6 layers a block, two convolutions a layer.
+        num_classes: number of logits.
+
+    Raises:
+        UserError: for another depth.
+    """
+    _check_depth(depth, DENSENET_WIDTHS)
+    base_width, growth_rate = DENSENET_WIDTHS[depth]
+    network = torchvision.models.DenseNet(
+        growth_rate=growth_rate,
+        block_config=((depth - 4) // 6,) * 3,
+        num_init_features=base_width,
+        num_classes=num_classes,
+    )
+    network.features.conv0 = nn.Conv2d(3, base_width, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.features.conv0.weight)  # as torchvision's own
+    del network.features.norm0, network.features.relu0, network.features.pool0
+    return network
+
+
+def _check_depth(depth: int, known: Collection[int]) -> None:
+    if depth not in known:
+        choice = ', '.join(map(str, known))
+        raise UserError(f'model.network.depth is {depth}: choose one of {choice}.')
