@@ -1,20 +1,10 @@
 """Pretrain, export, fine-tune and tabulate: every run there is to do, each done once."""
 
-import ctypes
 import itertools
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from downstream.build import check_data
 from downstream.results import transfer_table
@@ -23,10 +13,7 @@ from pretrain.checkpoint import write_atomically
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.export import export_backbone, load_backbone_file
-from pretrain.record import read_record
-
-TOOLS = Path(__file__).resolve().parent.parent / 'tools'
-PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
+from pretrain.launch import Launcher, Run
 
 
 @dataclass(frozen=True)
@@ -39,8 +26,7 @@ class Transfer:
         seeds: of fine-tuning; a backbone is pretrained once, with its config's seed.
         work_dir: everything is written below it: ``<label>/pretrain``, ``<label>/backbone.pth``,
             ``<label>/<config>/seed<seed>`` and ``transfer.md``.
-        gpus: processes a run, 0 for a single one without a launcher.
-        jobs: runs at a time; they share the machine's GPUs, or its cores evenly.
+        launcher: how the runs are started.
         pretrain_options: ``key=value`` overrides of the pretraining configs.
         downstream_options: the same for the downstream configs.
     """
@@ -49,8 +35,7 @@ class Transfer:
     configs: Sequence[Path]
     seeds: Sequence[int]
     work_dir: Path
-    gpus: int = 0
-    jobs: int = 1
+    launcher: Launcher = field(default_factory=Launcher)
     pretrain_options: Sequence[str] = ()
     downstream_options: Sequence[str] = ()
 
@@ -69,13 +54,10 @@ class Transfer:
         fine_tune = [partial(self._fine_tune, *run) for run in runs]
         total = len(pretrain) + len(fine_tune)
         for tasks, first in ((pretrain, 1), (fine_tune, len(pretrain) + 1)):
-            with ThreadPoolExecutor(self.jobs) as pool:
-                numbered = enumerate(tasks, first)
-                futures = [pool.submit(task, f'[{number}/{total}]') for number, task in numbered]
-                try:
-                    records = [future.result() for future in futures]
-                finally:
-                    pool.shutdown(cancel_futures=True)
+            numbered = enumerate(tasks, first)
+            records = self.launcher.each(
+                [partial(task, f'[{number}/{total}]') for number, task in numbered]
+            )
         table = transfer_table(records, list(self.backbones))
         write_atomically(self.work_dir / 'transfer.md', table.encode())
         return table
@@ -88,13 +70,13 @@ class Transfer:
         for label, source in self.backbones.items():
             if _is_config(source):
                 config = load_config(source, self.pretrain_options)
-                prepare_pretraining(config, self.gpus or 1)
+                prepare_pretraining(config, self.launcher.gpus or 1)
                 depths[label] = config.model.network.depth
             else:
                 depths[label] = load_backbone_file(source).provenance['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
-            check_data(config, self.gpus or 1)
+            check_data(config, self.launcher.gpus or 1)
             for label, depth in depths.items():
                 if depth != config.model.backbone.depth:
                     raise UserError(
@@ -108,7 +90,9 @@ class Transfer:
 
     def _pretrain(self, label: str, config: Path, number: str) -> None:
         work_dir = self.work_dir / label / 'pretrain'
-        record = self._train(f'{number} pretrain {label}', config, work_dir, self.pretrain_options)
+        record = self.launcher.run(
+            Run(f'{number} pretrain {label}', config, work_dir, self.pretrain_options)
+        )
         last = record['generations'][-1]['generation']
         export_backbone(work_dir / f'snapshot_{last}.pth', self._backbone(label))
 
@@ -120,9 +104,8 @@ class Transfer:
             f'randomness.seed={seed}',
         ]
         work_dir = self.work_dir / label / config.stem / f'seed{seed}'
-        record = self._train(
-            f'{number} {config.stem}, {label}, seed {seed}', config, work_dir, options
-        )
+        title = f'{number} {config.stem}, {label}, seed {seed}'
+        record = self.launcher.run(Run(title, config, work_dir, options))
         given = load_backbone_file(self._backbone(label)).provenance
         if record['identity']['backbone']['weights_sha256'] != given['weights_sha256']:
             raise UserError(
@@ -131,75 +114,6 @@ class Transfer:
             )
         return record
 
-    def _train(self, title: str, config: Path, work_dir: Path, options: Sequence[str]) -> dict:
-        record = read_record(work_dir / 'run.json')
-        if record is None or record['status'] != 'finished':
-            self._launch(title, config, work_dir, options)
-            record = read_record(work_dir / 'run.json')
-        elif record['config_sha256'] != load_config(config, options).config_sha256:
-            raise UserError(
-                f'{work_dir} holds a finished run with other settings: choose another --work-dir, '
-                'or delete that run.'
-            )
-        metrics = record['generations'][-1]['last']
-        values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-        print(f'{title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
-        return record
-
-    def _launch(self, title: str, config: Path, work_dir: Path, options: Sequence[str]) -> None:
-        log = work_dir / 'train.log'
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(TOOLS / 'train.py'), str(config)]
-        if self.gpus:
-            command = ['bash', str(TOOLS / 'dist_train.sh'), str(config), str(self.gpus)]
-        command += ['--work-dir', str(work_dir), '--resume', '--cfg-options', *options]
-        environment = dict(os.environ)
-        if not self.gpus:  # else dist_train.sh shares the cores out
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // self.jobs)))
-        print(f'{title}: log in {log}', flush=True)
-        with log.open('a') as file:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-                preexec_fn=_die_with_parent,
-            )
-            lines = _follow(process, file, title)
-        if process.returncode:
-            reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
-            raise UserError(
-                f'{title} failed: {reason.removeprefix("error: ")}'
-                if reason
-                else f'{title} failed with exit code {process.returncode}: see the end of {log}.'
-            )
-
 
 def _is_config(source: Path) -> bool:
     return source.suffix == '.py'
-
-
-def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
-    """Copy a run's output to its log, show where it is, and return its last lines."""
-    tail = deque(maxlen=50)
-    shown = time.monotonic()
-    try:
-        for line in process.stdout:
-            log.write(line)
-            log.flush()
-            tail.append(line.rstrip())
-            if (progress := PROGRESS.search(line)) and time.monotonic() - shown > 15:
-                print(f'{title}: {" ".join(filter(None, progress.groups()))}', flush=True)
-                shown = time.monotonic()
-        process.wait()
-    finally:
-        process.terminate()
-    return list(tail)
-
-
-def _die_with_parent() -> None:
-    """Stop the run with the command that started it, however that ends (Linux only)."""
-    if sys.platform == 'linux':
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

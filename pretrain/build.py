@@ -2,29 +2,41 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 
 import pretrain.classifier
+import pretrain.datasets.cifar
 import pretrain.datasets.image_folder
+import pretrain.ensemble
 import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
 import pretrain.models  # noqa: F401
+from pretrain.checkpoint import load_from_disk, student_weights, weights_sha256
 from pretrain.config import batch_per_process
-from pretrain.datasets.image_folder import check_image_folder
 from pretrain.errors import UserError
-from pretrain.schedule import boundaries, cosine_restarts
+from pretrain.schedule import cosine_restarts, mini_generations
+
+LOSS_SETTINGS = (
+    'teacher_weight',
+    'temperature',
+    'label_weight',
+    'symmetric',
+    'confidence_penalty',
+)
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and derive every part from the few settings that a config states.
 
-    ``algorithm`` becomes the loss, the learning-rate schedule and the snapshot hook, so that BL,
-    SE and SD differ in it alone; ``data_root``, ``image_size``, ``batch_size`` and the seed reach
-    the loaders. ``identity`` is added: what must not change while the run lasts.
+    ``epochs`` and ``algorithm`` become the loss, the learning-rate schedule and the hooks, so that
+    BL, SE, SD and the methods they are compared with differ in those alone; ``data_root``,
+    ``batch_size`` and the seeds reach the loaders. ``identity`` is added: what must not change
+    while the run lasts.
 
     Args:
         config: as :func:`pretrain.config.load_config` reads it; it is not changed.
@@ -35,46 +47,99 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """
     config = copy.deepcopy(config)
     algorithm = config.algorithm
-    epochs = boundaries(algorithm.generations)[-1]
-    batch_size = batch_per_process(config, world_size)
-    num_classes = check_image_folder(Path(str(config.data_root)), config.batch_size)
+    algorithm.generations = mini_generations(
+        config.epochs, algorithm.generations, whole=algorithm.fresh_student
+    )
+    if config.data_seed is None:
+        config.data_seed = config.randomness.seed
+    _fill_loaders(config, batch_per_process(config, world_size))
+    config.model.loss = dict(
+        type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
+    )
+    # An impossible setting is an error here and not in each process.
+    with MODELS.switch_scope_and_registry('mmengine') as models, torch.device('meta'):
+        models.build(config.model)
+    if not config.teacher_file:
+        algorithm.taught_after = algorithm.generations[0]  # Eqn 4
+    config.train_cfg.max_epochs = sum(algorithm.generations)
+    config.param_scheduler = cosine_restarts(algorithm.generations)
+    config.custom_hooks += _hooks(config)
+    config.identity = _identity(config)
+    return config
+
+
+def _fill_loaders(config: Config, batch_size: int) -> None:
+    dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
+    num_classes = dataset_class.check(Path(str(config.data_root)), config.batch_size)
     if config.model.network.num_classes != num_classes:
         raise UserError(
             f'{config.data_root} holds {num_classes} classes, the model '
             f'{config.model.network.num_classes}: add '
             f'model.network.num_classes={num_classes} to --cfg-options.'
         )
-    config.model.loss = dict(
-        type='SnapshotDistillationLoss',
-        teacher_weight=algorithm.teacher_weight,
-        temperature=algorithm.temperature,
-    )
-    # An impossible setting is an error here and not in each process.
-    with MODELS.switch_scope_and_registry('mmengine') as models, torch.device('meta'):
-        models.build(config.model)
-    config.train_cfg.max_epochs = epochs
-    config.param_scheduler = cosine_restarts(algorithm.generations)
-    config.custom_hooks.append(dict(type='SnapshotHook', generations=algorithm.generations))
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         loader.batch_size = batch_size
         loader.persistent_workers = loader.num_workers > 0
-        loader.pin_memory = torch.cuda.is_available()
-        loader.sampler.seed = config.randomness.seed
-        loader.dataset.update(
-            root=str(Path(config.data_root) / split),
-            size=config.image_size,
+        # Without workers the data set hands out what lies on the device already.
+        loader.pin_memory = torch.cuda.is_available() and loader.num_workers > 0
+        loader.sampler.seed = config.data_seed
+        loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
+        if 'image_size' in config:
+            loader.dataset.size = config.image_size
+
+
+def _hooks(config: Config) -> list[dict]:
+    algorithm = config.algorithm
+    return [
+        dict(
+            type='SnapshotHook',
+            generations=algorithm.generations,
+            taught_after=algorithm.taught_after,
+            teacher_file=config.teacher_file,
+            fresh_student=algorithm.fresh_student,
+            keep_epochs=config.keep_epochs,
             seed=config.randomness.seed,
-        )
-    config.identity = dict(
+        ),
+        dict(
+            type='EnsembleHook',
+            generations=len(algorithm.generations),
+            # T^(k-1) is for students that copy a softened teacher without being softened.
+            temperature=1.0 if algorithm.symmetric else algorithm.temperature,
+        ),
+    ]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    dataset = config.train_dataloader.dataset.to_dict()
+    places = ('root', 'split', 'seed')
+    return dict(
         task=config.task,
         seed=config.randomness.seed,
+        data_seed=config.data_seed,
         batch_size=config.batch_size,
-        image_size=config.image_size,
-        crop_area=config.train_dataloader.dataset.crop_area,
+        dataset={key: value for key, value in dataset.items() if key not in places},
         data_preprocessor=config.model.data_preprocessor.to_dict(),
         network=config.model.network.to_dict(),
         optimizer=config.optim_wrapper.optimizer.to_dict(),
-        algorithm=algorithm.to_dict(),
+        algorithm=config.algorithm.to_dict(),
+        teacher=_teacher(config) if config.teacher_file else None,
     )
-    return config
+
+
+def _teacher(config: Config) -> str:
+    """The hash of the weights of another run's checkpoint that shall be the teacher."""
+    checkpoint = load_from_disk(config.teacher_file)
+    theirs = checkpoint.get('meta', {}).get('identity', {}).get('network')
+    ours = config.model.network.to_dict()
+    if theirs != ours:
+        raise UserError(
+            f'The teacher {config.teacher_file} is a {theirs}, the student a {ours}: choose a '
+            'checkpoint of the same network (Section 3.3.1).'
+        )
+    if not config.algorithm.teacher_weight > 0:
+        raise UserError(
+            'teacher_file is given, but algorithm.teacher_weight is 0: set it above 0, or leave '
+            'the teacher out.'
+        )
+    return weights_sha256(student_weights(checkpoint))

@@ -1,7 +1,10 @@
 """Checkpoints that are safe to load, whole or absent, and resumed only by the run they fit."""
 
+import hashlib
 import os
 import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from mmengine.fileio import register_backend
 from mmengine.fileio.backends import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
 from pretrain.errors import UserError
 
@@ -77,17 +81,39 @@ class AtomicLocalBackend(LocalBackend):
         write_atomically(filepath, obj)
 
 
-def check_resume(path: str, identity: dict) -> None:
+def student_weights(checkpoint: dict) -> OrderedDict[str, Tensor]:
+    """The student's weights of a pretraining checkpoint, under the network's own names."""
+    prefix = 'student.'
+    return OrderedDict(
+        (name.removeprefix(prefix), tensor)
+        for name, tensor in checkpoint['state_dict'].items()
+        if name.startswith(prefix)
+    )
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_resume(path: str, identity: dict, another_run: bool = False) -> None:
     """Refuse to continue a checkpoint that another run, or another setting, has made.
 
-    Two classification runs that differ in the teacher alone share the first mini-generation, which
-    has none (the protocol of Section 4.1). The lengths must agree to the end: a checkpoint holds
+    Two classification runs that differ in the teacher alone share all epochs before either is
+    taught (the protocol of Section 4.1). The lengths must agree to the end: a checkpoint holds
     the schedule, and mmengine goes on with that.
 
     Args:
         path: the checkpoint.
         identity: what must not change while a run lasts, as ``prepare`` of either stage puts it
             in the config and :class:`pretrain.record.RunRecordHook` in the checkpoint.
+        another_run: whether the checkpoint is another run's, of which this one is a branch: it
+            may then go on with other random numbers (Section 3.3.2).
 
     Raises:
         UserError: naming the setting that differs.
@@ -96,13 +122,21 @@ def check_resume(path: str, identity: dict) -> None:
     if 'identity' not in meta:
         raise UserError(f'{path} was not written by this suite: start a new run instead.')
     theirs, ours = dict(meta['identity']), dict(identity)
+    if another_run:
+        theirs.pop('data_seed', None), ours.pop('data_seed', None)
     if 'algorithm' in theirs and 'algorithm' in ours:
         before, now = theirs.pop('algorithm'), ours.pop('algorithm')
-        if not _same_so_far(before, now, meta['epoch']):
+        if meta['epoch'] > min(before['taught_after'], now['taught_after']):
+            compared = (before.keys() | now.keys()) - {'name'}
+        else:
+            compared = {'generations', 'confidence_penalty'}
+            theirs.pop('teacher'), ours.pop('teacher')
+        if differing := sorted(key for key in compared if before.get(key) != now.get(key)):
             raise UserError(
-                f'{path} (epoch {meta["epoch"]}) was trained with algorithm={before}, this run '
-                f'asks for {now}: keep the algorithm, or start from a snapshot_1.pth of the same '
-                'generations.'
+                f'{path} (epoch {meta["epoch"]}) was trained with algorithm '
+                f'{ {key: before.get(key) for key in differing} }, this run asks for '
+                f'{ {key: now.get(key) for key in differing} }: keep the algorithm, or start from '
+                'a checkpoint of the epochs that both runs have in common.'
             )
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
@@ -110,9 +144,3 @@ def check_resume(path: str, identity: dict) -> None:
                 f'{path} was trained with {key}={theirs.get(key)}, this run asks for '
                 f'{ours.get(key)}: keep the setting, or start a new run in another --work-dir.'
             )
-
-
-def _same_so_far(theirs: dict, ours: dict, epoch: int) -> bool:
-    taught = epoch > theirs['generations'][0]
-    settings = ('generations', 'teacher_weight', 'temperature') if taught else ('generations',)
-    return all(theirs[key] == ours[key] for key in settings)

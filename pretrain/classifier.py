@@ -7,6 +7,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from pretrain.metrics import TrainingStatistics
+from pretrain.randomness import torch_seed
+
 
 def freeze(network: nn.Module) -> nn.Module:
     """Turn every parameter of ``network`` into a buffer, in place.
@@ -29,7 +32,8 @@ class SnapshotClassifier(BaseModel):
     The Runner's loop, with our part of it marked::
 
         for epoch in range(max_epochs):
-            SnapshotHook: take_snapshot() if a mini-generation ended; set teaching   # <-
+            SnapshotHook: take_snapshot() if a mini-generation ended, and, for the   # <-
+                methods of whole generations, renew_student(); set teaching          # <-
             for batch in dataloader:
                 losses = model(**batch, mode='loss')                                 # <- Eqn 3
                 optimizer step; CosineRestartLR step                                 #    Eqn 5
@@ -46,6 +50,7 @@ class SnapshotClassifier(BaseModel):
         student: the network being trained.
         teacher: a frozen copy of an earlier student in evaluation mode, or None.
         teaching: whether the teacher takes part in the loss; the hook sets it.
+        statistics: of the training batches since the hook last cleared it.
     """
 
     def __init__(self, network: dict, loss: dict, data_preprocessor: dict) -> None:
@@ -56,10 +61,18 @@ class SnapshotClassifier(BaseModel):
         with_teacher = self.loss.teacher_weight > 0
         self.teacher = freeze(copy.deepcopy(self.student)).eval() if with_teacher else None
         self.teaching = False
+        self.statistics = TrainingStatistics()
+        self._network = network
 
     def take_snapshot(self) -> None:
         """Make the present student, running statistics included, the teacher."""
         self.teacher.load_state_dict(self.student.state_dict())
+
+    def renew_student(self, seed: int) -> None:
+        """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""
+        with torch_seed(seed):
+            network = MODELS.build(self._network)
+        self.student.load_state_dict(network.state_dict())
 
     def train(self, mode: bool = True) -> 'SnapshotClassifier':
         super().train(mode)
@@ -87,4 +100,6 @@ class SnapshotClassifier(BaseModel):
         if self.teaching:
             with torch.no_grad():
                 teacher_logits = self.teacher(inputs)
-        return self.loss(logits, data_samples, teacher_logits)
+        losses = self.loss(logits, data_samples, teacher_logits)
+        self.statistics.add(logits, data_samples, teacher_logits, self.loss.temperature)
+        return losses

@@ -3,26 +3,18 @@
 import hashlib
 import io
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import load_from_disk, write_atomically
+from pretrain.checkpoint import (
+    load_from_disk,
+    student_weights,
+    weights_sha256,
+    write_atomically,
+)
 from pretrain.errors import UserError
-
-PREFIX = 'student.'
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
@@ -49,11 +41,9 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     if identity.get('task') != 'classification' or identity['network']['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
     preprocessor = identity['data_preprocessor']
-    weights = OrderedDict(
-        (name.removeprefix(PREFIX), tensor)
-        for name, tensor in checkpoint['state_dict'].items()
-        if name.startswith(PREFIX) and not name.startswith(f'{PREFIX}fc.')
-    )
+    weights = student_weights(checkpoint)
+    for name in [name for name in weights if name.startswith('fc.')]:
+        del weights[name]
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise UserError(
             f'{checkpoint_path} holds weights that are not finite: pick an earlier one.'

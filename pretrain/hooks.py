@@ -1,6 +1,7 @@
 """When snapshots are taken; what a snapshot is stands in :mod:`pretrain.classifier`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
@@ -8,7 +9,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from pretrain.checkpoint import load_from_disk, student_weights
 from pretrain.classifier import SnapshotClassifier
+from pretrain.randomness import stable_seed
 from pretrain.schedule import boundaries, generation, teacher_step
 
 
@@ -23,33 +26,77 @@ class SnapshotHook(Hook):
 
     Args:
         generations: L_1, ..., L_K in epochs.
+        taught_after: number of epochs after which the teacher takes part; L_1 unless the teacher
+            is another run's.
+        teacher_file: checkpoint of the one teacher of all epochs (Section 3.3.2); without it the
+            teachers are the run's own snapshots (Eqn 4).
+        fresh_student: whether each generation begins with new weights and a new optimizer, as in
+            the methods that train whole generations.
+        keep_epochs: epochs after which the training state is kept as ``kept_<epoch>.pth``.
+        seed: of the new weights of ``fresh_student``.
     """
 
     # Before CheckpointHook (VERY_LOW), whose file shall hold the averaged statistics.
     priority = 'NORMAL'
 
-    def __init__(self, generations: Sequence[int]) -> None:
+    def __init__(
+        self,
+        generations: Sequence[int],
+        taught_after: int,
+        teacher_file: str = '',
+        fresh_student: bool = False,
+        keep_epochs: Sequence[int] = (),
+        seed: int = 0,
+    ) -> None:
         self.generations = tuple(generations)
+        self.taught_after = taught_after
+        self.teacher_file = teacher_file
+        self.fresh_student = fresh_student
+        self.keep_epochs = tuple(keep_epochs)
+        self.seed = seed
+
+    def before_train(self, runner: Runner) -> None:
+        if self.teacher_file:
+            weights = student_weights(load_from_disk(self.teacher_file))
+            unwrap(runner).teacher.load_state_dict(weights)
+            runner.logger.info(f'The teacher is {self.teacher_file}.')
+        # A run that starts from another's snapshot has one of its own, for its ensemble.
+        if runner.epoch in boundaries(self.generations):
+            name = f'snapshot_{generation(runner.epoch, self.generations)}.pth'
+            if not (Path(runner.work_dir) / name).exists():
+                runner.save_checkpoint(runner.work_dir, name, meta=dict(epoch=runner.epoch))
 
     def before_train_epoch(self, runner: Runner) -> None:
-        model = _unwrap(runner)
+        model = unwrap(runner)
+        model.statistics.clear()
         if model.teacher is None:
             return
-        teacher_epoch = teacher_step(runner.epoch + 1, self.generations)
-        model.teaching = teacher_epoch > 0
-        if model.teaching and teacher_epoch == runner.epoch:
-            model.take_snapshot()
-            runner.logger.info(f'The snapshot of epoch {teacher_epoch} is the teacher now.')
+        model.teaching = runner.epoch >= self.taught_after
+        own = not self.teacher_file
+        if own and 0 < teacher_step(runner.epoch + 1, self.generations) == runner.epoch:
+            self._hand_over(runner, model)
+
+    def _hand_over(self, runner: Runner, model: SnapshotClassifier) -> None:
+        model.take_snapshot()
+        runner.logger.info(f'The snapshot of epoch {runner.epoch} is the teacher now.')
+        if self.fresh_student:
+            begun = generation(runner.epoch + 1, self.generations)
+            model.renew_student(stable_seed(self.seed, begun))
+            runner.optim_wrapper.optimizer.state.clear()
 
     def after_train_epoch(self, runner: Runner) -> None:
+        model = unwrap(runner)
+        runner.message_hub.update_info('train_statistics', model.statistics.mean())
         # Each rank has seen other images: without this the ranks' teachers would differ, and a
         # checkpoint would hold rank 0's view alone.
-        statistics = [b for b in _unwrap(runner).student.buffers() if b.is_floating_point()]
+        statistics = [b for b in model.student.buffers() if b.is_floating_point()]
         all_reduce_params(statistics, op='mean')
         epoch = runner.epoch + 1
         if epoch in boundaries(self.generations):
             name = f'snapshot_{generation(epoch, self.generations)}.pth'
             runner.save_checkpoint(runner.work_dir, name)
+        if epoch in self.keep_epochs:
+            runner.save_checkpoint(runner.work_dir, f'kept_{epoch}.pth')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
@@ -58,7 +105,7 @@ class SnapshotHook(Hook):
         then (``pretrain.checkpoint`` refuses the other cases) and stands for the student.
         """
         weights = checkpoint['state_dict']
-        wanted = _unwrap(runner).state_dict().keys()
+        wanted = unwrap(runner).state_dict().keys()
         for key in wanted - weights.keys():
             if key.startswith('teacher.'):
                 weights[key] = weights[key.replace('teacher.', 'student.', 1)]
@@ -69,5 +116,6 @@ class SnapshotHook(Hook):
             raise RuntimeError(f'the checkpoint is of another network: {differing[:4]} differ')
 
 
-def _unwrap(runner: Runner) -> SnapshotClassifier:
+def unwrap(runner: Runner) -> SnapshotClassifier:
+    """The model without what distributes it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

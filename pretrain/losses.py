@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pretrain.errors import UserError
-from pretrain.schedule import label_weight
+from pretrain.schedule import balanced_label_weight
 
 
 class LossParts(NamedTuple):
@@ -26,12 +26,14 @@ def snapshot_distillation_loss(
     label_weight: float,
     teacher_weight: float,
     temperature: float,
+    student_temperature: float = 1.0,
 ) -> LossParts:
     """λS · CE(y, f(x; θ)) + λT · KL[softmax(teacher / T) ‖ f(x; θ)], averaged over the batch.
 
     Distillation is asymmetric (Section 3.3.3): the temperature softens the teacher and leaves the
     student alone, so there is no factor T² to undo. The gradient on the student's logits z is
-    ((λS + λT) · softmax(z) − λS · y − λT · softmax(z_T / T)) / N.
+    ((λS + λT) · softmax(z) − λS · y − λT · softmax(z_T / T)) / N. Methods that soften the student
+    as well give ``student_temperature``, which acts on the second term alone.
 
     Args:
         logits: the student's, shape (N, C).
@@ -40,10 +42,11 @@ def snapshot_distillation_loss(
         label_weight: λS.
         teacher_weight: λT.
         temperature: T > 0.
+        student_temperature: 1, or T for symmetric distillation.
     """
     cross_entropy = F.cross_entropy(logits, labels)
     kl = F.kl_div(
-        F.log_softmax(logits, dim=1),
+        F.log_softmax(logits / student_temperature, dim=1),
         F.log_softmax(teacher_logits.detach() / temperature, dim=1),
         reduction='batchmean',
         log_target=True,
@@ -51,26 +54,63 @@ def snapshot_distillation_loss(
     return LossParts(label_weight * cross_entropy + teacher_weight * kl, cross_entropy, kl)
 
 
+def top_score_difference(logits: Tensor, count: int = 5) -> Tensor:
+    """How far the first class stands out: its score less the mean of the next ``count`` - 1.
+
+    Adding it to a patriarch's loss keeps secondary classes alive (Section 3.3.3, reference [49]).
+
+    Args:
+        logits: shape (N, C).
+        count: number of classes looked at; C if there are fewer.
+
+    Returns:
+        The mean over the batch, from 0 to 1.
+    """
+    scores = logits.softmax(dim=1).topk(min(count, logits.shape[1]), dim=1).values
+    return (scores[:, 0] - scores[:, 1:].mean(dim=1)).mean()
+
+
 @MODELS.register_module()
 class SnapshotDistillationLoss(nn.Module):
-    """Eqn 3 with the weights of Section 4.1: λS = 1 without a teacher, 1 + λT/T beside one.
+    """Eqn 3 with a teacher, Eqn 1 without, for SD and for the methods it is compared with.
 
     Args:
         teacher_weight: λT, at least 0; 0 switches the teacher off (snapshot ensemble, baseline).
         temperature: T > 0.
+        label_weight: λS beside a teacher; None for the 1 + λT/T of Section 4.1. It is 1 without.
+        symmetric: whether T softens the student's scores too.
+        confidence_penalty: weight of :func:`top_score_difference` without a teacher, at least 0.
 
     Raises:
         UserError: if an argument is out of range.
     """
 
-    def __init__(self, teacher_weight: float, temperature: float) -> None:
+    def __init__(
+        self,
+        teacher_weight: float,
+        temperature: float,
+        label_weight: float | None = None,
+        symmetric: bool = False,
+        confidence_penalty: float = 0.0,
+    ) -> None:
         super().__init__()
-        if not teacher_weight >= 0:
-            raise UserError(f'algorithm.teacher_weight is {teacher_weight}: it must be 0 or more.')
         if not temperature > 0:
             raise UserError(f'algorithm.temperature is {temperature}: it must be above 0.')
+        if label_weight is None:
+            label_weight = balanced_label_weight(teacher_weight, temperature)
+        weights = {
+            'teacher_weight': teacher_weight,
+            'label_weight': label_weight,
+            'confidence_penalty': confidence_penalty,
+        }
+        for name, value in weights.items():
+            if not value >= 0:
+                raise UserError(f'algorithm.{name} is {value}: it must be 0 or more.')
         self.teacher_weight = teacher_weight
         self.temperature = temperature
+        self.label_weight = label_weight
+        self.student_temperature = temperature if symmetric else 1.0
+        self.confidence_penalty = confidence_penalty
 
     def forward(
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
@@ -85,14 +125,18 @@ class SnapshotDistillationLoss(nn.Module):
             ``cross_entropy`` and ``kl``, detached.
         """
         if teacher_logits is None:
-            return {'loss': F.cross_entropy(logits, labels)}
+            loss = F.cross_entropy(logits, labels)
+            if self.confidence_penalty:
+                loss = loss + self.confidence_penalty * top_score_difference(logits)
+            return {'loss': loss}
         parts = snapshot_distillation_loss(
             logits,
             labels,
             teacher_logits,
-            label_weight=label_weight(self.teacher_weight, self.temperature),
+            label_weight=self.label_weight,
             teacher_weight=self.teacher_weight,
             temperature=self.temperature,
+            student_temperature=self.student_temperature,
         )
         return {
             'loss': parts.loss,

@@ -44,10 +44,13 @@ class RunRecordHook(Hook):
     The record's keys: ``status`` ('running' or 'finished'), ``config``, ``label``, ``task``,
     ``paper``, ``identity``, ``config_sha256``, ``git_commit``, ``versions``, ``device``,
     ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
-    ``history`` (one entry an epoch: ``epoch``, ``generation``, ``seconds_per_iter``, and
-    ``metrics`` where validated), ``generations`` (last and best metrics and median seconds per
-    iteration of each), ``peak_memory_mb`` (of rank 0), ``wall_seconds`` (all sessions together)
-    and ``sessions``.
+    ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
+    ``seconds_per_iter`` of training, ``train``, which are the means of
+    :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
+    started from another's checkpoint it begins with the other's), ``generations`` (last and best
+    metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
+    together), ``peak_memory_mb`` (of rank 0), ``wall_seconds`` (all sessions together) and
+    ``sessions``.
     """
 
     # After CheckpointHook (VERY_LOW) is ready, since a missed validation may save a best file.
@@ -65,9 +68,7 @@ class RunRecordHook(Hook):
                 'train': _fingerprint(runner.train_dataloader.dataset, runner.cfg.data_root),
                 'val': _fingerprint(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
-            'history': [e for e in previous['history'] if e['epoch'] <= runner.epoch]
-            if previous
-            else [],
+            'history': _history_so_far(previous or self._source(runner), runner.epoch),
             'sessions': (previous['sessions'] if previous else 0) + 1,
         }
         if previous and previous['data'] != self.record['data']:
@@ -100,7 +101,11 @@ class RunRecordHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         entry = self._entry(runner, runner.epoch + 1)
+        entry['iterations'] = len(self.seconds)
+        entry['seconds'] = sum(self.seconds)
         entry['seconds_per_iter'] = statistics.median(self.seconds)
+        if train := runner.message_hub.get_info('train_statistics', None):
+            entry['train'] = train
         self._write(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -110,10 +115,17 @@ class RunRecordHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self.record['status'] = 'finished'
+        if ensemble := runner.message_hub.get_info('ensemble', None):
+            self.record['ensemble'] = ensemble
         self._write(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['identity'] = runner.cfg.identity.to_dict()
+
+    def _source(self, runner: Runner) -> dict | None:
+        """The record of the run that this one starts from, if it lies beside the checkpoint."""
+        source = runner.cfg.load_from
+        return read_record(Path(source).parent / 'run.json') if source else None
 
     def _validation_is_due(self, runner: Runner) -> bool:
         loop = runner.train_loop
@@ -132,6 +144,10 @@ class RunRecordHook(Hook):
         self.record['peak_memory_mb'] = _peak_memory_mb()
         self.record['wall_seconds'] = self.earlier_seconds + time.monotonic() - self.started
         write_atomically(self.path, (json.dumps(self.record, indent=1) + '\n').encode())
+
+
+def _history_so_far(record: dict | None, epoch: int) -> list[dict]:
+    return [entry for entry in record['history'] if entry['epoch'] <= epoch] if record else []
 
 
 def describe(config: Config) -> dict:

@@ -11,21 +11,51 @@ from itertools import accumulate
 from pretrain.errors import UserError
 
 
-def boundaries(lengths: Sequence[int]) -> list[int]:
-    """The ends L'_1, ..., L'_K of the mini-generations.
+def mini_generations(
+    epochs: int, generations: int | Sequence[int], whole: bool = False
+) -> list[int]:
+    """The lengths L_1, ..., L_K in epochs.
 
     Args:
-        lengths: L_1, ..., L_K in steps, each at least 1.
+        epochs: the length of a run of one generation.
+        generations: K, for equal mini-generations, or the lengths themselves.
+        whole: whether each of the K is a whole generation of ``epochs``, as in the methods that
+            Section 2 compares with.
 
     Raises:
-        UserError: if there is no mini-generation or one is shorter than a step.
+        UserError: if K does not divide ``epochs``, or the lengths do not add up to it.
     """
-    whole = isinstance(lengths, list | tuple) and all(isinstance(n, int) for n in lengths)
-    if not whole or not lengths or min(lengths) < 1:
+    if not _is_positive_int(epochs):
+        raise UserError(f'epochs is {epochs}: it must be a whole number of at least 1.')
+    if _is_positive_int(generations):
+        if whole:
+            return [epochs] * generations
+        if epochs % generations:
+            raise UserError(
+                f'algorithm.generations={generations} does not divide epochs={epochs}: choose a '
+                'number that does, or give the lengths themselves, for example [45, 45].'
+            )
+        return [epochs // generations] * generations
+    lengths = generations if isinstance(generations, list | tuple) else []
+    if not lengths or not all(map(_is_positive_int, lengths)):
         raise UserError(
-            f'algorithm.generations is {lengths}: give the length of each mini-generation as '
-            'a whole number of at least 1, for example [45, 45].'
+            f'algorithm.generations is {generations}: give their number, or the length of each in '
+            'epochs as a whole number of at least 1, for example [45, 45].'
         )
+    if sum(lengths) != epochs:
+        raise UserError(
+            f'algorithm.generations={list(lengths)} add up to {sum(lengths)} epochs, not to '
+            f'epochs={epochs}: change the one or the other.'
+        )
+    return list(lengths)
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def boundaries(lengths: Sequence[int]) -> list[int]:
+    """The ends L'_1, ..., L'_K of the mini-generations of L_1, ..., L_K steps."""
     return list(accumulate(lengths))
 
 
@@ -44,7 +74,7 @@ def teacher_step(step: int, lengths: Sequence[int]) -> int:
     return 0 if k == 1 else boundaries(lengths)[k - 2]
 
 
-def label_weight(teacher_weight: float, temperature: float) -> float:
+def balanced_label_weight(teacher_weight: float, temperature: float) -> float:
     """λS beside a teacher: 1 + λT/T.
 
     For Snapshot Distillation (λT = 1) this is the 1 + 1/T of Section 4.1, which balances the two

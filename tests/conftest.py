@@ -1,5 +1,6 @@
 """A tiny ImageNet-style folder and runs on it that take seconds."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from torch import nn
 
 from pretrain.build import prepare
 from pretrain.config import load_config
+from pretrain.launch import Launcher, Run
+from tools.train import choose_start
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     'image_size=32',
     'batch_size=8',
+    'epochs=3',
     'algorithm.generations=[1, 2]',
     'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0',
@@ -90,3 +94,50 @@ def train(tiny_config: Callable[..., Config]) -> Callable[..., Runner]:
         return runner
 
     return run
+
+
+TINY_CONFIG = """
+_base_ = ['{root}/configs/_base_/runtime.py', '{root}/configs/_base_/pretrain/demo.py']
+data_root = '{data}'
+image_size = 32
+batch_size = 8
+epochs = 4
+algorithm = {algorithm}
+model = dict(network=dict(_delete_=True, type='TinyNet', num_classes=4))
+train_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0)
+paper = dict(metric='top1_error')
+"""
+
+
+@pytest.fixture
+def tiny_file(image_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``tiny_file('sd', generations=2, ...)``: a config file of four tiny epochs."""
+
+    def write(stem: str, **algorithm: object) -> Path:
+        path = tmp_path / f'{stem}.py'
+        algorithm = {'name': stem.upper()} | algorithm
+        path.write_text(TINY_CONFIG.format(root=ROOT, data=image_folder, algorithm=algorithm))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Runs of a Launcher go on in this process, where TinyNet is known; what was launched."""
+    runs = []
+
+    def launch(self: Launcher, run: Run) -> None:
+        runs.append(run)
+        config = load_config(run.config, run.options)
+        config.work_dir = str(run.work_dir)
+        config.experiment_name = f'{run.title}-{run.work_dir}-{len(runs)}'
+        config = prepare(config)
+        choose_start(
+            config, Namespace(resume=True, start_from=run.start_from and str(run.start_from))
+        )
+        Runner.from_cfg(config).train()
+
+    monkeypatch.setattr(Launcher, '_launch', launch)
+    return runs

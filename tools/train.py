@@ -69,7 +69,7 @@ def choose_start(config: Config, args: argparse.Namespace) -> None:
     config.load_from = str(checkpoints[-1]) if checkpoints else args.start_from or started_from
     config.resume = config.load_from is not None
     if config.resume:
-        check_resume(config.load_from, config.identity.to_dict())
+        check_resume(config.load_from, config.identity.to_dict(), another_run=not checkpoints)
 
 
 def main() -> None:

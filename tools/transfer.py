@@ -10,6 +10,7 @@ from pathlib import Path
 
 from downstream.transfer import Transfer
 from pretrain.errors import UserError
+from pretrain.launch import Launcher
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
@@ -56,8 +57,7 @@ def main() -> None:
         configs=args.configs,
         seeds=args.seeds,
         work_dir=args.work_dir,
-        gpus=args.gpus,
-        jobs=args.jobs,
+        launcher=Launcher(args.gpus, args.jobs),
         pretrain_options=args.pretrain_options,
         downstream_options=args.downstream_options,
     )

@@ -1,8 +1,8 @@
-"""ResNet-18 on the built-in images at 64 pixels, SE: the demo's pretraining, not a result.
+"""ResNet-18 on the built-in images at 48 pixels, SE: the demo's pretraining, not a result.
 
 Command: python tools/train.py configs/demo/r18_se.py
 """
 
 _base_ = ['../_base_/runtime.py', '../_base_/pretrain/demo.py']
-algorithm = dict(name='SE', generations=[2, 2], teacher_weight=0.0, temperature=1.0)
+algorithm = dict(name='SE', generations=2)
 default_hooks = dict(logger=dict(interval=10))

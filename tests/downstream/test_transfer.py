@@ -1,9 +1,5 @@
 import json
-import subprocess
-import sys
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +8,11 @@ import torch
 from mmengine.config import Config
 
 import downstream.transfer as transfer_module
-from downstream.transfer import PROGRESS, Transfer
+import pretrain.launch as launch_module
+from downstream.transfer import Transfer
+from pretrain.checkpoint import weights_sha256
 from pretrain.errors import UserError
-from pretrain.export import weights_sha256
+from pretrain.launch import Launcher, Run
 
 CONFIGS = [Path('configs/demo/faster_rcnn.py'), Path('configs/demo/deeplabv3.py')]
 METRICS = {'faster_rcnn': ('detection', 'mAP'), 'deeplabv3': ('segmentation', 'mIoU')}
@@ -32,17 +30,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that were started; each leaves the record that a real one would."""
     titles = []
 
-    def launch(
-        self: Transfer, title: str, config: Path, work_dir: Path, options: Sequence[str]
-    ) -> None:
-        titles.append(title)
-        settings = dict(option.split('=', 1) for option in options)
-        task, metric = METRICS[config.stem]
+    def launch(self: Launcher, run: Run) -> None:
+        titles.append(run.title)
+        settings = dict(option.split('=', 1) for option in run.options)
+        task, metric = METRICS[run.config.stem]
         provenance = torch.load(settings['backbone_file'], weights_only=True).provenance
         record = {
             'status': 'finished',
             'task': task,
-            'config': config.stem,
+            'config': run.config.stem,
             'label': settings['label'],
             'device': 'CPU',
             'wall_seconds': 1.0,
@@ -53,12 +49,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             'history': [{'epoch': 1}],
             'generations': [{'last': {metric: 0.5}}],
         }
-        work_dir.mkdir(parents=True, exist_ok=True)
-        (work_dir / 'run.json').write_text(json.dumps(record))
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        (run.work_dir / 'run.json').write_text(json.dumps(record))
 
-    monkeypatch.setattr(Transfer, '_launch', launch)
+    monkeypatch.setattr(Launcher, '_launch', launch)
     config = Config({'config_sha256': 'same', 'model': {'backbone': {'depth': 18}}})
-    monkeypatch.setattr(transfer_module, 'load_config', lambda *_: config)
+    for module in (transfer_module, launch_module):
+        monkeypatch.setattr(module, 'load_config', lambda *_: config)
     monkeypatch.setattr(transfer_module, 'check_data', lambda *_: None)
     return titles
 
@@ -137,54 +134,3 @@ def test_missing_backbone_stops_before_anything_runs(
     with pytest.raises(UserError, match=r'No checkpoint .*SD\.pth'):
         transfer.run()
     assert not launched
-
-
-def test_failed_run_says_why(transfer: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: object, **options: object) -> subprocess.Popen:
-        return popen(failing, **options)
-
-    popen = subprocess.Popen
-    failing = [sys.executable, '-c', 'exit("error: no luck")']
-    monkeypatch.setattr(subprocess, 'Popen', start)
-    work_dir = transfer.work_dir / 'run'
-    with pytest.raises(UserError, match='title failed: no luck'):
-        transfer._launch('title', CONFIGS[0], work_dir, [])
-    assert (work_dir / 'train.log').read_text() == 'error: no luck\n'
-
-
-@pytest.mark.parametrize(
-    ('line', 'expected'),
-    [
-        (
-            '11/23 22:43:53 - mmengine - INFO - Epoch(train) [1][10/11]  lr: 3.9e-03  '
-            'eta: 0:00:31  time: 2.6059',
-            ('Epoch(train) [1][10/11]', 'eta: 0:00:31'),
-        ),
-        ('Epoch(train) [12][ 50/5004]  lr: 1e-01  eta: 3 days, 1:02:03  time: 1', (
-            'Epoch(train) [12][ 50/5004]', 'eta: 3 days, 1:02:03')),
-        ('Epoch(val) [1][4/4]    top1_error: 82.5000', ('Epoch(val) [1][4/4]', None)),
-    ],
-)  # fmt: skip
-def test_progress_is_read_from_the_log(line: str, expected: tuple) -> None:
-    assert PROGRESS.search(line).groups() == expected
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='prctl is of Linux')
-def test_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
-    script = (
-        'import subprocess, sys, time\n'
-        'from downstream.transfer import _die_with_parent\n'
-        'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],\n'
-        '                         preexec_fn=_die_with_parent)\n'
-        'print(child.pid, flush=True)\n'
-        'time.sleep(600)\n'
-    )
-    parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
-    child = Path('/proc', parent.stdout.readline().strip())
-    assert child.exists()
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 60
-    while child.exists() and 'zombie' not in (child / 'status').read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

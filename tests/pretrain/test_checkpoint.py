@@ -18,7 +18,14 @@ class Malicious:
 
 def identity(**algorithm: object) -> dict:
     defaults = dict(name='SD', generations=[2, 2], teacher_weight=1.0, temperature=2.0)
-    return {'task': 'classification', 'seed': 0, 'algorithm': defaults | algorithm}
+    defaults |= dict(taught_after=2, confidence_penalty=0.0)
+    return {
+        'task': 'classification',
+        'seed': 0,
+        'data_seed': 0,
+        'algorithm': defaults | algorithm,
+        'teacher': None,
+    }
 
 
 def checkpoint(path: Path, epoch: int, **algorithm: object) -> str:
@@ -108,6 +115,20 @@ def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> No
 def test_another_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='seed=0, this run asks for 1'):
         check_resume(checkpoint(tmp_path / 'a.pth', 1), identity() | {'seed': 1})
+
+
+def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
+    path, other = checkpoint(tmp_path / 'a.pth', 1), identity() | {'data_seed': 1}
+    check_resume(path, other, another_run=True)
+    with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+        check_resume(path, other)
+
+
+def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
+    ours = identity(taught_after=2) | {'teacher': 'its hash'}
+    check_resume(checkpoint(tmp_path / 'a.pth', 2), ours)
+    with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
+        check_resume(checkpoint(tmp_path / 'a.pth', 3), ours)
 
 
 def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

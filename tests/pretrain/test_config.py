@@ -47,7 +47,8 @@ def test_batch_is_shared_evenly() -> None:
 
 
 @pytest.mark.parametrize(
-    'option', ['batch_size=0', 'batch_size=x', 'randomness.seed=None', 'algorithm.generations=5']
+    'option',
+    ['batch_size=0', 'batch_size=x', 'randomness.seed=None', 'algorithm.generations=5', 'epochs=0'],
 )
 def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8', option]
@@ -72,13 +73,25 @@ def test_methods_differ_in_the_algorithm_alone() -> None:
             assert config['algorithm']['name'] == method.upper()
             differing = {k for k in config if config[k] != loaded['sd'][k]}
             assert differing <= {'algorithm', 'paper', 'config_sha256'}, name
-        assert len({sum(config['algorithm']['generations']) for config in loaded.values()}) == 1
+
+
+DEFAULTS = dict(
+    generations=1,
+    teacher_weight=0.0,
+    temperature=1.0,
+    label_weight=None,
+    symmetric=False,
+    fresh_student=False,
+    confidence_penalty=0.0,
+    taught_after=0,
+)
 
 
 def test_recipe_of_section_4_2() -> None:
     config = load_config(R152['sd'])
-    assert config.algorithm == dict(
-        name='SD', generations=[45, 45], teacher_weight=1.0, temperature=2.0
+    assert config.epochs == 90
+    assert config.algorithm == DEFAULTS | dict(
+        name='SD', generations=2, teacher_weight=1.0, temperature=2.0
     )
     assert config.batch_size == 256
     assert config.image_size == 224
@@ -86,3 +99,67 @@ def test_recipe_of_section_4_2() -> None:
     assert config.optim_wrapper.optimizer == dict(
         type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
     )
+
+
+CIFAR = ROOT / 'configs/pretrain/cifar100'
+ROWS = {
+    'bl': dict(name='BL'),
+    'se': dict(name='SE', generations=4),
+    'sd_t2': dict(name='SD T=2', generations=4, teacher_weight=1.0, temperature=2.0),
+    'sd_t3': dict(name='SD T=3', generations=4, teacher_weight=1.0, temperature=3.0),
+}
+BACKBONES = {
+    'resnet20': dict(type='CifarResNet', depth=20),
+    'resnet32': dict(type='CifarResNet', depth=32),
+    'resnet56': dict(type='CifarResNet', depth=56),
+    'resnet110': dict(type='CifarResNet', depth=110),
+    'densenet100': dict(type='CifarDenseNet', depth=100),
+    'densenet190': dict(type='CifarDenseNet', depth=190),
+}
+
+
+@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_rows_of_table_3(backbone: str, row: str) -> None:
+    """Section 4.1; the rows of a backbone differ in algorithm and paper's numbers alone."""
+    config = load_config(CIFAR / f'{backbone}_{row}.py')
+    assert config.algorithm == DEFAULTS | ROWS[row]
+    assert config.model.network == BACKBONES[backbone] | {'num_classes': 100}
+    resnet = backbone.startswith('resnet')
+    assert (config.epochs, config.batch_size) == ((164, 128) if resnet else (300, 64))
+    assert config.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    assert len(config.paper.top1_error) == (1 if row == 'bl' else 4)
+    assert config.paper.best <= config.paper.top1_error[-1]
+    baseline = load_config(CIFAR / f'{backbone}_bl.py').to_dict()
+    differing = {key for key, value in config.to_dict().items() if baseline.get(key) != value}
+    assert differing <= {'algorithm', 'paper', 'config_sha256'}
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_generation_1_has_one_number_in_the_paper(backbone: str) -> None:
+    first = {load_config(CIFAR / f'{backbone}_{row}.py').paper.top1_error[0] for row in ROWS}
+    first.discard(load_config(CIFAR / f'{backbone}_bl.py').paper.top1_error[0])
+    assert len(first) == 1
+
+
+def test_other_methods_differ_in_the_algorithm_alone() -> None:
+    baseline = load_config(CIFAR / 'resnet20_bl.py').to_dict()
+    algorithms = {}
+    for method in ('symmetric', 'kd', 'ban', 'tolerant'):
+        config = load_config(CIFAR / f'resnet20_{method}.py').to_dict()
+        differing = {key for key, value in config.items() if baseline.get(key) != value}
+        assert differing <= {'algorithm', 'paper', 'config_sha256'}
+        algorithms[method] = config['algorithm']
+    for one, other, keys in (
+        (algorithms['symmetric'], DEFAULTS | ROWS['sd_t2'], {'name', 'symmetric'}),
+        (algorithms['tolerant'], algorithms['ban'], {'name', 'confidence_penalty'}),
+    ):
+        assert {key for key in one if one[key] != other[key]} == keys
+
+
+def test_every_row_is_listed() -> None:
+    rows = {f'{backbone}_{row}' for backbone in BACKBONES for row in ROWS}
+    others = {f'resnet20_{method}' for method in ('symmetric', 'kd', 'ban', 'tolerant')}
+    assert {path.stem for path in CIFAR.glob('*.py')} == rows | others

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from pretrain.checkpoint import load_from_disk
+from pretrain.checkpoint import load_from_disk, weights_sha256
 from pretrain.errors import UserError
-from pretrain.export import export_backbone, load_backbone_file, weights_sha256
+from pretrain.export import export_backbone, load_backbone_file
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_other_networks_are_refused(train: Callable, tmp_path: Path) -> None:
-    train('bl', tmp_path, 'algorithm.generations=[1]')
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     with pytest.raises(UserError, match='not a checkpoint of a ResNet'):
         export_backbone(tmp_path / 'epoch_1.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'out.pth').exists()

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from pretrain.checkpoint import load_from_disk
+from pretrain.checkpoint import load_from_disk, student_weights
+from pretrain.errors import UserError
+from pretrain.record import read_record
 
 
 def assert_same_training_state(path: Path, other: Path) -> None:
@@ -157,9 +159,136 @@ def test_snapshots_and_teacher_of_each_generation(train: Callable, tmp_path: Pat
 
 
 def test_checkpoint_of_another_network_is_refused(train: Callable, tmp_path: Path) -> None:
-    runner = train('bl', tmp_path, 'algorithm.generations=[1]')
+    runner = train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     checkpoint = load_from_disk(tmp_path / 'epoch_1.pth')
     del checkpoint['state_dict']['student.0.weight']
     torch.save(checkpoint, tmp_path / 'broken.pth')
     with pytest.raises(RuntimeError, match=r'student\.0\.weight'):
         runner.load_checkpoint(str(tmp_path / 'broken.pth'))
+
+
+def test_whole_generations_begin_anew(train: Callable, tmp_path: Path) -> None:
+    """Each begins with weights of its own and no momentum, and is taught by the one before."""
+    train('sd', tmp_path, 'epochs=1', 'algorithm.generations=3', 'algorithm.fresh_student=True')
+    snapshots = [load_from_disk(tmp_path / f'snapshot_{k}.pth') for k in (1, 2, 3)]
+    assert [s['meta']['epoch'] for s in snapshots] == [1, 2, 3]
+    students = [student_weights(snapshot)['0.weight'] for snapshot in snapshots]
+    for k in (1, 2):
+        assert torch.equal(snapshots[k]['state_dict']['teacher.0.weight'], students[k - 1])
+        # A student that went on from its teacher would be close to it.
+        assert (students[k] - students[k - 1]).norm() > 0.5 * students[k].norm()
+    steps = [s['optimizer']['state'][0]['momentum_buffer'].norm() for s in snapshots]
+    assert all(step > 0 for step in steps)
+
+
+def test_whole_generation_is_algorithm_1_with_a_teacher(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """The second generation against torch alone, from the weights that the hook drew."""
+    options = ['epochs=1', 'algorithm.generations=2', 'algorithm.fresh_student=True']
+    config = tiny_config('sd', tmp_path, *options)
+    start = {}
+
+    class Look(Hook):
+        priority = 'LOWEST'
+
+        def before_train_epoch(self, runner: Runner) -> None:
+            start.update(copy.deepcopy(runner.model.student.state_dict()))
+
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Look())
+    preprocess = copy.deepcopy(runner.model.data_preprocessor)
+    loader = runner.build_dataloader(config.train_dataloader, seed=0)
+    student, teacher = (copy.deepcopy(runner.model.student) for _ in range(2))
+    runner.train()
+
+    teacher.load_state_dict(student_weights(load_from_disk(tmp_path / 'snapshot_1.pth')))
+    teacher.eval()
+    student.load_state_dict(start)
+    student.train()
+    alpha = config.optim_wrapper.optimizer.lr
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=alpha, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    loader.sampler.set_epoch(1)
+    for index, batch in enumerate(loader):
+        rate = 0.5 * alpha * (1 + math.cos(math.pi * index / len(loader)))
+        optimizer.param_groups[0]['lr'] = rate
+        images, labels = preprocess(batch)['inputs'], batch['data_samples']
+        logits = student(images)
+        with torch.no_grad():
+            q = F.softmax(teacher(images) / 2.0, dim=1)
+        p = F.log_softmax(logits, dim=1)
+        loss = 1.5 * F.cross_entropy(logits, labels) + (q * (q.log() - p)).sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, tensor in student.state_dict().items():
+        # Four steps whose rate and loss are rounded in another order.
+        torch.testing.assert_close(
+            runner.model.student.state_dict()[name], tensor, atol=1e-4, rtol=1e-3, msg=name
+        )
+
+
+@pytest.mark.parametrize('stop_at', [2, 3])
+def test_whole_generations_resume_as_the_same_run(
+    stop_at: int, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    options = ['epochs=1', 'algorithm.generations=3', 'algorithm.fresh_student=True']
+    train('sd', tmp_path / 'whole', *options)
+    runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut', *options))
+    runner.register_hook(Stop(stop_at))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    config = tiny_config('sd', tmp_path / 'cut', *options)
+    config.load_from, config.resume = str(tmp_path / f'cut/epoch_{stop_at - 1}.pth'), True
+    config.experiment_name += '-resumed'
+    Runner.from_cfg(config).train()
+    assert_same_training_state(tmp_path / 'whole/epoch_3.pth', tmp_path / 'cut/epoch_3.pth')
+
+
+def test_teacher_of_another_run(tiny_config: Callable, train: Callable, tmp_path: Path) -> None:
+    """It teaches after ``taught_after`` epochs and stays as it is."""
+    one = ('algorithm.generations=1',)
+    train('bl', tmp_path / 'teacher', *one, 'randomness.seed=5')
+    path = tmp_path / 'teacher/snapshot_1.pth'
+    options = (*one, f'teacher_file={path}', 'algorithm.taught_after=1')
+    train('sd', tmp_path / 'student', *options)
+    train('bl', tmp_path / 'alone', *one)
+    weights = student_weights(load_from_disk(path))
+    student, alone = (
+        [load_from_disk(tmp_path / name / f'epoch_{epoch}.pth') for epoch in (2, 3)]
+        for name in ('student', 'alone')
+    )
+    for checkpoint in student:
+        for name, tensor in weights.items():
+            assert torch.equal(checkpoint['state_dict'][f'teacher.{name}'], tensor)
+    for with_teacher, without in zip(student, alone, strict=True):
+        ours, theirs = student_weights(with_teacher), student_weights(without)
+        assert not torch.equal(ours['0.weight'], theirs['0.weight'])
+    history = read_record(tmp_path / 'student/run.json')['history']
+    assert [('kl' in entry['train']) for entry in history] == [False, True, True]
+    untaught = read_record(tmp_path / 'alone/run.json')['history']
+    assert history[0]['metrics'] == untaught[0]['metrics']
+
+
+def test_teacher_of_another_architecture_is_refused(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    path = tmp_path / 'snapshot_1.pth'
+    checkpoint = load_from_disk(path)
+    checkpoint['meta']['identity']['network']['type'] = 'OtherNet'
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r'OtherNet.*TinyNet.*same network'):
+        tiny_config('sd', tmp_path / 'sd', f'teacher_file={path}')
+    with pytest.raises(UserError, match='teacher_weight is 0'):
+        checkpoint['meta']['identity']['network']['type'] = 'TinyNet'
+        torch.save(checkpoint, path)
+        tiny_config('bl', tmp_path / 'bl', f'teacher_file={path}')
+
+
+def test_kept_epochs(train: Callable, tmp_path: Path) -> None:
+    train('bl', tmp_path, 'keep_epochs=[1, 2]')
+    assert [load_from_disk(tmp_path / f'kept_{e}.pth')['meta']['epoch'] for e in (1, 2)] == [1, 2]
+    assert not (tmp_path / 'kept_3.pth').exists()

@@ -3,8 +3,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.build import LOSS_SETTINGS
+from pretrain.config import load_config
 from pretrain.errors import UserError
-from pretrain.losses import SnapshotDistillationLoss, snapshot_distillation_loss
+from pretrain.losses import (
+    SnapshotDistillationLoss,
+    snapshot_distillation_loss,
+    top_score_difference,
+)
+from tests.conftest import ROOT
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -19,17 +26,19 @@ def reference(
     label_weight: float,
     teacher_weight: float,
     temperature: float,
+    student_temperature: float = 1.0,
 ) -> tuple[float, np.ndarray]:
     """Eqn 3 in float64, picture by picture and class by class, with its analytic gradient."""
     total, gradient = 0.0, np.zeros_like(logits)
     for n, (z, label, zt) in enumerate(zip(logits, labels, teacher, strict=True)):
         p, q = softmax(z), softmax(zt / temperature)
+        soft = softmax(z / student_temperature)
         cross_entropy = -np.log(p[label])
-        kl = sum(q[c] * (np.log(q[c]) - np.log(p[c])) for c in range(len(p)))
+        kl = sum(q[c] * (np.log(q[c]) - np.log(soft[c])) for c in range(len(p)))
         total += label_weight * cross_entropy + teacher_weight * kl
         one_hot = np.eye(len(p))[label]
-        gradient[n] = (label_weight + teacher_weight) * p
-        gradient[n] -= label_weight * one_hot + teacher_weight * q
+        gradient[n] = label_weight * (p - one_hot)
+        gradient[n] += teacher_weight * (soft - q) / student_temperature
     return total / len(logits), gradient / len(logits)
 
 
@@ -92,7 +101,90 @@ def test_module_beside_a_teacher(batch: tuple) -> None:
     assert [key for key in losses if 'loss' in key] == ['loss']
 
 
-@pytest.mark.parametrize('setting', [{'temperature': 0.0}, {'teacher_weight': -1.0}])
+METHODS = {
+    # name of the config: λS, λT, T of the teacher and of the student in generations with a teacher
+    'bl': None,
+    'se': (1.0, 0.0, 1.0, 1.0),
+    'sd_t2': (1.5, 1.0, 2.0, 1.0),
+    'sd_t3': (4 / 3, 1.0, 3.0, 1.0),
+    'symmetric': (1.5, 1.0, 2.0, 2.0),
+    'kd': (1.0, 4.0, 2.0, 2.0),
+    'ban': (1.0, 1.0, 1.0, 1.0),
+    'tolerant': (1.0, 1.0, 1.0, 1.0),
+}
+
+
+def loss_of(method: str) -> SnapshotDistillationLoss:
+    algorithm = load_config(ROOT / f'configs/pretrain/cifar100/resnet20_{method}.py').algorithm
+    return SnapshotDistillationLoss(**{key: algorithm[key] for key in LOSS_SETTINGS})
+
+
+@pytest.mark.parametrize('method', [m for m, settings in METHODS.items() if settings])
+def test_every_method_beside_a_teacher(method: str, batch: tuple) -> None:
+    logits, labels, teacher = batch
+    z = torch.tensor(logits, requires_grad=True)
+    losses = loss_of(method)(z, torch.tensor(labels), torch.tensor(teacher))
+    losses['loss'].backward()
+    value, gradient = reference(*batch, *METHODS[method])
+    assert losses['loss'].item() == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(z.grad.numpy(), gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_without_a_teacher(method: str, batch: tuple) -> None:
+    """Eqn 1, and for the tolerant teacher's patriarch its penalty."""
+    logits, labels, _ = batch
+    z = torch.tensor(logits, requires_grad=True)
+    loss = loss_of(method)(z, torch.tensor(labels))['loss']
+    loss.backward()
+    total, gradient = 0.0, np.zeros_like(logits)
+    for n, (row, label) in enumerate(zip(logits, labels, strict=True)):
+        p = softmax(row)
+        total -= np.log(p[label])
+        gradient[n] = p - np.eye(len(p))[label]
+        if method == 'tolerant':
+            first, *others = np.argsort(-p)[:5]
+            total += p[first] - sum(p[c] for c in others) / 4
+            weights = np.zeros_like(p)
+            weights[first], weights[others] = 1.0, -0.25
+            gradient[n] += p * (weights - weights @ p)  # through the softmax
+    assert loss.item() == pytest.approx(total / len(logits), rel=1e-12)
+    np.testing.assert_allclose(z.grad.numpy(), gradient / len(logits), atol=1e-12)
+
+
+def test_limits_of_eqn_3(batch: tuple) -> None:
+    """λT = 0 is Eqn 1; at T = 1 asymmetric and symmetric distillation are the same."""
+    z, labels, zt = (torch.tensor(a) for a in batch)
+    off = SnapshotDistillationLoss(teacher_weight=0.0, temperature=2.0)(z, labels, zt)
+    assert off['loss'].item() == F.cross_entropy(z, labels).item()
+    at_one = [
+        SnapshotDistillationLoss(teacher_weight=1.0, temperature=t, symmetric=symmetric)(
+            z, labels, zt
+        )['loss'].item()
+        for t in (1.0, 2.0)
+        for symmetric in (False, True)
+    ]
+    assert at_one[0] == at_one[1]
+    assert at_one[2] != pytest.approx(at_one[3], rel=1e-3)
+
+
+def test_score_difference_of_few_classes() -> None:
+    # Two classes: p1 - p2 of softmax([log 3, 0]).
+    logits = torch.tensor([[np.log(3.0), 0.0]])
+    assert top_score_difference(logits).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    'setting',
+    [
+        {'temperature': 0.0},
+        {'temperature': -2.0},
+        {'temperature': float('nan')},
+        {'teacher_weight': -1.0},
+        {'label_weight': -1.0},
+        {'confidence_penalty': -0.1},
+    ],
+)
 def test_settings_out_of_range(setting: dict) -> None:
     with pytest.raises(UserError, match=f'algorithm.{next(iter(setting))}'):
         SnapshotDistillationLoss(**({'temperature': 2.0, 'teacher_weight': 1.0} | setting))

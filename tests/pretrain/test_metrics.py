@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.metrics import TopKError
+from pretrain.metrics import TopKError, TrainingStatistics
 
 
 def test_errors_against_sorting() -> None:
@@ -29,3 +29,49 @@ def test_fewer_than_five_classes() -> None:
     metric = TopKError()
     metric.process({}, [{'logits': torch.randn(4, 3), 'labels': torch.tensor([0, 1, 2, 0])}])
     assert metric.evaluate(size=4)['top5_error'] == 0.0
+
+
+def entropy(p: np.ndarray) -> float:
+    return -sum(x * np.log(x) for x in p)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def test_training_statistics_against_a_loop() -> None:
+    """Batches of different sizes, T = 3, float64."""
+    rng = np.random.default_rng(0)
+    z, zt, labels = rng.normal(0, 2, (11, 6)), rng.normal(0, 3, (11, 6)), rng.integers(0, 6, 11)
+    statistics = TrainingStatistics()
+    for part in (slice(0, 4), slice(4, 11)):
+        logits = torch.tensor(z[part], requires_grad=True)
+        statistics.add(logits, torch.tensor(labels[part]), torch.tensor(zt[part]), 3.0)
+    rows = []
+    for a, b, y in zip(z, zt, labels, strict=True):
+        p, q = softmax(a), softmax(b / 3.0)
+        rows.append(
+            [
+                100.0 * (np.argmax(a) != y),
+                entropy(p),
+                100.0 * (np.argmax(b) != y),
+                entropy(q),
+                sum(q[c] * np.log(q[c] / p[c]) for c in range(6)),
+                100.0 * (np.argmax(a) == np.argmax(b)),
+            ]
+        )
+    expected = dict(zip(TrainingStatistics.names, np.mean(rows, axis=0), strict=True))
+    # The batches are reduced in float32.
+    assert statistics.mean() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_statistics_without_a_teacher() -> None:
+    statistics = TrainingStatistics()
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    statistics.add(logits, torch.tensor([0, 0]), None, 1.0)
+    assert statistics.mean().keys() == {'error', 'entropy'}
+    assert statistics.mean()['error'] == 50.0
+    statistics.clear()
+    statistics.add(logits, torch.tensor([0, 1]), None, 1.0)
+    assert statistics.mean()['error'] == 0.0

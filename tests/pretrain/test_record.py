@@ -20,6 +20,11 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
     assert record['config'] == 'r18_sd'
     assert [(e['epoch'], e['generation']) for e in record['history']] == [(1, 1), (2, 2), (3, 2)]
     assert all(e['seconds_per_iter'] > 0 for e in record['history'])
+    assert [e['iterations'] for e in record['history']] == [4, 4, 4]
+    assert all(e['seconds'] >= e['seconds_per_iter'] for e in record['history'])
+    taught = ('teacher_error', 'teacher_entropy', 'kl', 'agreement')
+    assert list(record['history'][0]['train']) == ['error', 'entropy']
+    assert list(record['history'][1]['train']) == ['error', 'entropy', *taught]
     first, second = record['generations']
     assert first['last'] == first['best'] == record['history'][0]['metrics']
     assert second['last'] == record['history'][2]['metrics']
@@ -35,12 +40,12 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
 def test_data_fingerprint_names_the_files_not_the_place(
     train: Callable, image_folder: Path, tmp_path: Path
 ) -> None:
-    once = 'algorithm.generations=[1]'
-    train('bl', tmp_path / 'a', once)
+    once = ('epochs=1', 'algorithm.generations=1')
+    train('bl', tmp_path / 'a', *once)
     shutil.copytree(image_folder, tmp_path / 'moved')
-    train('bl', tmp_path / 'b', once, f'data_root={tmp_path / "moved"}')
+    train('bl', tmp_path / 'b', *once, f'data_root={tmp_path / "moved"}')
     (tmp_path / 'moved/train/class0/0.png').rename(tmp_path / 'moved/train/class0/new.png')
-    train('bl', tmp_path / 'c', once, f'data_root={tmp_path / "moved"}')
+    train('bl', tmp_path / 'c', *once, f'data_root={tmp_path / "moved"}')
     a, b, c = (read_record(tmp_path / name / 'run.json') for name in 'abc')
     assert a['data'] == b['data']
     assert a['data']['train'] != c['data']['train']
@@ -57,14 +62,14 @@ def test_resume_makes_up_for_a_missed_validation(
     tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
     """Stopped after the checkpoint of the last epoch and before its validation."""
-    two = 'algorithm.generations=[1, 1]'
-    train('sd', tmp_path / 'whole', two)
-    runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut', two))
+    two = ('epochs=2', 'algorithm.generations=2')
+    train('sd', tmp_path / 'whole', *two)
+    runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut', *two))
     runner.register_hook(StopBeforeValidation())
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     assert 'metrics' not in read_record(tmp_path / 'cut/run.json')['history'][1]
-    config = tiny_config('sd', tmp_path / 'cut', two)
+    config = tiny_config('sd', tmp_path / 'cut', *two)
     config.load_from, config.resume = str(tmp_path / 'cut/epoch_2.pth'), True
     config.experiment_name += '-resumed'
     Runner.from_cfg(config).train()
@@ -83,7 +88,8 @@ def test_shared_generation_1_is_validated_where_it_is_used(
     config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
     Runner.from_cfg(config).train()
     ensemble, distilled = (read_record(tmp_path / name / 'run.json') for name in ('se', 'sd'))
-    assert distilled['generations'][0]['last'] == ensemble['generations'][0]['last']
+    assert distilled['generations'][0] == ensemble['generations'][0]
+    assert distilled['history'][0] == ensemble['history'][0]
     assert distilled['started_from'].endswith('se/snapshot_1.pth')
 
 

@@ -7,7 +7,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 from pretrain.errors import UserError
-from pretrain.schedule import boundaries, cosine_restarts, generation, label_weight, teacher_step
+from pretrain.schedule import (
+    balanced_label_weight,
+    cosine_restarts,
+    generation,
+    mini_generations,
+    teacher_step,
+)
 
 SHORT = (4, 2, 3)
 IMAGENET = (45 * 5004, 45 * 5004)  # Section 4.2 in iterations: 1,281,167 // 256 = 5004 an epoch
@@ -56,15 +62,39 @@ def test_learning_rate_is_eqn_5_at_every_iteration(
 
 
 def test_label_weight_balances_the_teacher() -> None:
-    assert label_weight(teacher_weight=1.0, temperature=2.0) == 1.5
-    assert label_weight(teacher_weight=1.0, temperature=3.0) == pytest.approx(4 / 3)
-    assert label_weight(teacher_weight=0.0, temperature=2.0) == 1.0
+    assert balanced_label_weight(teacher_weight=1.0, temperature=2.0) == 1.5
+    assert balanced_label_weight(teacher_weight=1.0, temperature=3.0) == pytest.approx(4 / 3)
+    assert balanced_label_weight(teacher_weight=0.0, temperature=2.0) == 1.0
 
 
-@pytest.mark.parametrize('lengths', [(), (0,), (3, -1), (1.5,)])
-def test_impossible_lengths(lengths: tuple) -> None:
-    with pytest.raises(UserError, match='generations'):
-        boundaries(lengths)
+@pytest.mark.parametrize(
+    ('epochs', 'generations', 'lengths'),
+    [(164, 4, [41] * 4), (90, 1, [90]), (7, [4, 3], [4, 3]), (7, (7,), [7])],
+)
+def test_lengths_of_the_mini_generations(epochs: int, generations: object, lengths: list) -> None:
+    assert mini_generations(epochs, generations) == lengths
+
+
+def test_whole_generations_are_as_long_as_a_run() -> None:
+    assert mini_generations(164, 3, whole=True) == [164, 164, 164]
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'generations', 'message'),
+    [
+        (164, 3, 'generations=3 does not divide epochs=164'),
+        (9, [4, 4], r'generations=\[4, 4\] add up to 8 epochs, not to epochs=9'),
+        (0, 1, 'epochs is 0'),
+        ('x', 1, 'epochs is x'),
+        *(
+            (3, wrong, 'generations is')
+            for wrong in (0, -1, True, 1.5, [], [0, 3], [1.5, 1.5], 'x')
+        ),
+    ],
+)
+def test_impossible_lengths(epochs: object, generations: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mini_generations(epochs, generations)
 
 
 @pytest.mark.parametrize('step', [0, 10])

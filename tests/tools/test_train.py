@@ -44,7 +44,8 @@ def options(image_folder: Path) -> list[str]:
         'model.network.num_classes=4',
         'image_size=32',
         'batch_size=8',
-        'algorithm.generations=[1, 1]',
+        'epochs=2',
+        'algorithm.generations=2',
         'train_dataloader.num_workers=0',
         'val_dataloader.num_workers=0',
     ]

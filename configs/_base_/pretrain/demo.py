@@ -1,8 +1,9 @@
-"""ResNet-18 on the built-in images at 64 pixels: ImageNet's recipe at the demo's size."""
+"""ResNet-18 on the built-in images at 48 pixels: ImageNet's recipe at the demo's size."""
 
 _base_ = 'imagenet.py'
 data_root = 'data/builtin/imagenet'
-image_size = 64
+image_size = 48
+epochs = 6
 batch_size = 32
 model = dict(network=dict(depth=18, num_classes=20))
 optim_wrapper = dict(optimizer=dict(lr=0.02))

@@ -1,13 +1,13 @@
-"""ImageNet classification as in Section 4.2: ResNet, 224 pixels, batch 256, SGD with Nesterov."""
+"""ImageNet classification as in Section 4.2: ResNet, 224 pixels, 90 epochs of batch 256."""
 
-task = 'classification'
+_base_ = 'classification.py'
+
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
 image_size = 224
 batch_size = 256  # over all processes
+epochs = 90
 model = dict(
-    type='SnapshotClassifier',
     data_preprocessor=dict(
-        type='ImgDataPreprocessor',
         mean=[123.675, 116.28, 103.53],  # RGB, as the loader decodes
         std=[58.395, 57.12, 57.375],
     ),
@@ -26,10 +26,3 @@ val_dataloader = dict(
     sampler=dict(type='EpochSampler', shuffle=False),
     dataset=dict(type='ClassFolder'),
 )
-val_evaluator = dict(type='TopKError')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
-)
-train_cfg = dict(type='EpochBasedTrainLoop', val_interval=1)
-val_cfg = dict(type='ValLoop')

@@ -1,0 +1,25 @@
+"""What all pretraining has in common: the method's settings, the model, SGD with Nesterov."""
+
+task = 'classification'
+data_seed = None  # of the order and augmentation of the pictures; None: the run's seed
+teacher_file = ''  # a checkpoint of another run, to be the only teacher (Section 3.3.2)
+keep_epochs = []  # epochs whose training state is kept as kept_<epoch>.pth
+# The settings that BL, SE, SD and the methods they are compared with may differ in.
+algorithm = dict(
+    generations=1,  # K equal mini-generations, or a list of their lengths in epochs
+    teacher_weight=0.0,  # λT; 0: no teacher
+    temperature=1.0,  # T
+    label_weight=None,  # λS beside a teacher; None: 1 + λT/T (Section 4.1)
+    symmetric=False,  # T softens the student as well (Section 3.3.3)
+    fresh_student=False,  # K whole generations of `epochs`, each beginning with new weights
+    confidence_penalty=0.0,  # of a patriarch that shall be tolerant (reference [49])
+    taught_after=0,  # with teacher_file: the epochs before it teaches; else L_1 (Eqn 4)
+)
+model = dict(type='SnapshotClassifier', data_preprocessor=dict(type='ImgDataPreprocessor'))
+val_evaluator = dict(type='TopKError')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
+)
+train_cfg = dict(type='EpochBasedTrainLoop', val_interval=1)
+val_cfg = dict(type='ValLoop')

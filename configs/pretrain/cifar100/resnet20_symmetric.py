@@ -1,0 +1,12 @@
+"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 softening the student as well.
+
+The ablation of Section 3.3.3: it differs from SD in that alone. The paper has no number for it.
+
+Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_symmetric.py 1
+"""
+
+_base_ = ['../../_base_/runtime.py', '../../_base_/pretrain/cifar100.py']
+algorithm = dict(
+    name='SD symmetric', generations=4, teacher_weight=1.0, temperature=2.0, symmetric=True
+)
+paper = dict(metric='top1_error')

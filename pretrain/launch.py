@@ -1,0 +1,142 @@
+"""Many runs from one command: each done once, resumed where it stopped, side by side if asked."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from pretrain.record import read_record
+
+TOOLS = Path(__file__).resolve().parent.parent / 'tools'
+PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ``tools/train.py``.
+
+    Args:
+        title: what the progress lines call it.
+        config: its config file.
+        work_dir: where it lives.
+        options: ``key=value`` overrides of the config.
+        start_from: another run's checkpoint to begin with.
+    """
+
+    title: str
+    config: Path
+    work_dir: Path
+    options: Sequence[str] = ()
+    start_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts runs and waits for them.
+
+    Args:
+        gpus: processes a run, 0 for a single one without a launcher.
+        jobs: runs at a time; they share the machine's GPUs, or its cores evenly.
+    """
+
+    gpus: int = 0
+    jobs: int = 1
+
+    def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
+        """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
+        the first failure no further task begins."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(task) for task in tasks]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def run(self, run: Run) -> dict:
+        """Finish a run and return its record; a finished one is not run again.
+
+        Raises:
+            UserError: if the run fails, or its folder holds a run with other settings.
+        """
+        record = read_record(run.work_dir / 'run.json')
+        if record is None or record['status'] != 'finished':
+            self._launch(run)
+            record = read_record(run.work_dir / 'run.json')
+        elif record['config_sha256'] != load_config(run.config, run.options).config_sha256:
+            raise UserError(
+                f'{run.work_dir} holds a finished run with other settings: choose another '
+                '--work-dir, or delete that run.'
+            )
+        metrics = record['generations'][-1]['last']
+        values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+        print(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
+        return record
+
+    def _launch(self, run: Run) -> None:
+        log = run.work_dir / 'train.log'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(TOOLS / 'train.py'), str(run.config)]
+        if self.gpus:
+            command = ['bash', str(TOOLS / 'dist_train.sh'), str(run.config), str(self.gpus)]
+        command += ['--work-dir', str(run.work_dir), '--resume']
+        if run.start_from:
+            command += ['--start-from', str(run.start_from)]
+        command += ['--cfg-options', *run.options]
+        environment = dict(os.environ)
+        if not self.gpus:  # else dist_train.sh shares the cores out
+            environment.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // self.jobs)))
+        print(f'{run.title}: log in {log}', flush=True)
+        with log.open('a') as file:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                preexec_fn=_die_with_parent,
+            )
+            lines = _follow(process, file, run.title)
+        if process.returncode:
+            reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
+            raise UserError(
+                f'{run.title} failed: {reason.removeprefix("error: ")}'
+                if reason
+                else f'{run.title} failed with exit code {process.returncode}: see the end of '
+                f'{log}.'
+            )
+
+
+def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
+    """Copy a run's output to its log, show where it is, and return its last lines."""
+    tail = deque(maxlen=50)
+    shown = time.monotonic()
+    try:
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            tail.append(line.rstrip())
+            if (progress := PROGRESS.search(line)) and time.monotonic() - shown > 15:
+                print(f'{title}: {" ".join(filter(None, progress.groups()))}', flush=True)
+                shown = time.monotonic()
+        process.wait()
+    finally:
+        process.terminate()
+    return list(tail)
+
+
+def _die_with_parent() -> None:
+    """Stop the run with the command that started it, however that ends (Linux only)."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

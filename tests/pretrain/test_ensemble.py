@@ -1,0 +1,75 @@
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from pretrain.checkpoint import load_from_disk, student_weights
+from pretrain.ensemble import ensemble_probabilities
+from pretrain.errors import UserError
+from pretrain.record import read_record
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0, 3.0])
+def test_ensemble_against_a_loop(temperature: float) -> None:
+    z = np.random.default_rng(0).normal(0, 2, (4, 5, 7))  # K, N, C
+    expected = np.zeros((5, 7))
+    for k in range(1, 5):
+        for n in range(5):
+            e = [math.exp(temperature ** (k - 1) * x) for x in z[k - 1, n]]
+            expected[n] += np.array(e) / sum(e) / 4
+    scores = ensemble_probabilities(torch.tensor(z), temperature)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(('method', 'temperature'), [('se', 1.0), ('sd', 2.0)])
+def test_record_has_the_ensemble_of_the_snapshots(
+    method: str, temperature: float, train: Callable, tmp_path: Path
+) -> None:
+    runner = train(method, tmp_path)
+    last = copy.deepcopy(runner.model.student.state_dict())
+    network = runner.model.student.eval()
+    wrong = count = 0
+    for batch in runner.val_dataloader:
+        images = runner.model.data_preprocessor(batch)['inputs']
+        scores = 0
+        for k in (1, 2):
+            network.load_state_dict(student_weights(load_from_disk(tmp_path / f'snapshot_{k}.pth')))
+            with torch.no_grad():
+                scores = scores + (temperature ** (k - 1) * network(images)).softmax(dim=1)
+        wrong += int((scores.argmax(dim=1) != batch['data_samples']).sum())
+        count += len(images)
+    record = read_record(tmp_path / 'run.json')
+    assert record['ensemble']['top1_error'] == pytest.approx(100 * wrong / count)
+    assert all(torch.equal(last[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_single_snapshot_is_no_ensemble(train: Callable, tmp_path: Path) -> None:
+    train('bl', tmp_path, 'algorithm.generations=1')
+    assert 'ensemble' not in read_record(tmp_path / 'run.json')
+
+
+def test_run_from_a_shared_snapshot_has_its_ensemble(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('se', tmp_path / 'se')
+    train('sd', tmp_path / 'sd')
+    config = tiny_config('sd', tmp_path / 'shared')
+    config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
+    Runner.from_cfg(config).train()
+    alone, shared = (read_record(tmp_path / name / 'run.json') for name in ('sd', 'shared'))
+    assert shared['ensemble'] == alone['ensemble']
+
+
+def test_snapshots_of_different_runs_are_refused(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('se', tmp_path / 'other', 'randomness.seed=1')
+    runner = train('se', tmp_path / 'mine')
+    (tmp_path / 'other/snapshot_1.pth').replace(tmp_path / 'mine/snapshot_1.pth')
+    with pytest.raises(UserError, match=r'snapshot_1\.pth was trained with seed=1'):
+        runner.call_hook('after_train')

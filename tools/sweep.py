@@ -1,0 +1,40 @@
+"""Train several configs with several seeds; stopped and started again it goes on.
+
+python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py \
+    --seeds 0 1 2 --jobs 4
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pretrain.errors import UserError
+from pretrain.launch import Launcher
+from pretrain.sweep import Sweep
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'))
+    parser.add_argument(
+        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
+    )
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    launcher = Launcher(args.gpus, args.jobs)
+    Sweep(args.configs, args.seeds, args.work_dir, args.cfg_options, launcher).run()
+    print(f'The records are in {args.work_dir}: tools/table.py makes tables of them.')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')

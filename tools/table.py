@@ -1,0 +1,52 @@
+"""Print a table of the paper from run records: paper, ours, delta, mean ± std, n.
+
+python tools/table.py 3 RECORDS [--backbones resnet20]    # RECORDS: a folder with run.json files
+python tools/table.py {2,5,methods} RECORDS
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from downstream.results import find_records as find_downstream_records
+from downstream.results import transfer_table
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from pretrain.tables import find_records, methods_table, table_2, table_3
+
+CIFAR = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
+ROWS = ('bl', 'se', 'sd_t2', 'sd_t3')
+METHODS = ('bl', 'sd_t2', 'sd_t3', 'symmetric', 'kd', 'ban', 'tolerant')
+BACKBONES = ('resnet20', 'resnet32', 'resnet56', 'resnet110', 'densenet100', 'densenet190')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('table', choices=['2', '3', '5', 'methods'])
+    parser.add_argument('records', type=Path, help='a folder; its run.json files are read')
+    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.records.is_dir():
+        raise UserError(f'No folder {args.records}: give one that holds run.json files.')
+    if args.table == '5':
+        print(transfer_table(find_downstream_records(args.records)))
+        return
+    records = find_records(args.records)
+    if args.table == '3':
+        paths = [CIFAR / f'{b}_{row}.py' for b in args.backbones for row in ROWS]
+        print(table_3(records, [load_config(path) for path in paths]))
+    elif args.table == 'methods':
+        print(methods_table(records, [load_config(CIFAR / f'resnet20_{m}.py') for m in METHODS]))
+    else:
+        print(table_2(records))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
