@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pretrain.errors import UserError
-from pretrain.record import read_record
+from pretrain.tables import markdown, mean_std
 
+TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
 
@@ -28,29 +28,12 @@ class Cell:
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 
-    @property
-    def ours(self) -> str:
-        if not self.values:
-            return 'missing'
-        spread = f' ± {statistics.stdev(self.values):.2f}' if len(self.values) > 1 else ''
-        return f'{self.mean:.2f}{spread}'
-
-
-def find_records(folder: Path) -> list[dict]:
-    """The finished downstream records below ``folder``, in the order of their paths."""
-    records = [read_record(path) for path in sorted(folder.rglob('run.json'))]
-    return [
-        record
-        for record in records
-        if record['status'] == 'finished' and record['task'] in ('detection', 'segmentation')
-    ]
-
 
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     """The table in Markdown: paper, ours (mean ± std over seeds), n, and the gain over the first.
 
     Args:
-        records: as :func:`find_records` gives them.
+        records: as :func:`pretrain.tables.find_records` gives them for ``TASKS``.
         labels: the backbones in the order of the rows, of which the first is the baseline; by
             default those of the records, BL first.
 
@@ -63,7 +46,8 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         {r['label'] for r in records}, key=lambda label: (label != 'BL', label)
     )
     configs = sorted({(r['task'], r['config']) for r in records})
-    rows = [('task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours')]
+    header = ('task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours')
+    rows = []
     notes = []
     for task, config in configs:
         mine = [r for r in records if r['config'] == config]
@@ -77,20 +61,14 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
                     f'{metric} (%)',
                     label,
                     '–' if cell.paper is None else f'{cell.paper:.2f}',
-                    cell.ours,
+                    mean_std(cell.values),
                     str(len(cell.values)),
                     '' if label == labels[0] else _delta(cell.paper, first.paper),
                     '' if label == labels[0] else _delta(cell.mean, first.mean),
                 )
             )
         notes.append(_note(config, mine))
-    rule = tuple('---' if i in (0, 1, 2) else '--:' for i in range(len(rows[0])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        '| ' + ' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + ' |'
-        for row in [rows[0], rule, *rows[1:]]
-    ]
-    return '\n'.join([*lines, '', *notes, ''])
+    return markdown(header, rows, notes, texts=3)
 
 
 def _cell(records: Sequence[dict], label: str, metric: str) -> Cell:
@@ -114,6 +92,6 @@ def _note(config: str, records: Sequence[dict]) -> str:
     epochs = sorted({r['history'][-1]['epoch'] for r in records})
     devices = ', '.join(sorted({r['device'] for r in records}))
     return (
-        f'- {config}: {train} training and {val} test pictures, '
+        f'{config}: {train} training and {val} test pictures, '
         f'{" or ".join(map(str, epochs))} epochs, on {devices}.'
     )

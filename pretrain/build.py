@@ -121,6 +121,7 @@ def _identity(config: Config) -> dict[str, Any]:
         dataset={key: value for key, value in dataset.items() if key not in places},
         data_preprocessor=config.model.data_preprocessor.to_dict(),
         network=config.model.network.to_dict(),
+        bf16=config.model.bf16,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
         algorithm=config.algorithm.to_dict(),
         teacher=_teacher(config) if config.teacher_file else None,

@@ -1,6 +1,5 @@
 """From run.json records to the tables of Section 4.1. Nothing else is read, nothing is typed."""
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,10 +15,10 @@ METRIC = 'top1_error'
 MISSING = 'missing'
 
 
-def find_records(folder: Path) -> list[dict]:
-    """The finished pretraining records below ``folder``, in the order of their paths."""
+def find_records(folder: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
+    """The finished records of the tasks below ``folder``, in the order of their paths."""
     records = [read_record(path) for path in sorted(Path(folder).rglob('run.json'))]
-    return [r for r in records if r['status'] == 'finished' and r['task'] == 'classification']
+    return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
 
 
 def mean_std(values: Sequence[float]) -> str:
@@ -31,21 +30,28 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
-    """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side."""
-    if min(len(ours), len(baseline)) < 2:
+    """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side, or where
+    neither side varies."""
+    if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
         return '–'
     p = float(ttest_ind(ours, baseline, equal_var=False).pvalue)
-    return '–' if math.isnan(p) else f'{p:.3f}'
+    return f'{p:.3f}' if p >= 0.001 else '<0.001'
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A table whose text columns, those before 'n' or a number, are padded to line up."""
-    cells = [list(header), ['---'] * len(header), *map(list, rows)]
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], texts: int
+) -> str:
+    """A Markdown table, legible as text, whose first ``texts`` columns are not numbers."""
+    rule = ['---' if column < texts else '--:' for column in range(len(header))]
+    cells = [list(header), rule, *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        '| ' + ' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + ' |'
-        for row in cells
-    ]
+    lines = []
+    for row in cells:
+        padded = [
+            text.ljust(width) if column < texts else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f'| {" | ".join(padded)} |')
     return '\n'.join([*lines, '', *(f'- {note}' for note in notes), ''])
 
 
@@ -97,7 +103,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
                 for v, p in zip(ours, paper, strict=True)
             )
             rows.append([*name, 'delta', *deltas, '', '', ''])
-    return markdown(header, rows, notes)
+    return markdown(header, rows, notes, texts=3)
 
 
 def methods_table(records: Sequence[dict], configs: Sequence[Config]) -> str:
@@ -126,7 +132,7 @@ def methods_table(records: Sequence[dict], configs: Sequence[Config]) -> str:
             ]
         )
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
-    return markdown(header, rows, notes)
+    return markdown(header, rows, notes, texts=2)
 
 
 # Section 3.3.2, by the epochs that student and teacher share with the source; DenseNet-100.
@@ -173,7 +179,7 @@ def table_2(records: Sequence[dict]) -> str:
         rows.append([f'student #{student}', 'ours', *values])
     counts = sorted({len(values) for values in cells.values()})
     notes.append(f'Accuracy in percent, n = {" or ".join(map(str, counts))}.')
-    return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes)
+    return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
 
 
 def _group(records: Sequence[dict], configs: Sequence[Config]) -> list[list[dict]]:

@@ -2,14 +2,15 @@
 
 import re
 
-from downstream.results import find_records, transfer_table
+from downstream.results import TASKS, transfer_table
+from pretrain.tables import find_records
 from tests.conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
 
 
 def test_table_is_made_from_the_committed_records() -> None:
-    records = find_records(ROOT / 'configs/demo/results/smoke')
+    records = find_records(ROOT / 'configs/demo/results/smoke', TASKS)
     assert f'<!-- smoke table -->\n{transfer_table(records)}<!-- end -->' in README
 
 

@@ -4,9 +4,8 @@ python tools/export_backbone.py CHECKPOINT OUT
 """
 
 import argparse
-import sys
 
-from pretrain.errors import UserError
+from pretrain.cli import run
 from pretrain.export import export_backbone
 
 
@@ -20,7 +19,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

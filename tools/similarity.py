@@ -4,10 +4,9 @@ python tools/similarity.py --work-dir work_dirs/table2    # DenseNet-100, 300 ep
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.cli import add_launcher_arguments, run
 from pretrain.launch import Launcher
 from pretrain.similarity import Similarity
 
@@ -20,10 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--shared-epochs', type=int, nargs='+', default=[0, 75, 150])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/table2'))
-    parser.add_argument(
-        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    add_launcher_arguments(parser)
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -42,7 +38,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

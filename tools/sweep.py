@@ -5,10 +5,9 @@ python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.cli import add_launcher_arguments, run
 from pretrain.launch import Launcher
 from pretrain.sweep import Sweep
 
@@ -18,10 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'))
-    parser.add_argument(
-        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    add_launcher_arguments(parser)
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -34,7 +30,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

@@ -5,11 +5,10 @@ python tools/table.py {2,5,methods} RECORDS
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from downstream.results import find_records as find_downstream_records
-from downstream.results import transfer_table
+from downstream.results import TASKS, transfer_table
+from pretrain.cli import run
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.tables import find_records, methods_table, table_2, table_3
@@ -33,7 +32,7 @@ def main() -> None:
     if not args.records.is_dir():
         raise UserError(f'No folder {args.records}: give one that holds run.json files.')
     if args.table == '5':
-        print(transfer_table(find_downstream_records(args.records)))
+        print(transfer_table(find_records(args.records, TASKS)))
         return
     records = find_records(args.records)
     if args.table == '3':
@@ -46,7 +45,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

@@ -6,7 +6,6 @@ python tools/train.py CONFIG [--resume] [--start-from CHECKPOINT] [--work-dir DI
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from pretrain.checkpoint import check_resume
+from pretrain.cli import run
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.record import read_record
@@ -97,7 +97,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

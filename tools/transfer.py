@@ -5,22 +5,15 @@ python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from downstream.transfer import Transfer
+from pretrain.cli import add_launcher_arguments, named_path, run
 from pretrain.errors import UserError
 from pretrain.launch import Launcher
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
-
-
-def named_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition('=')
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f'{text}: write NAME=FILE')
-    return name, Path(path)
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,10 +32,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of fine-tuning')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'))
-    parser.add_argument(
-        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    add_launcher_arguments(parser)
     parser.add_argument('--pretrain-options', nargs='*', default=[], metavar='KEY=VALUE')
     parser.add_argument('--downstream-options', nargs='*', default=[], metavar='KEY=VALUE')
     return parser.parse_args()
@@ -65,7 +55,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    run(main)

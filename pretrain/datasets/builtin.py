@@ -9,7 +9,6 @@ function of the seed and of its own name alone: the same parameters give the sam
 import argparse
 import colorsys
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from configparser import ConfigParser
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from pretrain.cli import run
 from pretrain.errors import UserError
 
 _TABLE = ConfigParser()
@@ -289,12 +289,9 @@ def main() -> None:
     parser.add_argument('dest', metavar='DEST', type=Path, help='gets imagenet/ and VOCdevkit/')
     dest = parser.parse_args().dest
     print(f'Built-in images: {dest / "imagenet"} and {dest / "VOCdevkit"}', flush=True)
-    try:
-        write_imagenet_folder(dest / 'imagenet', train_per_class=150, val_per_class=50, size=64)
-        write_vocdevkit(dest / 'VOCdevkit', trainval=240, test=80, size=160)
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    write_imagenet_folder(dest / 'imagenet', train_per_class=150, val_per_class=50, size=64)
+    write_vocdevkit(dest / 'VOCdevkit', trainval=240, test=80, size=160)
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

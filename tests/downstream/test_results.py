@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from downstream.results import find_records, transfer_table
+from downstream.results import TASKS, transfer_table
 from pretrain.errors import UserError
+from pretrain.tables import find_records
 
 
 def record(label: str, seed: int, value: float, task: str = 'detection', **extra: object) -> dict:
@@ -74,7 +75,7 @@ def test_only_finished_downstream_records_count(tmp_path: Path) -> None:
         (tmp_path / f'{number}/run.json').write_text(json.dumps(content))
     (tmp_path / '0/vis_data').mkdir()
     (tmp_path / '0/vis_data/scalars.json').write_text('{}\n{}\n')  # what mmengine logs
-    assert find_records(tmp_path) == [good]
+    assert find_records(tmp_path, TASKS) == [good]
 
 
 def test_no_record_at_all() -> None:

@@ -93,3 +93,30 @@ def test_teacher_normalises_with_running_statistics(batch: dict) -> None:
     one_by_one = torch.cat([model.teacher(image[None]) for image in batch['inputs']])
     # Reductions of another batch size round differently.
     torch.testing.assert_close(model.teacher(batch['inputs']), one_by_one, atol=1e-5, rtol=1e-4)
+
+
+def test_both_networks_compute_in_channels_last(batch: dict) -> None:
+    model = make(1.0).train()
+    model.teaching = True
+    seen = []
+    for network in (model.student, model.teacher):
+        network.layer4.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(**batch, mode='loss')
+    assert [output.is_contiguous(memory_format=torch.channels_last) for output in seen] == [
+        True
+    ] * 2
+    assert {output.dtype for output in seen} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='autocast is for GPUs')
+@pytest.mark.parametrize('bf16', [True, False])
+def test_bf16_is_for_gpus(bf16: bool, batch: dict) -> None:
+    model = make(1.0).cuda().train()
+    model.bf16 = bf16
+    seen = []
+    model.student.layer4.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    cuda = {name: tensor.cuda() for name, tensor in batch.items()}
+    losses = model(**cuda, mode='loss')
+    assert seen == [torch.bfloat16 if bf16 else torch.float32]
+    assert losses['loss'].dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in model.parameters())

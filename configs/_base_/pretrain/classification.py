@@ -15,7 +15,11 @@ algorithm = dict(
     confidence_penalty=0.0,  # of a patriarch that shall be tolerant (reference [49])
     taught_after=0,  # with teacher_file: the epochs before it teaches; else L_1 (Eqn 4)
 )
-model = dict(type='SnapshotClassifier', data_preprocessor=dict(type='ImgDataPreprocessor'))
+model = dict(
+    type='SnapshotClassifier',
+    bf16=True,  # on a GPU; CPU runs are float32
+    data_preprocessor=dict(type='ImgDataPreprocessor'),
+)
 val_evaluator = dict(type='TopKError')
 optim_wrapper = dict(
     type='OptimWrapper',

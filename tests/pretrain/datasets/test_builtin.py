@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from downstream.mmcv_ops import install
+from pretrain.cli import run
 from pretrain.datasets import builtin
 from pretrain.datasets.builtin import CLASSES, draw_scene, stream
 from pretrain.errors import UserError
@@ -160,5 +161,5 @@ def test_the_command_leaves_a_foreign_folder_alone(tmp_path, monkeypatch):
     (tmp_path / 'imagenet/photo.jpg').write_bytes(b'dear')
     monkeypatch.setattr(sys, 'argv', ['builtin', str(tmp_path)])
     with pytest.raises(SystemExit, match=r'^error: .*imagenet exists .* delete it'):
-        builtin.main()
+        run(builtin.main)
     assert contents(tmp_path) == {'imagenet/photo.jpg': b'dear'}
