@@ -46,7 +46,7 @@ def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None 
         if not all(epochs for epochs, _ in run.values()):
             raise UserError(f'The record of {label} has no curve: it must hold whole epochs.')
     last = max(run['test'][0][-1] for run in runs.values())
-    start = first_epoch if first_epoch is not None else last - (last - 1) // 3
+    start = first_epoch if first_epoch is not None else last - max(1, last // 3)
     if not 0 <= start < last:
         raise UserError(f'The magnified part begins at epoch {start} of {last}: choose an earlier.')
     with matplotlib.rc_context({'font.size': 9}):

@@ -10,15 +10,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TextIO
+
+import torch
 
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.record import read_record
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
+# Which of the ``jobs`` places the run of this thread has.
+_SLOT: ContextVar[int] = ContextVar('slot', default=0)
 PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
 
 
@@ -47,7 +53,8 @@ class Launcher:
 
     Args:
         gpus: processes a run, 0 for a single one without a launcher.
-        jobs: runs at a time; they share the machine's GPUs, or its cores evenly.
+        jobs: runs at a time. Runs of one process are dealt out to the machine's GPUs, which
+            several may share, or share its cores evenly.
     """
 
     gpus: int = 0
@@ -56,8 +63,20 @@ class Launcher:
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
         the first failure no further task begins."""
+        slots = SimpleQueue()
+        for slot in range(self.jobs):
+            slots.put(slot)
+
+        def call(task: Callable[[], dict]) -> dict:
+            slot = slots.get()
+            _SLOT.set(slot)
+            try:
+                return task()
+            finally:
+                slots.put(slot)
+
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(task) for task in tasks]
+            futures = [pool.submit(call, task) for task in tasks]
             try:
                 return [future.result() for future in futures]
             finally:
@@ -96,6 +115,9 @@ class Launcher:
         environment = dict(os.environ)
         if not self.gpus:  # else dist_train.sh shares the cores out
             environment.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // self.jobs)))
+            if (gpus := torch.cuda.device_count()) > 1:
+                given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus))))
+                environment['CUDA_VISIBLE_DEVICES'] = given.split(',')[_SLOT.get() % gpus]
         print(f'{run.title}: log in {log}', flush=True)
         with log.open('a') as file:
             process = subprocess.Popen(

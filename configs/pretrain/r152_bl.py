@@ -7,4 +7,4 @@ Command: tools/dist_train.sh configs/pretrain/r152_bl.py 8
 _base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
 algorithm = dict(name='BL')
 model = dict(network=dict(depth=152))
-paper = dict(metric='top1_error', top1_error=[21.17], top5_error=[5.66])
+paper = dict(top1_error=[21.17], top5_error=[5.66])

@@ -8,4 +8,4 @@ Command: tools/dist_train.sh configs/pretrain/r152_sd.py 8
 _base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
 algorithm = dict(name='SD', generations=2, teacher_weight=1.0, temperature=2.0)
 model = dict(network=dict(depth=152))
-paper = dict(metric='top1_error', top1_error=[22.56, 20.93], top5_error=[6.44, 5.48])
+paper = dict(top1_error=[22.56, 20.93], top5_error=[6.44, 5.48])

@@ -9,4 +9,4 @@ Command: tools/dist_train.sh configs/pretrain/r152_se.py 8 \
 _base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
 algorithm = dict(name='SE', generations=2)
 model = dict(network=dict(depth=152))
-paper = dict(metric='top1_error', top1_error=[22.56, 21.84], top5_error=[6.44, 5.84])
+paper = dict(top1_error=[22.56, 21.84], top5_error=[6.44, 5.84])

@@ -1,9 +1,12 @@
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.errors import UserError
 from pretrain.launch import PROGRESS, Launcher, Run
@@ -20,6 +23,31 @@ def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match='title failed: no luck'):
         Launcher().run(Run('title', Path('configs/x.py'), work_dir))
     assert (work_dir / 'train.log').read_text() == 'error: no luck\n'
+
+
+@pytest.mark.parametrize(
+    ('visible', 'names'), [(None, ['0', '1', '2']), ('4,6,7', ['4', '6', '7'])]
+)
+def test_runs_are_dealt_out_to_the_gpus(
+    visible: str | None, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3)
+    given, together = [], threading.Barrier(3)
+
+    def start(*_: object, env: dict[str, str], **__: object) -> None:
+        given.append(env['CUDA_VISIBLE_DEVICES'])
+        together.wait(60)
+        raise UserError('enough')
+
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    launcher = Launcher(jobs=3)
+    runs = [Run(name, Path('configs/x.py'), tmp_path / name) for name in 'abc']
+    with pytest.raises(UserError, match='enough'):
+        launcher.each([partial(launcher.run, run) for run in runs])
+    assert sorted(given) == names
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ model = dict(
     bf16=True,  # on a GPU; CPU runs are float32
     data_preprocessor=dict(type='ImgDataPreprocessor'),
 )
+paper = dict(metric='top1_error')  # and what the paper reports for a row
 val_evaluator = dict(type='TopKError')
 optim_wrapper = dict(
     type='OptimWrapper',

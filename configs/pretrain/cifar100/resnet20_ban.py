@@ -14,4 +14,3 @@ algorithm = dict(
     temperature=1.0,
     label_weight=1.0,
 )
-paper = dict(metric='top1_error')

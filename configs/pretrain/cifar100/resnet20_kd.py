@@ -16,4 +16,3 @@ algorithm = dict(
     symmetric=True,
     label_weight=1.0,
 )
-paper = dict(metric='top1_error')

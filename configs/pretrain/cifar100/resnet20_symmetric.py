@@ -9,4 +9,3 @@ _base_ = ['../../_base_/runtime.py', '../../_base_/pretrain/cifar100.py']
 algorithm = dict(
     name='SD symmetric', generations=4, teacher_weight=1.0, temperature=2.0, symmetric=True
 )
-paper = dict(metric='top1_error')

@@ -16,4 +16,3 @@ algorithm = dict(
     label_weight=1.0,
     confidence_penalty=1.0,
 )
-paper = dict(metric='top1_error')

@@ -6,6 +6,4 @@ Command: tools/dist_train.sh configs/pretrain/cifar100/resnet32_sd_t2.py 1
 _base_ = ['../../_base_/runtime.py', '../../_base_/pretrain/cifar100.py']
 algorithm = dict(name='SD T=2', generations=4, teacher_weight=1.0, temperature=2.0)
 model = dict(network=dict(depth=32))
-paper = dict(
-    metric='top1_error', top1_error=[33.78, 32.07, 31.05, 30.67], best=30.57, ensemble=29.8
-)
+paper = dict(top1_error=[33.78, 32.07, 31.05, 30.67], best=30.57, ensemble=29.8)

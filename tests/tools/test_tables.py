@@ -1,0 +1,56 @@
+"""The commands that read records: what they print, and what a mistake prints."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def call(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_table_has_its_command() -> None:
+    table = call('tools/table.py', '5', 'configs/demo/results/smoke')
+    assert table.returncode == 0
+    assert '| detection    | mAP (%)  | BL ' in table.stdout
+
+
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        (['tools/table.py', '3', 'nowhere'], 'No folder nowhere'),
+        (['tools/table.py', '2', 'tests'], 'no record of Table 2'),
+        (['tools/table.py', '5', 'tests'], 'no finished downstream run'),
+        (['tools/plot_curves.py', 'BL=nowhere/run.json', 'x.png'], 'No record nowhere/run.json'),
+        (['tools/sweep.py', 'configs/nowhere.py'], 'No config configs/nowhere.py'),
+        (
+            ['tools/similarity.py', '--cfg-options', 'data_root=nowhere'],
+            'No file nowhere/.*cifar-100-python.tar.gz',
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(command: list[str], message: str) -> None:
+    result = call(*command)
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    assert re.search(message, line)
+
+
+def test_curves_of_a_record(tmp_path: Path) -> None:
+    history = [
+        {'epoch': e, 'train': {'error': 9.0 - e}, 'metrics': {'top1_error': 9.5 - e}}
+        for e in (1, 2, 3)
+    ]
+    (tmp_path / 'run.json').write_text(json.dumps({'history': history}))
+    result = call('tools/plot_curves.py', f'BL={tmp_path}/run.json', f'{tmp_path}/out.svg')
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'out.svg').stat().st_size > 1000
