@@ -1,11 +1,13 @@
 """The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from pretrain.metrics import TrainingStatistics
 from pretrain.randomness import torch_seed
@@ -50,7 +52,9 @@ class SnapshotClassifier(BaseModel):
 
     Attributes:
         student: the network being trained.
-        teacher: a frozen copy of an earlier student in evaluation mode, or None.
+        teacher: a frozen copy of an earlier student in evaluation mode, or None. It is what a
+            checkpoint holds; what computes is a copy of it with its batch normalisation folded
+            into the convolutions.
         teaching: whether the teacher takes part in the loss; the hook sets it.
         statistics: of the training batches since the hook last cleared it.
     """
@@ -65,6 +69,7 @@ class SnapshotClassifier(BaseModel):
         # A copy draws no random numbers: BL, SE and SD start from the same weights.
         with_teacher = self.loss.teacher_weight > 0
         self.teacher = freeze(copy.deepcopy(self.student)).eval() if with_teacher else None
+        self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
         self.teaching = False
         self.statistics = TrainingStatistics()
         self.bf16 = bf16
@@ -72,7 +77,20 @@ class SnapshotClassifier(BaseModel):
 
     def take_snapshot(self) -> None:
         """Make the present student, running statistics included, the teacher."""
-        self.teacher.load_state_dict(self.student.state_dict())
+        self.set_teacher(self.student.state_dict())
+
+    def set_teacher(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the teacher the weights of a network of the student's kind."""
+        self.teacher.load_state_dict(weights)
+        self._folded.clear()
+
+    def teach(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits (N, C), without gradient."""
+        if not self._folded:  # a new teacher, or a resumed run
+            self._folded.append(fuse(self.teacher).to(memory_format=torch.channels_last))
+        with torch.inference_mode():
+            logits = self._compute(self._folded[0], inputs)
+        return logits.clone()  # outside, so that the loss may keep it for its backward pass
 
     def renew_student(self, seed: int) -> None:
         """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""
@@ -105,8 +123,7 @@ class SnapshotClassifier(BaseModel):
             return [{'logits': logits, 'labels': data_samples}]
         teacher_logits = None
         if self.teaching:
-            with torch.no_grad():
-                teacher_logits = self._compute(self.teacher, inputs)
+            teacher_logits = self.teach(inputs)
         losses = self.loss(logits, data_samples, teacher_logits)
         self.statistics.add(logits, data_samples, teacher_logits, self.loss.temperature)
         return losses

@@ -58,7 +58,7 @@ class SnapshotHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if self.teacher_file:
             weights = student_weights(load_from_disk(self.teacher_file))
-            unwrap(runner).teacher.load_state_dict(weights)
+            unwrap(runner).set_teacher(weights)
             runner.logger.info(f'The teacher is {self.teacher_file}.')
         # A run that starts from another's snapshot has one of its own, for its ensemble.
         if runner.epoch in boundaries(self.generations):

@@ -13,6 +13,7 @@ from pretrain.record import read_record
 
 METRIC = 'top1_error'
 MISSING = 'missing'
+TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 
 def find_records(folder: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
@@ -92,17 +93,40 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
             [
                 *name,
                 'ours',
-                *('–' if p is None else mean_std(v) for v, p in zip(ours, paper, strict=True)),
+                *_means(ours, paper),
                 str(len(mine)),
                 *_against(_finals(mine), _finals(base) if mine is not base else []),
             ]
         )
         if full:
-            deltas = (
-                '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}'
-                for v, p in zip(ours, paper, strict=True)
-            )
-            rows.append([*name, 'delta', *deltas, '', '', ''])
+            rows.append([*name, 'delta', *_deltas(ours, paper), '', '', ''])
+    return markdown(header, rows, notes, texts=3)
+
+
+def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
+    """Top-1 and top-5 errors on ImageNet at the ends of both mini-generations.
+
+    Args and errors are those of :func:`table_3`.
+    """
+    groups = _group(records, configs)
+    notes, full = _setting(groups, configs)
+    header = ['backbone', 'alg.', 'source']
+    header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
+    rows = []
+    for config, mine in zip(configs, groups, strict=True):
+        ends = len(config.paper.top1_error)
+        # BL's one generation ends where the others' second does.
+        columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
+        paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
+        ours = [
+            [r['generations'][k]['last'][name] for r in mine] if k >= 0 else []
+            for k, name in columns
+        ]
+        name = [_backbone(config), config.algorithm.name]
+        rows.append([*name, 'paper', *map(_number, paper), ''])
+        rows.append([*name, 'ours', *_means(ours, paper), str(len(mine))])
+        if full:
+            rows.append([*name, 'delta', *_deltas(ours, paper), ''])
     return markdown(header, rows, notes, texts=3)
 
 
@@ -218,7 +242,8 @@ def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[l
         _one_setting([mine for _, mine in pairs])
         note = f'{backbone}: {_describe(pairs[0][1])}'
         record, config = pairs[0][1][0], pairs[0][0]
-        if _epochs(record) != config.epochs or record['data']['train']['count'] != 50_000:
+        pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
+        if _epochs(record) != config.epochs or record['data']['train']['count'] != pictures:
             full = False
             note = f'SHORTENED, not comparable with the paper. {note}'
         notes.append(note)
@@ -263,6 +288,18 @@ def _last(record: dict, k: int) -> float:
 
 def _finals(records: Sequence[dict]) -> list[float]:
     return [_last(record, -1) for record in records]
+
+
+def _means(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
+    """Ours, where the paper has a number."""
+    return ['–' if p is None else mean_std(v) for v, p in zip(ours, paper, strict=True)]
+
+
+def _deltas(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
+    return [
+        '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}'
+        for v, p in zip(ours, paper, strict=True)
+    ]
 
 
 def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[str, str]:

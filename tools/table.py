@@ -1,7 +1,7 @@
 """Print a table of the paper from run records: paper, ours, delta, mean ± std, n.
 
 python tools/table.py 3 RECORDS [--backbones resnet20]    # RECORDS: a folder with run.json files
-python tools/table.py {2,5,methods} RECORDS
+python tools/table.py {2,4,5,methods} RECORDS
 """
 
 import argparse
@@ -11,17 +11,20 @@ from downstream.results import TASKS, transfer_table
 from pretrain.cli import run
 from pretrain.config import load_config
 from pretrain.errors import UserError
-from pretrain.tables import find_records, methods_table, table_2, table_3
+from pretrain.tables import find_records, methods_table, table_2, table_3, table_4
 
-CIFAR = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain'
+CIFAR = CONFIGS / 'cifar100'
 ROWS = ('bl', 'se', 'sd_t2', 'sd_t3')
 METHODS = ('bl', 'sd_t2', 'sd_t3', 'symmetric', 'kd', 'ban', 'tolerant')
+TABLE_4 = 'r101_bl', 'r101_se', 'r101_sd', 'r152_bl', 'r152_se', 'r152_sd'
+TABLE_4 += 'ser101_bl', 'ser101_sd', 'ser152_sd'
 BACKBONES = ('resnet20', 'resnet32', 'resnet56', 'resnet110', 'densenet100', 'densenet190')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('table', choices=['2', '3', '5', 'methods'])
+    parser.add_argument('table', choices=['2', '3', '4', '5', 'methods'])
     parser.add_argument('records', type=Path, help='a folder; its run.json files are read')
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
     return parser.parse_args()
@@ -38,6 +41,8 @@ def main() -> None:
     if args.table == '3':
         paths = [CIFAR / f'{b}_{row}.py' for b in args.backbones for row in ROWS]
         print(table_3(records, [load_config(path) for path in paths]))
+    elif args.table == '4':
+        print(table_4(records, [load_config(CONFIGS / f'{row}.py') for row in TABLE_4]))
     elif args.table == 'methods':
         print(methods_table(records, [load_config(CIFAR / f'resnet20_{m}.py') for m in METHODS]))
     else:

@@ -1,6 +1,6 @@
 """Networks to pretrain."""
 
 from pretrain.models.cifar import build_cifar_densenet, build_cifar_resnet
-from pretrain.models.resnet import build_resnet
+from pretrain.models.resnet import build_resnet, build_se_resnet
 
-__all__ = ['build_cifar_densenet', 'build_cifar_resnet', 'build_resnet']
+__all__ = ['build_cifar_densenet', 'build_cifar_resnet', 'build_resnet', 'build_se_resnet']

@@ -6,11 +6,13 @@ import torch
 import pretrain.build  # noqa: F401  (fills the registries)
 from pretrain.classifier import SnapshotClassifier, freeze
 
+RESNET = dict(type='ResNet', depth=18, num_classes=4)
 
-def make(teacher_weight: float) -> SnapshotClassifier:
+
+def make(teacher_weight: float, network: dict = RESNET) -> SnapshotClassifier:
     torch.manual_seed(0)
     return SnapshotClassifier(
-        network=dict(type='ResNet', depth=18, num_classes=4),
+        network=network,
         loss=dict(type='SnapshotDistillationLoss', teacher_weight=teacher_weight, temperature=2.0),
         data_preprocessor=dict(type='ImgDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3),
     )
@@ -53,8 +55,8 @@ def test_frozen_network_computes_the_same() -> None:
 
 def test_no_teacher_forward_until_teaching(batch: dict) -> None:
     model = make(1.0).train()
-    calls = []
-    model.teacher.register_forward_hook(lambda *_: calls.append(1))
+    calls, teach = [], model.teach
+    model.teach = lambda inputs: calls.append(1) or teach(inputs)
     assert set(model(**batch, mode='loss')) == {'loss'}
     model(**batch, mode='predict')
     assert not calls
@@ -86,6 +88,48 @@ def test_snapshot_is_the_student_and_stays_still(batch: dict) -> None:
     assert 'conv1.weight' in moved
 
 
+@pytest.mark.parametrize(
+    'network',
+    [
+        dict(type='ResNet', depth=18, num_classes=4),
+        dict(type='SEResNet', depth=50, num_classes=4),
+        dict(type='CifarResNet', depth=20, num_classes=4),
+        dict(type='CifarDenseNet', depth=100, num_classes=4),
+    ],
+)
+def test_folded_teacher_has_the_logits_of_the_teacher(network: dict, batch: dict) -> None:
+    model = make(1.0, network)
+    for module in model.teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model.teacher(batch['inputs'])
+    logits = model.teach(batch['inputs'])
+    # Float32; the folding multiplies and adds in another order.
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert not logits.requires_grad
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    folded = [m for m in model._folded[0].modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in model.teacher.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    # A DenseNet normalises before it convolves: half of its layers cannot be folded.
+    assert len(folded) <= len(norms) // 2 + 2 if 'Dense' in network['type'] else not folded
+
+
+def test_new_teacher_is_folded_anew(batch: dict) -> None:
+    model = make(1.0)
+    first = model.teach(batch['inputs'])
+    with torch.no_grad():
+        model.student.fc.bias += 1.0
+    model.take_snapshot()
+    torch.testing.assert_close(model.teach(batch['inputs']), first + 1.0)
+
+
 def test_teacher_normalises_with_running_statistics(batch: dict) -> None:
     model = make(1.0)
     assert not any(module.training for module in model.train().teacher.modules())
@@ -99,8 +143,11 @@ def test_both_networks_compute_in_channels_last(batch: dict) -> None:
     model = make(1.0).train()
     model.teaching = True
     seen = []
-    for network in (model.student, model.teacher):
-        network.layer4.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(**batch, mode='loss')  # folds the teacher
+    for network in (model.student, *model._folded):
+        network.get_submodule('layer4.1.conv2').register_forward_hook(
+            lambda *call: seen.append(call[-1])
+        )
     model(**batch, mode='loss')
     assert [output.is_contiguous(memory_format=torch.channels_last) for output in seen] == [
         True

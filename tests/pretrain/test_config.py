@@ -87,6 +87,31 @@ DEFAULTS = dict(
 )
 
 
+TABLE_4 = {
+    'r101': ('ResNet', 101, ('bl', 'se', 'sd')),
+    'r152': ('ResNet', 152, ('bl', 'se', 'sd')),
+    'ser101': ('SEResNet', 101, ('bl', 'sd')),
+    'ser152': ('SEResNet', 152, ('sd',)),
+}
+
+
+@pytest.mark.parametrize('backbone', TABLE_4)
+def test_rows_of_table_4_differ_in_network_and_algorithm_alone(backbone: str) -> None:
+    kind, depth, rows = TABLE_4[backbone]
+    files = {path.stem for path in R152['sd'].parent.glob(f'{backbone}_*.py')}
+    assert files == {f'{backbone}_{row}' for row in rows}
+    reference = load_config(R152['sd']).to_dict()
+    for row in rows:
+        config = load_config(R152['sd'].with_name(f'{backbone}_{row}.py')).to_dict()
+        assert config['algorithm'] == load_config(R152[row]).algorithm
+        assert config['model']['network'] == dict(type=kind, depth=depth, num_classes=1000)
+        config['model']['network'] = reference['model']['network']
+        differing = {key for key, value in config.items() if reference[key] != value}
+        assert differing <= {'algorithm', 'paper', 'config_sha256'}
+        errors = config['paper']['top1_error'], config['paper']['top5_error']
+        assert [len(e) for e in errors] == [1 if row == 'bl' else 2] * 2
+
+
 def test_recipe_of_section_4_2() -> None:
     config = load_config(R152['sd'])
     assert config.epochs == 90

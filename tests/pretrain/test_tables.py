@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import UserError
-from pretrain.tables import find_records, methods_table, table_2, table_3, welch_p
+from pretrain.tables import find_records, methods_table, table_2, table_3, table_4, welch_p
 from tests.conftest import ROOT
 
 CIFAR = ROOT / 'configs/pretrain/cifar100'
@@ -134,6 +134,25 @@ def test_methods_cost_what_was_measured(records: Path) -> None:
     assert cells(table, 'SD T=3')[5:] == [str(164 * 391), '1.00', '328', '1.00']
     assert cells(table, 'SD T=2')[1:3] == ['missing', '0']
     assert cells(table, 'BL')[3:5] == ['', '']
+
+
+def test_table_4(tmp_path: Path) -> None:
+    both = {'train': {'count': 1_281_167}, 'val': {'count': 50_000}}
+    errors = {'bl': [(21.0, 5.5)], 'sd': [(22.0, 6.0), (20.5, 5.0)]}
+    for row, ends in errors.items():
+        generations = [{'last': {'top1_error': a, 'top5_error': b}} for a, b in ends]
+        write(
+            tmp_path, f'r152_{row}', 0, [0.0] * len(ends), epochs=90, data=both,
+            generations=generations,
+        )  # fmt: skip
+    configs = [load_config(CIFAR.parent / f'r152_{row}.py') for row in ('bl', 'se', 'sd')]
+    table = table_4(find_records(tmp_path), configs)
+    assert cells(table, 'ResNet-152', 'BL', 'paper') == ['–', '–', '21.17', '5.66', '']
+    assert cells(table, 'ResNet-152', 'BL', 'ours') == ['–', '–', '21.00', '5.50', '1']
+    assert cells(table, 'ResNet-152', 'BL', 'delta') == ['–', '–', '-0.17', '-0.16', '']
+    assert cells(table, 'ResNet-152', 'SE', 'ours') == ['missing'] * 4 + ['0']
+    assert cells(table, 'ResNet-152', 'SD', 'ours') == ['22.00', '6.00', '20.50', '5.00', '1']
+    assert cells(table, 'ResNet-152', 'SD', 'paper')[:4] == ['22.56', '6.44', '20.93', '5.48']
 
 
 def test_table_2_reads_the_pairs(tmp_path: Path) -> None:

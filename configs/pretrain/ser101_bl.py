@@ -1,0 +1,11 @@
+"""SE-ResNet-101 on ImageNet, baseline: one cosine over 90 epochs (Section 4.2).
+
+Paper (Table 4): top-1 / top-5 error 21.10 / 5.59 %.
+Ours: not run yet.
+Command: tools/dist_train.sh configs/pretrain/ser101_bl.py 8
+"""
+
+_base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
+algorithm = dict(name='BL')
+model = dict(network=dict(type='SEResNet', depth=101))
+paper = dict(top1_error=[21.1], top5_error=[5.59])
