@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
+import pretrain.augmentation
 import pretrain.classifier
 import pretrain.datasets.cifar
 import pretrain.datasets.image_folder
@@ -65,6 +66,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.param_scheduler = cosine_restarts(algorithm.generations)
     config.custom_hooks += _hooks(config)
     config.identity = _identity(config)
+    if torch.cuda.is_available():
+        config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
     return config
 
 
@@ -122,6 +125,8 @@ def _identity(config: Config) -> dict[str, Any]:
         data_preprocessor=config.model.data_preprocessor.to_dict(),
         network=config.model.network.to_dict(),
         bf16=config.model.bf16,
+        micro_batches=config.model.micro_batches,
+        compiled=config.model.compiled,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
         algorithm=config.algorithm.to_dict(),
         teacher=_teacher(config) if config.teacher_file else None,

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from pretrain.errors import UserError
 from pretrain.metrics import TrainingStatistics
+from pretrain.micro_batches import train_in_pieces
 from pretrain.randomness import torch_seed
 
 
@@ -49,6 +52,8 @@ class SnapshotClassifier(BaseModel):
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
         bf16: whether both networks compute in bfloat16 where autocast allows it, on a GPU; on the
             CPU they compute in float32. Weights and the loss are float32 anyway.
+        micro_batches: pieces in which a process computes its share of a batch, for want of memory.
+        compiled: whether both networks go through ``torch.compile``.
 
     Attributes:
         student: the network being trained.
@@ -60,7 +65,13 @@ class SnapshotClassifier(BaseModel):
     """
 
     def __init__(
-        self, network: dict, loss: dict, data_preprocessor: dict, bf16: bool = True
+        self,
+        network: dict,
+        loss: dict,
+        data_preprocessor: dict,
+        bf16: bool = True,
+        micro_batches: int = 1,
+        compiled: bool = False,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
         # The memory format that convolutions are fastest in, on GPUs with bfloat16 above all.
@@ -72,8 +83,14 @@ class SnapshotClassifier(BaseModel):
         self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
         self.teaching = False
         self.statistics = TrainingStatistics()
+        if micro_batches < 1:
+            raise UserError(f'model.micro_batches is {micro_batches}: it must be 1 or more.')
         self.bf16 = bf16
+        self.micro_batches = micro_batches
+        self.compiled = compiled
         self._network = network
+        if compiled:
+            self.student.compile()  # in place, so that names stay; the teacher is copied by now
 
     def take_snapshot(self) -> None:
         """Make the present student, running statistics included, the teacher."""
@@ -88,6 +105,8 @@ class SnapshotClassifier(BaseModel):
         """The teacher's logits (N, C), without gradient."""
         if not self._folded:  # a new teacher, or a resumed run
             self._folded.append(fuse(self.teacher).to(memory_format=torch.channels_last))
+            if self.compiled:
+                self._folded[0].compile()
         with torch.inference_mode():
             logits = self._compute(self._folded[0], inputs)
         return logits.clone()  # outside, so that the loss may keep it for its backward pass
@@ -103,6 +122,10 @@ class SnapshotClassifier(BaseModel):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+    def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """An iteration, see :func:`pretrain.micro_batches.train_in_pieces`."""
+        return train_in_pieces(self, data, optim_wrapper, self.micro_batches)
 
     def forward(
         self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = 'tensor'

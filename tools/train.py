@@ -90,9 +90,8 @@ def main() -> None:
     if launched and not torch.cuda.is_available():
         # mmengine's own start-up would ask for a CUDA device.
         torch.distributed.init_process_group('gloo')
-        config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
-        )
+        wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
+        config.model_wrapper_cfg = dict(wrapper, device_ids=None)
     Runner.from_cfg(config).train()
 
 

@@ -9,42 +9,18 @@ from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
+from pretrain.augmentation import draw_augmentation
+from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.errors import UserError
 from pretrain.randomness import stable_seed, torch_seed
-
-# The grey that the normalisation maps to 0, for the corners that a rotation uncovers.
-FILL = (124, 116, 104)
-
-
-def train_transform(size: int, crop_area: Sequence[float]) -> v2.Transform:
-    """PIL image to uint8 (3, size, size): scale and aspect ratio, mirror, rotation, jitter.
-
-    ``crop_area`` is the least and the greatest share of the picture that a crop keeps.
-    """
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=crop_area, ratio=(3 / 4, 4 / 3), antialias=True),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=FILL),
-            v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-            v2.PILToTensor(),
-        ]
-    )
-
-
-def val_transform(size: int) -> v2.Transform:
-    """PIL image to uint8 (3, size, size): the single centre crop of 224 in 256, at any size."""
-    return v2.Compose(
-        [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size), v2.PILToTensor()]
-    )
 
 
 @DATASETS.register_module()
 class ClassFolder(torchvision.datasets.ImageFolder):
-    """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, H, W) RGB, and
-    ``data_samples``, mmengine's name for the target: here the class index.
+    """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
+    ``data_samples``, mmengine's name for the target: here the class index. A sample to train on has
+    ``augmentation`` as well, for :class:`pretrain.augmentation.AugmentingPreprocessor`.
 
     Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
     (seed, epoch, index) alone: the number of workers, a resume or a second process change none.
@@ -54,7 +30,8 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         split: 'train' or 'val'.
         seed: of the augmentation.
         size: side of the output in pixels.
-        crop_area: for :func:`train_transform`; without it, :func:`val_transform`.
+        crop_area: the least and the greatest share of a picture that a random crop keeps; without
+            it the sample is the centre crop.
     """
 
     def __init__(
@@ -65,16 +42,25 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         size: int,
         crop_area: Sequence[float] | None = None,
     ) -> None:
-        transform = train_transform(size, crop_area) if crop_area else val_transform(size)
-        super().__init__(str(Path(root) / split), transform=transform)
+        super().__init__(str(Path(root) / split))
         self.seed = seed
+        self.size = size
+        self.crop_area = crop_area
         self.metainfo = {'classes': tuple(self.classes)}
 
     def __getitem__(self, position: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = position
+        path, label = self.samples[index]
+        picture = Picture(path)
+        shape = picture.height, picture.width
+        if self.crop_area is None:
+            image = picture.crop(centre_box(*shape), self.size)
+            return {'inputs': image, 'data_samples': label}
         with torch_seed(stable_seed(self.seed, epoch, index)):
-            image, label = super().__getitem__(index)
-        return {'inputs': image, 'data_samples': label}
+            box = random_box(*shape, self.crop_area)
+            augmentation = draw_augmentation()
+        image = picture.crop(box, self.size)
+        return {'inputs': image, 'data_samples': label, 'augmentation': augmentation}
 
     @classmethod
     def check(cls, root: Path, batch_size: int) -> int:

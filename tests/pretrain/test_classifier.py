@@ -9,12 +9,15 @@ from pretrain.classifier import SnapshotClassifier, freeze
 RESNET = dict(type='ResNet', depth=18, num_classes=4)
 
 
-def make(teacher_weight: float, network: dict = RESNET) -> SnapshotClassifier:
+def make(
+    teacher_weight: float, network: dict = RESNET, compiled: bool = False
+) -> SnapshotClassifier:
     torch.manual_seed(0)
     return SnapshotClassifier(
         network=network,
         loss=dict(type='SnapshotDistillationLoss', teacher_weight=teacher_weight, temperature=2.0),
         data_preprocessor=dict(type='ImgDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3),
+        compiled=compiled,
     )
 
 
@@ -119,6 +122,36 @@ def test_folded_teacher_has_the_logits_of_the_teacher(network: dict, batch: dict
     norms = [m for m in model.teacher.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     # A DenseNet normalises before it convolves: half of its layers cannot be folded.
     assert len(folded) <= len(norms) // 2 + 2 if 'Dense' in network['type'] else not folded
+
+
+def test_compiling_is_asked_for_and_no_part_of_the_state(batch: dict) -> None:
+    plain, compiled = make(1.0), make(1.0, compiled=True)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    with torch.compiler.set_stance('force_eager'):  # what compiled code computes is torch's matter
+        for model, expected in ((plain, False), (compiled, True)):
+            model.take_snapshot()
+            model.teach(batch['inputs'])
+            assert [
+                n._compiled_call_impl is not None
+                for n in (model.student, model._folded[0], model.teacher)
+            ] == [expected, expected, False]
+
+
+@pytest.mark.slow
+def test_compiled_networks_compute_the_same(batch: dict) -> None:
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model = make(1.0, compiled=compiled).train()
+        model.take_snapshot()
+        model.teaching = True
+        loss = model(**batch, mode='loss')['loss']
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.student.conv1.weight.grad)
+    # Float32; compiled code fuses and reorders.
+    torch.testing.assert_close(*losses, atol=0, rtol=1e-5)
+    # Of the whole gradient: single values near 0 have no digits of their own.
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
 def test_new_teacher_is_folded_anew(batch: dict) -> None:

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: exit codes, one sentence, two processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,7 +137,35 @@ def test_mistakes_are_one_sentence(options: list[str], tmp_path: Path) -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    for script in ('setup', 'demo', 'test', 'dist_train'):
+    for script in ('setup', 'demo', 'test', 'dist_train', 'slurm_train'):
         assert os.access(ROOT / f'tools/{script}.sh', os.X_OK)
         assert call('bash', '-n', f'tools/{script}.sh').returncode == 0
     assert call('bash', 'tools/dist_train.sh', SD).returncode == 2
+
+
+def test_slurm_starts_each_node_with_its_rank(tmp_path: Path) -> None:
+    """With stand-ins for srun, which runs one task, for scontrol and for dist_train.sh."""
+    programs = {
+        'srun': 'echo "$@" | sed "s/bash -c.*//" >> "$OUT"; '
+        'while [ "$1" != bash ]; do shift; done; '
+        'SLURM_JOB_NODELIST=x SLURM_NNODES=3 SLURM_NODEID=2 exec "$@"',
+        'scontrol': 'echo node7; echo node8; echo node9',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    train_script = tmp_path / 'dist_train.sh'
+    train_script.write_text('echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"\n')
+    shutil.copy(ROOT / 'tools/slurm_train.sh', tmp_path)
+    result = call(
+        'bash', str(tmp_path / 'slurm_train.sh'), SD, '3', '8', '--resume', 'a b',
+        PATH=f'{tmp_path}:{os.environ["PATH"]}', OUT=str(tmp_path / 'out'),
+        SRUN_ARGS='--partition=gpu --time=1:00',
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / 'out').read_text().splitlines()
+    assert lines[0].split() == [
+        '--nodes=3', '--ntasks=3', '--ntasks-per-node=1', '--gpus-per-node=8',
+        '--kill-on-bad-exit=1', '--partition=gpu', '--time=1:00',
+    ]  # fmt: skip
+    assert lines[-1] == f'node7 3 2: {SD} 8 --resume a b'

@@ -18,7 +18,12 @@ algorithm = dict(
 model = dict(
     type='SnapshotClassifier',
     bf16=True,  # on a GPU; CPU runs are float32
+    micro_batches=1,  # pieces of a process's batch, where its memory cannot hold it at once
+    compiled=False,  # torch.compile
     data_preprocessor=dict(type='ImgDataPreprocessor'),
+)
+model_wrapper_cfg = dict(
+    type='DistributedClassifier', broadcast_buffers=False, gradient_as_bucket_view=True
 )
 paper = dict(metric='top1_error')  # and what the paper reports for a row
 val_evaluator = dict(type='TopKError')

@@ -8,6 +8,8 @@ batch_size = 256  # over all processes
 epochs = 90
 model = dict(
     data_preprocessor=dict(
+        type='AugmentingPreprocessor',
+        non_blocking=True,  # while the device computes
         mean=[123.675, 116.28, 103.53],  # RGB, as the loader decodes
         std=[58.395, 57.12, 57.375],
     ),

@@ -1,0 +1,79 @@
+"""The part of the augmentation that a device does for a whole batch: mirror, rotation, jitter."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import MODELS
+from torch import Tensor
+
+MAX_ANGLE = math.radians(10)
+JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 - 0.4 to 1 + 0.4
+# RGB to luma, of ITU-R BT.601, as in torchvision.
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def draw_augmentation() -> Tensor:
+    """What shall be done to one picture, from torch's generator: float32 (5,).
+
+    Mirrored (1) or not (0), the angle in radians, and the factors of brightness, contrast and
+    saturation.
+    """
+    mirrored, angle, *factors = torch.rand(5).tolist()
+    factors = [1 + JITTER * (2 * factor - 1) for factor in factors]
+    return torch.tensor([mirrored < 0.5, MAX_ANGLE * (2 * angle - 1), *factors])
+
+
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, then contrast, then saturation, as torchvision's ``adjust_*`` do.
+
+    Args:
+        images: float32 (N, 3, H, W) RGB, 0 to 255.
+        factors: (N, 3), one for each of the three; 1 changes nothing.
+
+    Returns:
+        The same shape and range.
+    """
+    brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    images = (images * brightness).clamp_(0, 255)
+    mean = (images * weights).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
+    images = images.lerp_(mean, 1 - contrast).clamp_(0, 255)
+    luma = (images * weights).sum(dim=1, keepdim=True)
+    return images.lerp_(luma.expand_as(images), 1 - saturation).clamp_(0, 255)
+
+
+def turn(images: Tensor, mirrored: Tensor, angles: Tensor) -> Tensor:
+    """Mirror and rotate about the centre, bilinearly; what a rotation uncovers is 0.
+
+    Args:
+        images: float32 (N, C, S, S).
+        mirrored: (N,), 1 or 0.
+        angles: (N,), in radians, counter-clockwise.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    sign = 1 - 2 * mirrored
+    rows = torch.stack([sign * cos, -sign * sin, sin, cos], dim=1).view(-1, 2, 2)
+    theta = F.pad(rows, (0, 1))
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+@MODELS.register_module()
+class AugmentingPreprocessor(ImgDataPreprocessor):
+    """mmengine's normalisation, with the augmentation of Section 4.2 that a batch can have at once.
+
+    A batch that has ``augmentation``, rows of :func:`draw_augmentation` of shape (N, 5), is
+    augmented with it. The grey that normalisation maps to 0 fills the corners.
+    """
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        data = self.cast_data(data)
+        augmentation = data.pop('augmentation', None)
+        if augmentation is None:
+            return super().forward(data, training)
+        data['inputs'] = jitter(data['inputs'].float(), augmentation[:, 2:])
+        data = super().forward(data, training)
+        data['inputs'] = turn(data['inputs'], augmentation[:, 0], augmentation[:, 1])
+        return data

@@ -1,0 +1,126 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from pretrain.datasets.decode import Box, Picture, centre_box, random_box
+from pretrain.randomness import torch_seed
+
+AREA = (0.08, 1.0)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture without fine detail, so that decoders and resizers may differ by rounding alone."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(60, 200, (3, 4, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pil_crop(path: Path, box: Box, size: int) -> torch.Tensor:
+    """The reference: PIL decodes everything and resizes with its own antialiasing."""
+    image = Image.open(path).convert('RGB')
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    resized = image.crop(corners).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+@pytest.mark.parametrize(
+    'box',
+    [Box(0, 0, 700, 900), Box(100, 50, 500, 333), Box(301, 77, 64, 91), Box(650, 800, 50, 100)],
+)
+def test_crops_are_pils(box: Box, suffix: str, tmp_path: Path) -> None:
+    """Whatever libjpeg's scale is: an eighth, a quarter, a half or the whole."""
+    path = tmp_path / f'picture{suffix}'
+    smooth(900, 700).save(path, quality=95)
+    picture = Picture(path)
+    assert (picture.height, picture.width) == (700, 900)
+    for size in (32, 56, 224):
+        crop = picture.crop(box, size)
+        assert crop.shape == (3, size, size)
+        assert crop.dtype == torch.uint8
+        difference = (crop.float() - pil_crop(path, box, size).float()).abs()
+        # Of 255; the edges of a box move by at most half a pixel of the scaled picture.
+        assert difference.mean() < 1
+        assert difference.max() < 8
+
+
+def test_less_is_decoded_for_a_large_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import simplejpeg
+
+    shapes = []
+    decode = simplejpeg.decode_jpeg
+
+    def spy(*args: object, **kwargs: object) -> np.ndarray:
+        pixels = decode(*args, **kwargs)
+        shapes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
+    smooth(901, 703).save(tmp_path / 'picture.jpg')
+    picture = Picture(tmp_path / 'picture.jpg')
+    for side, size in ((448, 224), (447, 224), (703, 80), (256, 32), (100, 224)):
+        picture.crop(Box(0, 0, side, side), size)
+    assert shapes == [(352, 451), (703, 901), (88, 113), (88, 113), (703, 901)]
+
+
+def test_no_scale_reaches_beyond_the_picture(tmp_path: Path) -> None:
+    """A white picture stays white to its last pixel: nothing is padded with black."""
+    for width, height in ((97, 97), (130, 101), (65, 200)):
+        path = tmp_path / f'{width}.jpg'
+        Image.new('RGB', (width, height), 'white').save(path)
+        picture = Picture(path)
+        for top in range(0, 24):
+            box = Box(top, top + 1, height - top, width - top - 1)
+            assert picture.crop(box, 8).min() > 250
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK', 'P', 'RGBA', '1'])
+def test_other_colours_become_rgb(mode: str, tmp_path: Path) -> None:
+    suffix = 'jpg' if mode in ('L', 'CMYK') else 'png'
+    path = tmp_path / f'picture.{suffix}'
+    smooth(90, 70).convert(mode).save(path)
+    crop = Picture(path).crop(Box(0, 0, 70, 90), 70)
+    difference = (crop.float() - pil_crop(path, Box(0, 0, 70, 90), 70).float()).abs()
+    assert difference.max() < 8
+    if mode == 'L':
+        assert torch.equal(crop[0], crop[1])
+
+
+def test_a_png_may_be_called_jpeg(tmp_path: Path) -> None:
+    """ImageNet has one."""
+    buffer = io.BytesIO()
+    smooth(40, 30).save(buffer, 'PNG')
+    (tmp_path / 'picture.JPEG').write_bytes(buffer.getvalue())
+    assert Picture(tmp_path / 'picture.JPEG').crop(Box(0, 0, 30, 40), 16).shape == (3, 16, 16)
+
+
+def test_centre_box_is_the_single_centre_crop(tmp_path: Path) -> None:
+    path = tmp_path / 'picture.png'
+    reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    for width, height in ((500, 375), (375, 500), (256, 300), (640, 427)):
+        smooth(width, height).save(path)
+        ours = Picture(path).crop(centre_box(height, width), 224).float()
+        difference = (ours - reference(Image.open(path)).float()).abs()
+        # Theirs is cut after the resize, to the nearest of its pixels.
+        assert difference.mean() < 1
+        assert difference.max() < 8
+    assert centre_box(1, 1) == Box(0, 0, 1, 1)
+
+
+def test_random_boxes_cover_area_and_aspect() -> None:
+    with torch_seed(0):
+        boxes = [random_box(375, 500, AREA) for _ in range(2000)]
+    for box in boxes:
+        assert 0 <= box.top <= box.top + box.height <= 375
+        assert 0 <= box.left <= box.left + box.width <= 500
+    shares = torch.tensor([box.height * box.width / (375 * 500) for box in boxes])
+    ratios = torch.tensor([box.width / box.height for box in boxes])
+    assert shares.min() > 0.079
+    assert 0.08 <= shares.quantile(0.02) < 0.12 < 0.7 < shares.quantile(0.98)
+    assert 0.74 < ratios.min() < 0.76
+    assert 1.32 < ratios.max() < 1.35
