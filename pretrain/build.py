@@ -80,6 +80,8 @@ def _fill_loaders(config: Config, batch_size: int) -> None:
             f'{config.model.network.num_classes}: add '
             f'model.network.num_classes={num_classes} to --cfg-options.'
         )
+    folder = 'image_size' in config  # and not pictures on the device
+    skip = dataset_class.unusable(Path(config.data_root), config.skip_unusable) if folder else []
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         loader.batch_size = batch_size
@@ -88,8 +90,8 @@ def _fill_loaders(config: Config, batch_size: int) -> None:
         loader.pin_memory = torch.cuda.is_available() and loader.num_workers > 0
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
-        if 'image_size' in config:
-            loader.dataset.size = config.image_size
+        if folder:
+            loader.dataset.update(size=config.image_size, skip=skip)
 
 
 def _hooks(config: Config) -> list[dict]:

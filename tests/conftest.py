@@ -1,7 +1,7 @@
 """A tiny ImageNet-style folder and runs on it that take seconds."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,14 @@ class TinyNet(nn.Sequential):
 @pytest.fixture(scope='session', autouse=True)
 def deterministic() -> None:
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what is known of scanned folders out of the user's cache, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.augmentation import draw_augmentation
 from pretrain.datasets.decode import Picture, centre_box, random_box
+from pretrain.datasets.scan import UNUSABLE, report, scan
 from pretrain.errors import UserError
 from pretrain.randomness import stable_seed, torch_seed
 
@@ -32,6 +33,7 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         size: side of the output in pixels.
         crop_area: the least and the greatest share of a picture that a random crop keeps; without
             it the sample is the centre crop.
+        skip: pictures to leave out, by their paths relative to ``root``.
     """
 
     def __init__(
@@ -41,8 +43,11 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         seed: int,
         size: int,
         crop_area: Sequence[float] | None = None,
+        skip: Sequence[str] = (),
     ) -> None:
         super().__init__(str(Path(root) / split))
+        left_out = {str(Path(root) / name) for name in skip}
+        self.samples = [sample for sample in self.samples if sample[0] not in left_out]
         self.seed = seed
         self.size = size
         self.crop_area = crop_area
@@ -107,6 +112,31 @@ class ClassFolder(torchvision.datasets.ImageFolder):
                 'lower batch_size.'
             )
         return len(classes['train'])
+
+    @staticmethod
+    def unusable(root: Path, skip: bool) -> list[str]:
+        """The pictures of an ImageNet-style root that cannot be trained with.
+
+        Args:
+            root: as for :meth:`check`.
+            skip: whether there may be any.
+
+        Returns:
+            Their paths relative to ``root``, sorted.
+
+        Raises:
+            UserError: naming them, unless ``skip``.
+        """
+        found = scan(root)
+        bad = report(found, UNUSABLE)
+        if bad and not skip:
+            raise UserError(
+                f'{root} holds pictures that cannot be trained with: {bad}. Replace or delete '
+                'them, or add --cfg-options skip_unusable=True.'
+            )
+        if bad:
+            print(f'Left out of {root}: {bad}.')
+        return sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the root, in the order of the labels."""

@@ -1,8 +1,11 @@
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -102,3 +105,25 @@ def test_folder_errors(tmp_path: Path) -> None:
     (tmp_path / 'val/b').mkdir()
     with pytest.raises(UserError, match=r'val/b has no picture'):
         ClassFolder.check(tmp_path, 2)
+
+
+def test_unusable_pictures_stop_a_run_or_are_left_out(
+    image_folder: Path, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / 'images'
+    shutil.copytree(image_folder, root)
+    for path, size in (('train/class1/3.png', 40), ('val/class0/1.png', 0)):
+        (root / path).write_bytes((root / path).read_bytes()[:size])
+    make = partial(tiny_config, 'bl', tmp_path, f'data_root={root}')
+    named = r'1 empty \(val/class0/1.png\), 1 truncated \(train/class1/3.png\).*skip_unusable=True'
+    with pytest.raises(UserError, match=named):
+        make()
+    config = make('skip_unusable=True')
+    assert 'Left out' in capsys.readouterr().out
+    lists = []
+    for loader, count in ((config.train_dataloader, 31), (config.val_dataloader, 11)):
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == len(dataset.file_list()) == count
+        lists += dataset.file_list()
+    assert 'class1/3.png' not in lists[:31]
+    assert 'class0/1.png' not in lists[31:]
