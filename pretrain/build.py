@@ -53,7 +53,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     )
     if config.data_seed is None:
         config.data_seed = config.randomness.seed
-    _fill_loaders(config, batch_per_process(config, world_size))
+    _fill_loaders(config, world_size)
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
     )
@@ -71,9 +71,11 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
-def _fill_loaders(config: Config, batch_size: int) -> None:
+def _fill_loaders(config: Config, world_size: int) -> None:
+    batch_size = batch_per_process(config, world_size)
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
-    num_classes = dataset_class.check(Path(str(config.data_root)), config.batch_size)
+    root = Path(str(config.data_root))
+    num_classes = dataset_class.check(root, config.batch_size, world_size)
     if config.model.network.num_classes != num_classes:
         raise UserError(
             f'{config.data_root} holds {num_classes} classes, the model '
@@ -81,7 +83,7 @@ def _fill_loaders(config: Config, batch_size: int) -> None:
             f'model.network.num_classes={num_classes} to --cfg-options.'
         )
     folder = 'image_size' in config  # and not pictures on the device
-    skip = dataset_class.unusable(Path(config.data_root), config.skip_unusable) if folder else []
+    skip = dataset_class.unusable(root, config.skip_unusable) if folder else []
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         loader.batch_size = batch_size

@@ -81,3 +81,27 @@ def batch_per_process(config: Config, world_size: int) -> int:
             'choose a number of processes that divides it.'
         )
     return config.batch_size // world_size
+
+
+def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
+    """Make sure that a batch can be filled and that no process is without a test picture.
+
+    Args:
+        root: where the pictures are, for the message.
+        train: number of training pictures.
+        val: number of test pictures.
+        batch_size: over all processes.
+        processes: their number.
+
+    Raises:
+        UserError: if there are too few of either.
+    """
+    if train < batch_size:
+        raise UserError(
+            f'{root} has {train} training pictures, less than batch_size={batch_size}: '
+            'lower batch_size.'
+        )
+    if val < processes:
+        raise UserError(
+            f'{root} has {val} test pictures for {processes} processes: use {val} or fewer.'
+        )

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pretrain.config import check_counts
 from pretrain.errors import UserError
 from pretrain.randomness import stable_seed
 
@@ -84,26 +85,23 @@ class Cifar100(Dataset):
         self.metainfo = {'classes': tuple(names)}
 
     @staticmethod
-    def check(root: Path, batch_size: int) -> int:
+    def check(root: Path, batch_size: int, processes: int = 1) -> int:
         """Look at the folder ``cifar-100-python`` before a run.
 
         Args:
             root: the folder.
             batch_size: at least so many training pictures must be there.
+            processes: at least so many test pictures must be there.
 
         Returns:
             The number of classes.
 
         Raises:
-            UserError: if a file is missing or not the official one, or the batch is too large.
+            UserError: if a file is missing or not the official one, or there are too few pictures.
         """
         contents = {name: _load(root, name) for name in MD5}
-        count = len(contents['train']['fine_labels'])
-        if count < batch_size:
-            raise UserError(
-                f'{root} has {count} training pictures, less than batch_size={batch_size}: '
-                'lower batch_size.'
-            )
+        train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
+        check_counts(root, train, val, batch_size, processes)
         return len(contents['meta']['fine_label_names'])
 
     def __len__(self) -> int:

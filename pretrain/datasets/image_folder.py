@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.augmentation import draw_augmentation
+from pretrain.config import check_counts
 from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.scan import UNUSABLE, report, scan
 from pretrain.errors import UserError
@@ -68,12 +69,13 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         return {'inputs': image, 'data_samples': label, 'augmentation': augmentation}
 
     @classmethod
-    def check(cls, root: Path, batch_size: int) -> int:
+    def check(cls, root: Path, batch_size: int, processes: int = 1) -> int:
         """Look at an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
 
         Args:
             root: the folder that holds both splits.
             batch_size: at least so many training pictures must be there.
+            processes: at least so many test pictures must be there.
 
         Returns:
             The number of classes.
@@ -101,16 +103,12 @@ class ClassFolder(torchvision.datasets.ImageFolder):
                 f'train and val of {root} do not hold the same classes: {", ".join(differing[:4])} '
                 'is in one of them only.'
             )
-        # Class by class, since a class may be a link and rglob follows none.
-        pictures = chain.from_iterable(
-            _pictures(root / 'train' / name) for name in classes['train']
-        )
-        count = len(list(islice(pictures, batch_size)))
-        if count < batch_size:
-            raise UserError(
-                f'{root} has {count} training pictures, less than batch_size={batch_size}: '
-                'lower batch_size.'
-            )
+        counts = {}
+        for split, least in (('train', batch_size), ('val', processes)):
+            # Class by class, since a class may be a link and rglob follows none.
+            pictures = chain.from_iterable(_pictures(root / split / c) for c in classes[split])
+            counts[split] = len(list(islice(pictures, least)))
+        check_counts(root, **counts, batch_size=batch_size, processes=processes)
         return len(classes['train'])
 
     @staticmethod

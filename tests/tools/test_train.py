@@ -56,20 +56,35 @@ PROBE = """
 import os
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, MODELS
+
+
+@MODELS.register_module()
+class Plain(torch.nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(
+            torch.nn.Conv2d(3, 16, 5, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(4),
+            torch.nn.Flatten(),
+            torch.nn.Linear(256, num_classes),
+        )
 
 
 @HOOKS.register_module()
 class DumpHook(Hook):
     def after_train(self, runner):
         path = os.path.join(os.environ['PROBE_DIR'], f'rank{runner.rank}.pth')
-        torch.save(runner.model.module.state_dict(), path)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        torch.save(model.state_dict(), path)
 """
 PROBED_CONFIG = """
 _base_ = {base!r}
 custom_imports = dict(imports=['pretrain.record', 'probe'])
 custom_hooks = [dict(type='RunRecordHook'), dict(type='DumpHook')]
 """
+WITHOUT_NORMALISATION = 'model = dict(network=dict(_delete_=True, type="Plain", num_classes=20))'
 
 
 def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> None:
@@ -89,6 +104,35 @@ def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> No
         if name.startswith('teacher.'):
             assert torch.equal(tensor, snapshot[name.replace('teacher.', 'student.', 1)]), name
     assert not torch.equal(first['student.conv1.weight'], first['teacher.conv1.weight'])
+
+
+def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> None:
+    """The same batches, losses and weights, without the batch normalisation that sees a share."""
+    (tmp_path / 'probe.py').write_text(PROBE)
+    config = tmp_path / 'plain_sd.py'
+    config.write_text(PROBED_CONFIG.format(base=SD) + WITHOUT_NORMALISATION)
+    weights, records = [], []
+    for start in (
+        [sys.executable, 'tools/train.py', str(config)],
+        ['bash', 'tools/dist_train.sh', str(config), '2'],
+    ):
+        out = tmp_path / str(len(start))
+        out.mkdir()
+        result = call(
+            *start, '--work-dir', str(out / 'run'), '--cfg-options', *options,
+            PYTHONPATH=str(tmp_path), PROBE_DIR=str(out),
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+        weights.append(torch.load(out / 'rank0.pth', weights_only=True))
+        records.append(read_record(out / 'run/run.json'))
+    one, two = weights
+    assert not torch.equal(one['student.0.weight'], one['teacher.0.weight'])
+    for name, tensor in one.items():
+        # Sums of eight float32 gradients in another order, over eight steps.
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    for ours, theirs in zip(*(record['history'] for record in records), strict=True):
+        assert ours['metrics'] == theirs['metrics']
+        assert ours['train'] == pytest.approx(theirs['train'], rel=1e-4)
 
 
 def test_more_processes_than_the_machine_has(options: list[str], tmp_path: Path) -> None:

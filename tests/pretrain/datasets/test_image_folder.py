@@ -88,6 +88,10 @@ def test_folder_is_counted(image_folder: Path) -> None:
     assert ClassFolder.check(image_folder, batch_size=32) == 4
     with pytest.raises(UserError, match='32 training pictures, less than batch_size=33'):
         ClassFolder.check(image_folder, batch_size=33)
+    val = len(list((image_folder / 'val').rglob('*.*')))
+    assert ClassFolder.check(image_folder, batch_size=2, processes=val) == 4
+    with pytest.raises(UserError, match=f'has {val} test pictures for {val + 1} processes'):
+        ClassFolder.check(image_folder, batch_size=2, processes=val + 1)
 
 
 def test_folder_errors(tmp_path: Path) -> None:
