@@ -139,14 +139,15 @@ class SnapshotClassifier(BaseModel):
                 list with one dict of ``logits`` and ``labels`` for the whole batch.
         """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+        teacher_logits = None
+        if mode == 'loss' and self.teaching:
+            # Before the student's activations take their memory.
+            teacher_logits = self.teach(inputs)
         logits = self._compute(self.student, inputs)
         if mode == 'tensor':
             return logits
         if mode == 'predict':
             return [{'logits': logits, 'labels': data_samples}]
-        teacher_logits = None
-        if self.teaching:
-            teacher_logits = self.teach(inputs)
         losses = self.loss(logits, data_samples, teacher_logits)
         self.statistics.add(logits, data_samples, teacher_logits, self.loss.temperature)
         return losses

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import chain, repeat
 from pathlib import Path
 
 import cv2
@@ -222,7 +223,7 @@ def runner_rows(config: Config, rounds: int) -> list[dict]:
     if on_device:
         loader = Runner.build_dataloader(config.train_dataloader, seed=0)
         loader.sampler.set_epoch(0)
-        batches = iter(loader)
+        batches = chain.from_iterable(repeat(loader))
         steps['data path'] = lambda: next(batches)
     # A run and the loop take turns.
     runs, others = [], []
@@ -394,7 +395,9 @@ def parse_args() -> argparse.Namespace:
     for part in parts.choices.values():
         part.add_argument('--rounds', type=int, default=5, help='timings of each step')
         part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
-    parts.add_parser('show').add_argument('files', type=Path, nargs='+', help='written by --json')
+    part = parts.add_parser('show')
+    part.add_argument('files', type=Path, nargs='+', help='written by --json')
+    part.add_argument('--goals', action='store_true', help='only the rows that have one')
     return parser.parse_args()
 
 
@@ -417,7 +420,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     args = parse_args()
     if args.part == 'show':
-        print(show([line for path in args.files for line in json.loads(path.read_text())]))
+        rows = [line for path in args.files for line in json.loads(path.read_text())]
+        print(show([line for line in rows if line['goal'] is not None or not args.goals]))
         return
     rows = measure(args)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
