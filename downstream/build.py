@@ -39,6 +39,7 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
     _fill_loaders(config, world_size)
+    config.optim_wrapper.accumulative_counts = config.micro_batches
     # Images of many sizes would have cuDNN search anew for each.
     config.env_cfg.cudnn_benchmark = False
     for scheduler in config.param_scheduler:
@@ -51,6 +52,7 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
         task=config.task,
         seed=config.randomness.seed,
         batch_size=config.batch_size,
+        micro_batches=config.micro_batches,
         image_scale=config.image_scale,
         crop_size=config.get('crop_size'),
         backbone=provenance,
@@ -95,7 +97,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 
 def _fill_loaders(config: Config, world_size: int) -> None:
-    config.train_dataloader.batch_size = batch_per_process(config, world_size)
+    config.train_dataloader.batch_size = batch_per_process(config, world_size, config.micro_batches)
     root = Path(config.data_root)
     if not root.is_dir():
         raise UserError(
@@ -130,7 +132,7 @@ def _fill_segmentation(config: Config, world_size: int, device: str) -> None:
     elif config.train_dataloader.batch_size == 1:
         raise UserError(
             'DeepLabv3 normalises pooled features over the images of a process and here each has '
-            'one: use fewer processes or a larger batch_size.'
+            'one: use fewer processes or a larger batch_size, or fewer micro_batches.'
         )
 
 

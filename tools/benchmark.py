@@ -339,9 +339,7 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
         transform = create_transform(
             SIZE, is_training=True, use_prefetcher=True, interpolation='bilinear', color_jitter=None
         )
-        pipelines['timm, crop and mirror'] = lambda path: transform(
-            Image.open(path).convert('RGB')
-        )
+        pipelines['timm, crop and mirror'] = lambda path: transform(Image.open(path).convert('RGB'))
     with tempfile.TemporaryDirectory() as scratch:
         small = [Path(scratch) / f'{number}.jpg' for number in range(len(files))]
         for source, target in zip(files, small, strict=True):

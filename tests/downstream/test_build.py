@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
@@ -15,6 +16,7 @@ from pretrain.errors import UserError
 from pretrain.export import load_backbone_file
 
 DETECTION = 'configs/downstream/faster_rcnn_r152_voc07.py'
+PYRAMID = 'configs/downstream/faster_rcnn_r152_fpn_voc07.py'
 SEGMENTATION = 'configs/downstream/deeplabv3_r152_voc12aug.py'
 DEMO_DETECTION = 'configs/demo/faster_rcnn_r18_voc07.py'
 DEMO_SEGMENTATION = 'configs/demo/deeplabv3_r18_voc12.py'
@@ -131,7 +133,7 @@ def test_segmentation_is_the_papers_recipe(voc, backbone_file_152):
     assert config.paper == dict(metric='mIoU', BL=77.53, SD=77.97)
 
 
-@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION])
+@pytest.mark.parametrize('config', [DETECTION, PYRAMID, SEGMENTATION])
 def test_only_batch_normalisation_is_ever_frozen(config, voc, backbone_file_152):
     config = prepare(with_files(config, voc, backbone_file_152, 'batch_size=8'))
     scope = MODELS.switch_scope_and_registry(config.default_scope)
@@ -179,13 +181,49 @@ def test_a_config_is_not_changed_and_can_be_prepared_again(config, voc, backbone
     assert prepare(once).to_dict() == once.to_dict()
 
 
-@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION, *DEMOS])
+@pytest.mark.parametrize('config', [DETECTION, PYRAMID, SEGMENTATION, *DEMOS])
 def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_file_152):
     file = backbone_file_152 if 'r152' in config else backbone_file
     config = with_files(config, voc, file, 'batch_size=8')
     assert prepare(config, world_size=4, device='cuda').train_dataloader.batch_size == 2
     with pytest.raises(UserError, match='cannot be shared by 3 processes'):
         prepare(config, world_size=3)
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_a_batch_in_pieces_is_one_update(config, voc, backbone_file):
+    """mmengine's optimizer wrapper adds the gradients up; schedules count its iterations."""
+    given = with_files(config, voc, backbone_file, 'batch_size=8', 'micro_batches=2')
+    config = prepare(given, world_size=2, device='cuda')
+    assert config.train_dataloader.batch_size == 2
+    wrapper = build_optim_wrapper(
+        torch.nn.Linear(1, 1), config.optim_wrapper.to_dict() | {'type': 'OptimWrapper'}
+    )
+    wrapper.initialize_count_status(torch.nn.Linear(1, 1), 0, 4)
+    updates = []
+    for _ in range(4):
+        loss = wrapper.optimizer.param_groups[0]['params'][0].sum()
+        before = loss.item()
+        wrapper.update_params(loss)
+        updates.append(wrapper.optimizer.param_groups[0]['params'][0].item() != before)
+    assert updates == [False, True, False, True]
+    assert config.identity.micro_batches == 2
+    with pytest.raises(UserError, match='3 processes, each in 2 pieces'):
+        prepare(given, world_size=3)
+    given.micro_batches = 0
+    with pytest.raises(UserError, match='micro_batches is 0'):
+        prepare(given)
+
+
+def test_a_pyramid_is_filled_from_every_layer(voc, backbone_file_152):
+    config = prepare(with_files(PYRAMID, voc, backbone_file_152, 'batch_size=8'))
+    assert config.model.backbone.init_cfg.layers == (
+        'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'
+    )  # fmt: skip
+    assert config.model.roi_head.bbox_head.num_classes == 20
+    theirs = load_config(DETECTION)
+    for key in ('batch_size', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'image_scale'):
+        assert load_config(PYRAMID)[key] == theirs[key]
 
 
 def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file):

@@ -9,6 +9,7 @@ _base_ = 'mmdet::_base_/models/faster-rcnn_r50-caffe-c4.py'
 
 task = 'detection'
 backbone_file = ''
+micro_batches = 1  # pieces of a process's batch, for want of memory
 norm_cfg = None  # mmdet's copy of what stands in the model: changing it would change nothing
 model = dict(
     data_preprocessor=dict(

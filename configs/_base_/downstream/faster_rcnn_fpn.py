@@ -1,0 +1,15 @@
+"""Faster R-CNN with a feature pyramid on a ResNet of torchvision's kind; not in the paper.
+
+Every layer of the backbone sees the image. Batch normalisation is frozen, every other layer is
+trained, as in ``faster_rcnn_c4.py``. A leaf says the depth.
+"""
+
+_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+
+task = 'detection'
+backbone_file = ''
+micro_batches = 1  # pieces of a process's batch, for want of memory
+model = dict(
+    backbone=dict(frozen_stages=-1, norm_cfg=dict(requires_grad=False), init_cfg=None),
+    roi_head=dict(bbox_head=dict(num_classes=20)),
+)
