@@ -2,6 +2,7 @@
 
 python tools/benchmark.py step   [CONFIG] [--cfg-options batch_size=8 ...]   # training steps
 python tools/benchmark.py runner [CONFIG] [--cfg-options batch_size=8 ...]   # a whole run's loop
+python tools/benchmark.py finetune CONFIG --cfg-options backbone_file=FILE   # of mmdet or mmseg
 python tools/benchmark.py loader PICTURES                                    # the data path
 python tools/benchmark.py show FILE [FILE ...]                               # what --json wrote
 """
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 import torchvision
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
@@ -39,11 +41,11 @@ from pretrain.checkpoint import write_atomically
 from pretrain.classifier import SnapshotClassifier
 from pretrain.cli import run
 from pretrain.config import load_config
-from pretrain.datasets.builtin import write_imagenet_folder
+from pretrain.datasets.builtin import write_imagenet_folder, write_vocdevkit
 from pretrain.datasets.decode import Picture, random_box
 from pretrain.datasets.shrink import shrink_picture
 from pretrain.errors import UserError
-from pretrain.record import read_record
+from pretrain.runner import ChannelsLastRunner
 from pretrain.tables import markdown
 
 R152 = Path(__file__).resolve().parent.parent / 'configs/pretrain/r152_sd.py'
@@ -207,12 +209,24 @@ def step_rows(config: Config, rounds: int) -> list[dict]:
 # --------------------------------------------------------------------------------- a run's loop
 
 
-def runner_seconds(config: Config, work_dir: str) -> float:
-    """The median iteration of a run of the config, everything that a run does included."""
-    config.work_dir = work_dir
-    config.experiment_name = work_dir
-    Runner.from_cfg(config).train()
-    return read_record(Path(work_dir) / 'run.json')['generations'][0]['seconds_per_iter']
+class Stopwatch(Hook):
+    """Times the iterations of a run, everything between two of them included."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+        self.ticks.append(time.perf_counter())
+
+
+def run_seconds(config: Config, work_dir: str, runner_class: type[Runner]) -> float:
+    """The median iteration of a run of the config but the first, which warms up."""
+    config.work_dir = config.experiment_name = work_dir
+    runner = runner_class.from_cfg(config)
+    watch = Stopwatch()
+    runner.register_hook(watch, priority='LOWEST')
+    runner.train()
+    return statistics.median(b - a for a, b in pairwise(watch.ticks))
 
 
 def runner_rows(config: Config, rounds: int) -> list[dict]:
@@ -230,7 +244,7 @@ def runner_rows(config: Config, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(3):
             others.append(seconds(steps, rounds))
-            runs.append(runner_seconds(config, f'{scratch}/{turn}'))
+            runs.append(run_seconds(config, f'{scratch}/{turn}', ChannelsLastRunner))
     ours = statistics.median(runs)
     median = {name: statistics.median(turn[name] for turn in others) for name in steps}
     bare = median['bare loop']
@@ -262,6 +276,41 @@ def runner_config(path: Path, options: list[str], rounds: int, scratch: Path) ->
     write_imagenet_folder(scratch / 'pictures', train_per_class=count, val_per_class=1, size=256)
     short += [f'data_root={scratch / "pictures"}', 'model.network.num_classes=20']
     return prepare(load_config(path, [*options, *short]))
+
+
+# ------------------------------------------------------------------------------- fine-tuning
+
+
+def finetune_rows(config: Config) -> list[dict]:
+    """A fine-tuning run against what mmdet's and mmseg's own ``tools/train.py`` make of the same
+    model, data and optimizer: mmengine's Runner as it is."""
+    theirs = copy.deepcopy(config)
+    theirs.custom_hooks = []
+    configs = {'run': (config, ChannelsLastRunner), "the library's own run": (theirs, Runner)}
+    times = {name: [] for name in configs}
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(3):
+            for name, (settings, runner_class) in configs.items():
+                work_dir = f'{scratch}/{turn} {name}'
+                times[name].append(run_seconds(settings, work_dir, runner_class))
+    ours, other = (statistics.median(values) for values in times.values())
+    return [
+        row(f'{config.task} run / library run', ours / other, '', at_most=1.0),
+        row(f'{config.task} run: iteration', 1000 * ours, 'ms'),
+        row(f'{config.task} library run: iteration', 1000 * other, 'ms'),
+        row(f'{config.task} run', config.batch_size / ours, 'images/s'),
+    ]
+
+
+def finetune_config(path: Path, options: list[str], rounds: int, scratch: Path) -> Config:
+    """One short epoch of the config on drawn pictures of VOC's size."""
+    from downstream.build import prepare
+
+    count = (rounds + 1) * load_config(path, options).batch_size
+    write_vocdevkit(scratch / 'VOCdevkit', trainval=count, test=1, size=500)
+    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'log_level=WARNING']
+    short.append(f'data_root={scratch / "VOCdevkit"}')
+    return prepare(load_config(path, [*options, *short]), device=get_device())
 
 
 # --------------------------------------------------------------------------------- the data path
@@ -385,9 +434,12 @@ def show(rows: list[dict]) -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest='part', required=True)
-    for name in ('step', 'runner'):
+    for name in ('step', 'runner', 'finetune'):
         part = parts.add_parser(name)
-        part.add_argument('config', type=Path, nargs='?', default=R152)
+        if name == 'finetune':
+            part.add_argument('config', type=Path)
+        else:
+            part.add_argument('config', type=Path, nargs='?', default=R152)
         part.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     parts.add_parser('loader').add_argument('pictures', type=Path, help='full-size photos')
     for part in parts.choices.values():
@@ -411,6 +463,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
         torch.backends.cudnn.benchmark = True
         return step_rows(config, args.rounds)
     with tempfile.TemporaryDirectory() as scratch:
+        if args.part == 'finetune':
+            settings = (args.config, args.cfg_options, args.rounds, Path(scratch))
+            return finetune_rows(finetune_config(*settings))
         config = runner_config(args.config, args.cfg_options, args.rounds, Path(scratch))
         return runner_rows(config, args.rounds)
 
