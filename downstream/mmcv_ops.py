@@ -5,8 +5,10 @@ the former without the latter, so ``import mmdet.models`` fails. Of all those op
 calls three, and torchvision has kernels for the same three: :func:`install` serves a ``mmcv._ext``
 made of them. An operator that is not covered imports, and raises when it is called.
 
-The functions keep the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp``. float16 and bfloat16 are
-computed in float32, as torchvision does under autocast, and the result is cast back.
+The functions keep the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and give what the kernels
+behind them give: ``tests/downstream/test_mmcv_ops_parity.py`` holds the outputs of those. float16
+and bfloat16 are computed in float32, as torchvision does under autocast, and the result is cast
+back.
 """
 
 import functools
@@ -31,14 +33,22 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
+def _c_float(value: float) -> float:
+    """``value`` as it reaches mmcv's kernels, whose signatures say float; torchvision's, double."""
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Greedy non-maximum suppression: drop a box whose IoU with a better kept one is > threshold.
 
     Args:
         boxes: ``(N, 4)`` as x1, y1, x2, y2.
         scores: ``(N,)``.
-        iou_threshold: rounded to the boxes' precision before it is compared.
-        offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates.
+        iou_threshold: rounded to float32 before it is compared.
+        offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates. With 1 and
+            fractional coordinates a side is rounded elsewhere than in mmcv, so a box whose IoU is
+            within rounding of the threshold can be kept in one and dropped in the other. mmcv's
+            CPU and CUDA kernels differ there too: one divides, the other multiplies.
 
     Returns:
         ``(K,)`` int64 indices by descending score. Equal scores keep the input order, which mmcv's
@@ -50,10 +60,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         # Moving x2, y2 by the offset turns every side, of a box and of an intersection alike,
         # from x2 - x1 into x2 - x1 + offset.
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # torchvision compares in double, mmcv in float: unrounded, a float32 IoU of exactly 0.1 would
-    # exceed a threshold of 0.1.
-    threshold = torch.tensor(iou_threshold, dtype=dtype).item()
-    return torchvision.ops.nms(boxes, scores, threshold)
+    # Unrounded, a float32 IoU of exactly 0.1 would exceed a threshold of 0.1.
+    return torchvision.ops.nms(boxes, scores, _c_float(iou_threshold))
 
 
 def roi_align_forward(
@@ -80,13 +88,16 @@ def roi_align_forward(
 
     Raises:
         NotImplementedError: ``pool_mode`` is not average.
+        RuntimeError: on the CPU, a coordinate is not finite or, with ``aligned``, a side negative.
     """
     _check_pool_mode(pool_mode)
+    if rois.device.type == 'cpu':  # on CUDA mmcv checks nothing either: it would wait for the GPU
+        _check_rois(rois, aligned)
     dtype = _compute_dtype(input, rois)
     pooled = torch.ops.torchvision.roi_align(
         input.to(dtype),
         rois.to(dtype),
-        spatial_scale,
+        _c_float(spatial_scale),
         aligned_height,
         aligned_width,
         sampling_ratio,
@@ -119,7 +130,7 @@ def roi_align_backward(
     grad_input += torch.ops.torchvision._roi_align_backward(
         grad_output.to(dtype),
         rois.to(dtype),
-        spatial_scale,
+        _c_float(spatial_scale),
         aligned_height,
         aligned_width,
         *grad_input.shape,
@@ -131,6 +142,18 @@ def roi_align_backward(
 def _check_pool_mode(pool_mode: int) -> None:
     if pool_mode != _AVERAGE_POOLING:
         raise _not_covered("RoIAlign with pool_mode='max'")
+
+
+def _check_rois(rois: Tensor, aligned: bool) -> None:
+    # mmcv's kernel asserts the sides. A NaN or infinity makes torchvision's read outside the map.
+    usable = rois.isfinite().all(dim=1)
+    if aligned:
+        usable &= (rois[:, 1:3] <= rois[:, 3:]).all(dim=1)
+    if not usable.all():
+        raise RuntimeError(
+            'RoIAlign needs finite boxes with x1 <= x2 and y1 <= y2, got (index, x1, y1, x2, y2) = '
+            f'{tuple(rois[~usable][0].tolist())}: has the training diverged?'
+        )
 
 
 def _not_covered(what: str) -> NotImplementedError:
