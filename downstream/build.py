@@ -4,6 +4,7 @@ The only module that knows mmdet and mmseg.
 """
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from mmengine.registry import MODELS
 
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
+from downstream.voc import check_detection, check_segmentation
 from pretrain.config import batch_per_process
-from pretrain.errors import UserError
+from pretrain.datasets.builtin import CLASSES
+from pretrain.errors import UserError, make_all
 from pretrain.export import load_backbone_file
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
@@ -24,7 +27,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
     """Check the data and the backbone, and derive every part from the few settings of a config.
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
-    ``image_scale`` and ``crop_size`` reach the loaders, ``train_cfg.max_epochs`` the schedule.
+    ``image_scale`` and ``crop_size`` reach the loaders, ``classes`` the loaders and the model,
+    ``train_cfg.max_epochs`` the schedule.
     ``identity`` is added: what must not change while the run lasts.
 
     Args:
@@ -47,6 +51,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
             scheduler.end = config.train_cfg.max_epochs
     if config.task == 'segmentation':
         _fill_segmentation(config, world_size, device)
+    else:
+        _fill_detection(config)
     provenance = _hand_over(config)
     config.identity = dict(
         task=config.task,
@@ -55,6 +61,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
         micro_batches=config.micro_batches,
         image_scale=config.image_scale,
         crop_size=config.get('crop_size'),
+        classes=config.get('classes'),
+        drop_invalid_boxes=config.get('drop_invalid_boxes'),
         backbone=provenance,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
         max_epochs=config.train_cfg.max_epochs,
@@ -109,20 +117,32 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         'RandomResize': ('scale', config.image_scale),
         'RandomCrop': ('crop_size', config.get('crop_size')),
     }
+    train, val = (
+        loader.dataset.get('datasets', [loader.dataset])
+        for loader in (config.train_dataloader, config.val_dataloader)
+    )
+    counts = make_all(partial(_check_split, config, dataset) for dataset in (*train, *val))
+    if (images := sum(counts[: len(train)])) < config.batch_size:
+        raise UserError(
+            f'{root} has {images} training images, less than batch_size={config.batch_size}: '
+            'lower batch_size.'
+        )
+    for dataset in (*train, *val):
+        dataset.data_root = config.data_root
+        for step in dataset.pipeline:
+            if step.type in sizes:
+                key, value = sizes[step.type]
+                step[key] = value
+
+
+def _fill_detection(config: Config) -> None:
+    classes = tuple(config.classes or CLASSES)
+    config.model.roi_head.bbox_head.num_classes = len(classes)
     for loader in (config.train_dataloader, config.val_dataloader):
-        images = 0
-        for dataset in loader.dataset.get('datasets', [loader.dataset]):
-            dataset.data_root = config.data_root
-            images += _check_split(root, dataset)
-            for step in dataset.pipeline:
-                if step.type in sizes:
-                    key, value = sizes[step.type]
-                    step[key] = value
-        if loader is config.train_dataloader and images < config.batch_size:
-            raise UserError(
-                f'{root} has {images} training images, less than batch_size='
-                f'{config.batch_size}: lower batch_size.'
-            )
+        loader.dataset.metainfo = dict(classes=classes)
+        if config.drop_invalid_boxes:
+            # mmdet ignores smaller boxes, but not in its test mode, which changes nothing else.
+            loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
 def _fill_segmentation(config: Config, world_size: int, device: str) -> None:
@@ -136,29 +156,13 @@ def _fill_segmentation(config: Config, world_size: int, device: str) -> None:
         )
 
 
-def _check_split(root: Path, dataset: ConfigDict) -> int:
-    """Count the images of a split, whose files must all be there."""
+def _check_split(config: Config, dataset: ConfigDict) -> int:
+    """Count the images of a split, having looked at all its files."""
+    root, prefix = Path(config.data_root), dataset.data_prefix
     split = root / dataset.ann_file
-    if not split.is_file():
-        raise UserError(
-            f'No split file {split}: data_root must name a VOCdevkit folder with the '
-            'ImageSets of its years unpacked.'
-        )
-    names = split.read_text().splitlines()
-    if not names:
-        raise UserError(f'{split} is empty: it must name one image a line.')
-    if dataset.type == 'VOCDataset':
-        year = root / dataset.data_prefix.sub_data_root
-        folders = {year / 'JPEGImages': '.jpg', year / 'Annotations': '.xml'}
-    else:
-        prefix = dataset.data_prefix
-        folders = {root / prefix.img_path: '.jpg', root / prefix.seg_map_path: '.png'}
-    for folder, suffix in folders.items():
-        present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-        missing = [name + suffix for name in names if name + suffix not in present]
-        if missing:
-            raise UserError(
-                f'{split} names {len(names)} images, but {folder} lacks {len(missing)} files '
-                f'({missing[0]}, ...): unpack it again.'
-            )
-    return len(names)
+    if config.task == 'detection':
+        year = root / prefix.sub_data_root
+        return check_detection(split, year, config.classes or CLASSES, config.drop_invalid_boxes)
+    masks = root / prefix.seg_map_path
+    num_classes = config.model.decode_head.num_classes
+    return check_segmentation(split, root / prefix.img_path, masks, num_classes)

@@ -1,33 +1,66 @@
-"""Prepare a data set once, before the runs on it.
+"""Check a data set, and prepare it, once before the runs on it.
 
-python tools/prepare_data.py imagenet --root DIR --out DIR --max-side N [--processes P]
+python tools/prepare_data.py imagenet --root DIR [--out DIR --max-side N] [--processes P]
+python tools/prepare_data.py cifar100 --root DIR
+python tools/prepare_data.py voc07 --root DIR
+python tools/prepare_data.py voc12aug --root DIR [--sbd DIR]
+
+Missing and damaged files are named and an error (exit code 1); other numbers of pictures than the
+paper's are printed alone. Nothing is downloaded, and no file that exists is changed.
 """
 
 import argparse
 from pathlib import Path
 
+from downstream.prepare import check_voc07, check_voc12aug
 from pretrain.cli import run
+from pretrain.datasets.official import check_cifar100, check_imagenet
 from pretrain.datasets.shrink import shrink_folder
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='dataset', required=True)
-    imagenet = commands.add_parser('imagenet', help='a copy with smaller pictures')
+    imagenet = commands.add_parser('imagenet', help='ImageNet of 2012; --out makes a smaller copy')
     imagenet.add_argument('--root', type=Path, required=True, help='holds train/ and val/')
-    imagenet.add_argument('--out', type=Path, required=True, help='gets the copy')
+    imagenet.add_argument('--out', type=Path, help='gets a copy with smaller pictures')
     imagenet.add_argument(
         '--max-side',
         type=int,
-        required=True,
         metavar='N',
-        help='most pixels of the shorter side: shrink what has more',
+        help='with --out: most pixels of the shorter side; what has more is shrunk',
     )
     imagenet.add_argument(
         '--processes', type=int, metavar='P', help='(default: as many as there are cores)'
     )
+    cifar100 = commands.add_parser('cifar100', help='CIFAR-100 for Python')
+    cifar100.add_argument('--root', type=Path, required=True, help='the folder cifar-100-python')
+    voc07 = commands.add_parser('voc07', help='VOC2007 detection')
+    voc07.add_argument('--root', type=Path, required=True, help='the folder VOCdevkit')
+    voc12aug = commands.add_parser('voc12aug', help='VOC2012 segmentation with the masks of SBD')
+    voc12aug.add_argument('--root', type=Path, required=True, help='the folder VOCdevkit')
+    voc12aug.add_argument(
+        '--sbd', type=Path, help='convert the masks in dataset/cls of this folder (of SBD) first'
+    )
     args = parser.parse_args()
-    shrink_folder(args.root, args.out, args.max_side, args.processes)
+    if args.dataset == 'imagenet' and (args.out is None) != (args.max_side is None):
+        imagenet.error('--out and --max-side go together')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    match args.dataset:
+        case 'voc07':
+            check_voc07(args.root)
+        case 'voc12aug':
+            check_voc12aug(args.root, args.sbd)
+        case 'cifar100':
+            check_cifar100(args.root)
+        case 'imagenet' if args.out:
+            shrink_folder(args.root, args.out, args.max_side, args.processes)
+        case 'imagenet':
+            check_imagenet(args.root, args.processes)
 
 
 if __name__ == '__main__':

@@ -197,11 +197,16 @@ def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
     if not border:
         return Image.fromarray(ids)
     mask = Image.fromarray(np.where(outlines, np.uint8(255), ids))
-    # VOC deals the bits of an id, from the lowest, out to red, green and blue, from their highest.
+    mask.putpalette(voc_palette())
+    return mask
+
+
+def voc_palette() -> bytes:
+    """The RGB colours of the 256 ids in VOC's masks."""
+    # The bits of an id, from the lowest, are dealt out to red, green and blue, from their highest.
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little')
     palette = [np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]
-    mask.putpalette(np.concatenate(palette, axis=1).tobytes())
-    return mask
+    return np.concatenate(palette, axis=1).tobytes()
 
 
 def stream(seed: int, name: str) -> Generator:

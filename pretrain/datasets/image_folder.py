@@ -13,7 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from pretrain.augmentation import draw_augmentation
 from pretrain.config import check_counts
 from pretrain.datasets.decode import Picture, centre_box, random_box
-from pretrain.datasets.scan import UNUSABLE, report, scan
+from pretrain.datasets.inspection import report
+from pretrain.datasets.scan import UNUSABLE, scan
 from pretrain.errors import UserError
 from pretrain.randomness import stable_seed, torch_seed
 

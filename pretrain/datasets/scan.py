@@ -4,22 +4,16 @@ Of JPEG, PNG and WebP files the header and the end are read alone. Files of othe
 those whose end is not where it belongs, are decoded.
 """
 
-import hashlib
 import io
-import json
-import multiprocessing
 import os
 import struct
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from pretrain.checkpoint import write_atomically
+from pretrain.datasets.inspection import fingerprint, parallel_map, remembered
 
 # Unreadable is a link to nowhere or a file without permission, too large more than PIL's 179
 # million pixels.
@@ -54,69 +48,22 @@ def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
     """
     root = root.resolve()
     paths = pictures(root)
-    fingerprint = _fingerprint(paths)
-    base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    cache = base / 'snapshot-distillation' / f'scan-{key}.json'
-    # A missing, a damaged and an outdated result are the same: a new one takes their place.
-    try:
-        cached = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        cached = None
-    if isinstance(cached, dict) and fingerprint in cached:
-        return cached[fingerprint]
-    if len(paths) > 10_000:
-        print(f'Looking at {len(paths):,} pictures of {root} ...', flush=True)
-    found = {kind: [] for kind in UNUSABLE + CONVERTED}
-    for path, kind in zip(paths, parallel_map(_kind, paths, _CHUNK, processes), strict=True):
-        if kind is not None:
-            found[kind].append(path.removeprefix(f'{root}/'))
-    found = {kind: sorted(names) for kind, names in found.items() if names}
-    try:
-        write_atomically(cache, json.dumps({fingerprint: found}).encode())
-    except OSError as error:
-        print(f'warning: the next run looks at {root} again: {error}', file=sys.stderr)
-    return found
+
+    def look() -> dict[str, list[str]]:
+        if len(paths) > 10_000:
+            print(f'Looking at {len(paths):,} pictures of {root} ...', flush=True)
+        found = {kind: [] for kind in UNUSABLE + CONVERTED}
+        kinds = parallel_map(kind_of_picture, paths, _CHUNK, processes)
+        for path, kind in zip(paths, kinds, strict=True):
+            if kind is not None:
+                found[kind].append(path.removeprefix(f'{root}/'))
+        return {kind: sorted(names) for kind, names in found.items() if names}
+
+    return remembered('scan', root, fingerprint(paths, 1), look)  # 2 when the kinds change
 
 
-def report(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Some kinds of what :func:`scan` has found, with up to three names each, such as
-    '2 truncated (train/n01/a.JPEG, train/n02/b.JPEG), 1 empty (val/n01/c.JPEG)'."""
-    return ', '.join(
-        f'{len(names):,} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind in kinds
-        if (names := found.get(kind))
-    )
-
-
-def parallel_map(
-    function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None
-) -> Iterator:
-    """``map`` in several processes, if there are the 32 chunks that make up for starting them."""
-    if processes == 1 or len(items) < 32 * chunk:
-        yield from map(function, items)
-        return
-    # Not forked from this process, whose threads may hold locks, but from one without threads that
-    # has imported this module, and torch with it, once for all.
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(processes, context) as pool:
-        yield from pool.map(function, items, chunksize=chunk)
-
-
-def _fingerprint(paths: Sequence[str]) -> str:
-    digest = hashlib.sha256(b'1\n')  # 2 when the kinds change
-    for path in paths:
-        try:
-            info = Path(path).stat()
-        except OSError:  # a link to nowhere, which the scan reports
-            info = Path(path).lstat()
-        digest.update(os.fsencode(f'{path}\0{info.st_size} {info.st_mtime_ns}\n'))
-    return digest.hexdigest()
-
-
-def _kind(path: str) -> str | None:
-    """The kind of a file; None of an ordinary picture."""
+def kind_of_picture(path: str | Path) -> str | None:
+    """Of ``UNUSABLE`` and ``CONVERTED`` the kind of a file; None of an ordinary picture."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)

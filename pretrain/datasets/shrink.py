@@ -12,7 +12,8 @@ from PIL import Image
 
 from pretrain.checkpoint import write_atomically
 from pretrain.datasets.image_folder import ClassFolder
-from pretrain.datasets.scan import DECODE_ERRORS, UNUSABLE, parallel_map, pictures, report, scan
+from pretrain.datasets.inspection import parallel_map, report
+from pretrain.datasets.scan import DECODE_ERRORS, UNUSABLE, pictures, scan
 from pretrain.errors import UserError
 
 

@@ -1,12 +1,14 @@
 import math
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
+from PIL import Image
 from torch.utils.data import Dataset
 
 from downstream.build import prepare
@@ -21,6 +23,7 @@ SEGMENTATION = 'configs/downstream/deeplabv3_r152_voc12aug.py'
 DEMO_DETECTION = 'configs/demo/faster_rcnn_r18_voc07.py'
 DEMO_SEGMENTATION = 'configs/demo/deeplabv3_r18_voc12.py'
 DEMOS = (DEMO_DETECTION, DEMO_SEGMENTATION)
+DEMO_BCCD = 'configs/demo/faster_rcnn_r18_bccd.py'
 
 
 def with_files(config, voc, backbone_file, *options):
@@ -295,6 +298,18 @@ def test_a_missing_annotation_is_named(voc, backbone_file, tmp_path):
         prepare(with_files(DEMO_DETECTION, root, backbone_file))
 
 
+def test_all_that_is_wrong_is_named_at_once(voc, backbone_file, tmp_path):
+    root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
+    Image.new('L', (64, 48), 200).save(root / 'VOC2012/SegmentationClass/000003.png')
+    (root / 'VOC2012/SegmentationClassAug/000005.png').unlink()
+    with pytest.raises(UserError) as error:
+        prepare(with_files(DEMO_SEGMENTATION, root, backbone_file))
+    train, aug, val = str(error.value).splitlines()
+    assert 'train.txt names 4 images, but there are 1 masks with an unknown class id' in train
+    assert 'SegmentationClassAug lacks 1 files (000005.png)' in aug
+    assert 'val.txt names 8 images, but there are 1 masks with an unknown class id' in val
+
+
 @pytest.mark.parametrize('config', DEMOS)
 def test_a_missing_data_root_is_named(config, backbone_file, tmp_path):
     with pytest.raises(UserError, match=r'No data root .*nowhere: .*data_root=DIR'):
@@ -310,6 +325,70 @@ SMALL = {
     ],
     DEMO_SEGMENTATION: ['image_scale=(64, 64)', 'crop_size=(33, 33)', 'param_scheduler.0.end=2'],
 }
+
+
+@pytest.fixture
+def cells(voc, tmp_path):
+    """The pictures of VOC2007 in BCCD's layout and classes. The box of number 4 is empty."""
+    root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'bccd-voc'))
+    for i in range(8):
+        tree = ElementTree.parse(root / f'Annotations/{i:06}.xml')
+        tree.find('object/name').text = ('RBC', 'WBC', 'Platelets')[i % 3]
+        if i == 4:
+            tree.find('object/bndbox/xmax').text = tree.findtext('object/bndbox/xmin')
+        tree.write(root / f'Annotations/{i:06}.xml')
+    return root
+
+
+def test_other_classes_are_trained_and_evaluated(cells, backbone_file, tmp_path):
+    options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'optim_wrapper.optimizer.lr=0']
+    config = prepare(with_files(DEMO_BCCD, cells, backbone_file, *options, *SMALL[DEMO_DETECTION]))
+    assert config.model.roi_head.bbox_head.num_classes == 3
+    assert config.identity.drop_invalid_boxes
+    config.work_dir = str(tmp_path / 'run')
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner.model.roi_head.bbox_head.fc_cls.out_features == 4  # with the background
+    assert math.isfinite(runner.message_hub.get_scalar('val/pascal_voc/mAP').current())
+
+
+def test_the_mean_is_over_the_configs_classes(cells, backbone_file):
+    from mmdet.models.utils.misc import samplelist_boxtype2tensor
+    from mmdet.registry import DATASETS, METRICS
+    from mmengine.structures import InstanceData
+
+    config = prepare(with_files(DEMO_BCCD, cells, backbone_file))
+    with MODELS.switch_scope_and_registry('mmdet'):
+        dataset = DATASETS.build(config.val_dataloader.dataset)
+        metric = METRICS.build(config.val_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    samples = [sample['data_samples'] for sample in dataset]
+    samplelist_boxtype2tensor(samples)
+    for sample in samples:  # every red blood cell is found, and nothing else
+        found = sample.gt_instances[sample.gt_instances.labels == 0]
+        sample.pred_instances = InstanceData(
+            bboxes=found.bboxes, labels=found.labels, scores=torch.ones(len(found))
+        )
+    metric.process({}, [sample.to_dict() for sample in samples])
+    assert metric.evaluate(len(samples))['pascal_voc/mAP'] == pytest.approx(1 / 3)
+
+
+def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
+    from mmdet.registry import DATASETS
+
+    config = with_files(DEMO_BCCD, cells, backbone_file)
+    prepared = prepare(config)
+    for loader in (prepared.train_dataloader, prepared.val_dataloader):
+        with MODELS.switch_scope_and_registry('mmdet'):
+            dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == 8
+        ignored = [
+            i for i, sample in enumerate(dataset) if sample['data_samples'].ignored_instances
+        ]
+        assert ignored == [0, 4]  # 0 is difficult
+    config.drop_invalid_boxes = False
+    with pytest.raises(UserError, match=r'1 inverted or empty boxes \(000004.xml: WBC'):
+        prepare(config)
 
 
 @pytest.mark.parametrize(

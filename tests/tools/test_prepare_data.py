@@ -1,13 +1,31 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from pretrain.datasets.builtin import write_vocdevkit
+from pretrain.errors import UserError
 from tests.tools.test_train import assert_one_sentence, call
+from tools.prepare_data import main
+
+COMMAND = 'tools/prepare_data.py'
+
+
+@pytest.fixture
+def prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The tool, in this process."""
+
+    def run(*args: object) -> None:
+        monkeypatch.setattr(sys, 'argv', [COMMAND, *map(str, args)])
+        main()
+
+    return run
 
 
 def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
-    command = ['tools/prepare_data.py', 'imagenet', '--max-side', '20', '--root']
+    command = [COMMAND, 'imagenet', '--max-side', '20', '--root']
     done = call(sys.executable, *command, str(image_folder), '--out', str(tmp_path / 'small'))
     assert done.returncode == 0, done.stderr
     assert '44 written anew' in done.stdout
@@ -15,3 +33,30 @@ def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
     wrong = call(sys.executable, *command, '/nowhere', '--out', str(tmp_path / 'other'))
     assert_one_sentence(wrong, 'No folder /nowhere/train')
     assert not (tmp_path / 'other').exists()
+
+
+def test_imagenet_alone(
+    image_folder: Path, prepare: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    prepare('imagenet', '--root', image_folder)
+    assert 'train: 32 pictures' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        prepare('imagenet', '--root', image_folder, '--max-side', 20)
+    assert '--out and --max-side go together' in capsys.readouterr().err
+
+
+def test_voc(prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / 'VOCdevkit'
+    write_vocdevkit(root, trainval=4, test=2, size=64)
+    prepare('voc07', '--root', root)
+    prepare('voc12aug', '--root', root)
+    out = capsys.readouterr().out
+    assert 'trainval: 4 pictures' in out
+    assert 'train and aug: 4 pictures' in out
+    with pytest.raises(UserError, match='nowhere/dataset/cls'):
+        prepare('voc12aug', '--root', root, '--sbd', tmp_path / 'nowhere')
+
+
+def test_cifar100(prepare: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'cifar-100-python\.tar\.gz'):
+        prepare('cifar100', '--root', tmp_path)

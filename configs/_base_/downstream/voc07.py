@@ -4,6 +4,8 @@ No image is left out and no box dropped for its size. 'Difficult' objects are no
 neither reward nor punish a detection, as in VOC's own evaluation.
 """
 
+classes = None  # the names of other objects than VOC's twenty
+drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are an error otherwise
 image_scale = (1000, 600)  # the longer and the shorter side at most
 train_dataloader = dict(
     num_workers=4,

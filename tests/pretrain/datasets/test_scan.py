@@ -1,7 +1,6 @@
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import scan as module
-from pretrain.datasets.scan import CONVERTED, UNUSABLE, parallel_map, report, scan
+from pretrain.datasets.scan import CONVERTED, UNUSABLE, scan
 
 
 def picture(mode: str = 'RGB', side: int = 64) -> Image.Image:
@@ -49,8 +48,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are looked at, in this process."""
-    paths, look = [], module._kind
-    monkeypatch.setattr(module, '_kind', lambda path: paths.append(path) or look(path))
+    paths, look = [], module.kind_of_picture
+    monkeypatch.setattr(module, 'kind_of_picture', lambda path: paths.append(path) or look(path))
     return paths
 
 
@@ -187,18 +186,3 @@ def test_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv('XDG_CACHE_HOME', str(root))
     assert scan(root, processes=1) == found
     assert {kind: len(names) for kind, names in found.items()} == {'empty': 14, 'truncated': 13}
-
-
-def test_many_items_leave_this_process() -> None:
-    pids: Callable[[int], list[int]] = lambda count: list(  # noqa: E731
-        parallel_map(os.getpgid, [0] * count, 1, 2)
-    )
-    assert pids(2) == [os.getpgid(0)] * 2
-
-
-def test_report_names_three_of_a_kind() -> None:
-    found = {'empty': ['a'], 'grey': ['b'], 'truncated': ['c', 'd', 'e'], '16-bit': list('fghi')}
-    text = 'empty (a), 3 truncated (c, d, e), 4 16-bit (f, g, h, ...)'
-    assert report(found, UNUSABLE) == f'1 {text}'
-    assert report(found, CONVERTED) == '1 grey (b)'
-    assert report({}, UNUSABLE) == ''

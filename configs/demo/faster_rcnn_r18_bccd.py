@@ -1,0 +1,36 @@
+"""Faster R-CNN on ResNet-18 for BCCD, photos of blood cells; no row of the paper.
+
+    tools/dist_train.sh configs/demo/faster_rcnn_r18_bccd.py 1 \
+        --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
+
+Trained on trainval (292 photos), tested on test (72). So is any other data set in VOC's layout: by
+its classes and its lists.
+"""
+
+_base_ = [
+    '../_base_/runtime.py',
+    '../_base_/downstream/faster_rcnn_c4_r18.py',
+    '../_base_/downstream/voc07.py',
+]
+
+data_root = 'data/bccd-voc'
+classes = ('RBC', 'WBC', 'Platelets')
+drop_invalid_boxes = True  # two boxes of trainval are empty
+batch_size = 4
+image_scale = (256, 192)
+paper = dict(metric='mAP')
+train_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='')),
+)
+val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='ImageSets/Main/test.txt', data_prefix=dict(sub_data_root='')),
+)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
+)
+param_scheduler = [dict(type='MultiStepLR', milestones=[6], gamma=0.1)]
