@@ -4,11 +4,12 @@
 two places, a C4 Faster R-CNN's ``backbone`` and its ``shared_head``; a segmenter in one.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.model import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from pretrain.errors import UserError
 from pretrain.export import load_backbone_file
 
-_STEMS = {'ResNet': 'v1', 'ResNetV1c': 'v1c', 'ResNetV1d': 'v1d'}
+# ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
+# ResNetV1c and ResNetV1d, of which mmdet lacks the first.
+_STEMS = {'v1': (False, False), 'v1c': (True, False), 'v1d': (True, True)}
 
 
 def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
@@ -46,31 +49,68 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the first fact that differs, both values and the config key.
     """
-    kind = model.backbone.type
-    preprocessor = model.data_preprocessor
+    backbone, preprocessor = model.backbone, model.data_preprocessor
+    flags = (backbone.get('deep_stem', False), backbone.get('avg_down', False))
+    stem = next((stem for stem, its in _STEMS.items() if its == flags), f'none of {[*_STEMS]}')
     # OpenCV loads BGR, so swapping the channels gives RGB.
     order = 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR'
     facts = [
-        ('arch', 'ResNet' if kind in _STEMS else kind, 'model.backbone.type'),
-        ('stem', _STEMS.get(kind), 'model.backbone.type'),
+        ('arch', backbone.type, 'model.backbone.type'),
+        ('stem', stem, 'model.backbone.deep_stem and avg_down'),
         ('channel_order', order, 'model.data_preprocessor.bgr_to_rgb'),
     ]
-    for key, part in backbone_parts(model).items():
+    parts = backbone_parts(model)
+    if provenance['stem'] == 'v1d' and len(parts) > 1:
+        raise UserError(
+            "The backbone file is a ResNet v1d, whose shortcut in layer4 pools; mmdet's shared "
+            'head cannot: give a config without model.roi_head.shared_head, or a v1 or v1c file.'
+        )
+    for key, part in parts.items():
         facts += [('depth', part.depth, f'{key}.depth')]
         facts += [('style', part.get('style', 'pytorch'), f'{key}.style')]
     for fact in ('mean', 'std'):
         facts += [(fact, list(preprocessor.get(fact, ())), f'model.data_preprocessor.{fact}')]
     for fact, ours, key in facts:
         theirs = provenance[fact]
-        if not _same(ours, theirs):
+        if not agree(ours, theirs):
             raise UserError(
                 f'The backbone file was trained with {fact} {theirs}, the config has {ours}: '
                 f'change {key}, or give another backbone_file.'
             )
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, list):
+def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
+    """What to override so that a config builds the stem, the stride style and the preprocessing
+    that a backbone was trained with. Depth and family stay the config's.
+
+    Args:
+        config: a downstream config.
+        provenance: as :func:`check_handoff` takes it.
+
+    Returns:
+        ``key=value`` strings as :func:`pretrain.config.load_config` takes them; none for what
+        agrees already.
+    """
+    deep_stem, avg_down = _STEMS[provenance['stem']]
+    wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
+    for key in backbone_parts(config.model):
+        wanted[f'{key}.style'] = provenance['style']
+    for fact in ('mean', 'std'):
+        wanted[f'model.data_preprocessor.{fact}'] = provenance[fact]
+    wanted['model.data_preprocessor.bgr_to_rgb'] = provenance['channel_order'] == 'RGB'
+    return [
+        f'{key}={value}' for key, value in wanted.items() if not agree(_setting(config, key), value)
+    ]
+
+
+def _setting(config: Config, key: str) -> Any:
+    # mmdet's and mmseg's switches are off where a config does not name them.
+    return functools.reduce(lambda node, name: node.get(name, False), key.split('.'), config)
+
+
+def agree(ours: Any, theirs: Any) -> bool:
+    """Whether two values of a fact are the same, numbers but for rounding in the fifth digit."""
+    if isinstance(ours, list | tuple):
         pairs = zip(ours, theirs, strict=False)
         return len(ours) == len(theirs) and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
     return ours == theirs

@@ -1,18 +1,21 @@
 """Pretrain, export, fine-tune and tabulate: every run there is to do, each done once."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+from downstream.backbone import check_handoff, fitting_options
 from downstream.build import check_data
+from downstream.foreign import import_backbone
 from downstream.results import transfer_table
 from pretrain.build import prepare as prepare_pretraining
 from pretrain.checkpoint import write_atomically
 from pretrain.config import load_config
 from pretrain.errors import UserError
-from pretrain.export import export_backbone, load_backbone_file
+from pretrain.export import export_backbone, is_backbone_file, load_backbone_file
 from pretrain.launch import Launcher, Run
 
 
@@ -21,7 +24,8 @@ class Transfer:
     """What is compared with what.
 
     Args:
-        backbones: label to a backbone file (.pth) or to the config (.py) that pretrains it.
+        backbones: label to a backbone file (.pth), a ResNet of another library that says how it
+            was trained, or the config (.py) that pretrains it.
         configs: the downstream configs.
         seeds: of fine-tuning; a backbone is pretrained once, with its config's seed.
         work_dir: everything is written below it: ``<label>/pretrain``, ``<label>/backbone.pth``,
@@ -66,14 +70,15 @@ class Transfer:
         names = [config.stem for config in self.configs]
         if len({*names}) < len(names) or len({*self.seeds}) < len(self.seeds):
             raise UserError('A config or a seed is given twice: name each once.')
-        depths = {}
+        depths, known = {}, {}
         for label, source in self.backbones.items():
             if _is_config(source):
                 config = load_config(source, self.pretrain_options)
                 prepare_pretraining(config, self.launcher.gpus or 1)
                 depths[label] = config.model.network.depth
             else:
-                depths[label] = load_backbone_file(source).provenance['depth']
+                known[label] = load_backbone_file(self._files[label]).provenance
+                depths[label] = known[label]['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
             check_data(config, self.launcher.gpus or 1)
@@ -83,10 +88,27 @@ class Transfer:
                         f'{label} is a ResNet-{depth}, {path} builds a '
                         f'ResNet-{config.model.backbone.depth}: give --configs of the same depth.'
                     )
+            for provenance in known.values():
+                check_handoff(load_config(path, self._options(path, provenance)).model, provenance)
 
-    def _backbone(self, label: str) -> Path:
-        source = self.backbones[label]
-        return self.work_dir / label / 'backbone.pth' if _is_config(source) else source
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The backbone file of each label. Those of other libraries are imported here."""
+        files = {}
+        for label, source in self.backbones.items():
+            files[label] = self.work_dir / label / 'backbone.pth'
+            if _is_config(source):
+                continue  # to be written when it is pretrained
+            if source.suffix != '.safetensors' and is_backbone_file(source):
+                files[label] = source
+            else:
+                import_backbone(source, files[label])
+        return files
+
+    def _options(self, config: Path, provenance: Mapping[str, Any]) -> list[str]:
+        """The given options of a downstream config, and those that fit it to a backbone."""
+        given = self.downstream_options
+        return [*given, *fitting_options(load_config(config, given), provenance)]
 
     def _pretrain(self, label: str, config: Path, number: str) -> None:
         work_dir = self.work_dir / label / 'pretrain'
@@ -94,22 +116,21 @@ class Transfer:
             Run(f'{number} pretrain {label}', config, work_dir, self.pretrain_options)
         )
         last = record['generations'][-1]['generation']
-        export_backbone(work_dir / f'snapshot_{last}.pth', self._backbone(label))
+        export_backbone(work_dir / f'snapshot_{last}.pth', self._files[label])
 
     def _fine_tune(self, label: str, config: Path, seed: int, number: str) -> dict:
-        options = [
-            *self.downstream_options,
-            f'backbone_file={self._backbone(label)}',
-            f'label={label}',
-            f'randomness.seed={seed}',
-        ]
-        work_dir = self.work_dir / label / config.stem / f'seed{seed}'
+        file = self._files[label]
+        given = load_backbone_file(file).provenance
         title = f'{number} {config.stem}, {label}, seed {seed}'
+        options = self._options(config, given)
+        if fitted := options[len(self.downstream_options) :]:
+            print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
+        options += [f'backbone_file={file}', f'label={label}', f'randomness.seed={seed}']
+        work_dir = self.work_dir / label / config.stem / f'seed{seed}'
         record = self.launcher.run(Run(title, config, work_dir, options))
-        given = load_backbone_file(self._backbone(label)).provenance
         if record['identity']['backbone']['weights_sha256'] != given['weights_sha256']:
             raise UserError(
-                f'{work_dir} was fine-tuned from another backbone than {self._backbone(label)}: '
+                f'{work_dir} was fine-tuned from another backbone than {file}: '
                 'choose another --work-dir, or delete that run.'
             )
         return record

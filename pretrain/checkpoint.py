@@ -56,7 +56,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
-            'take an intact file that this suite wrote.'
+            "take an intact file, or one of which its owner saved the ['state_dict'] alone."
         ) from error
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,12 +46,7 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     weights = student_weights(checkpoint)
     for name in [name for name in weights if name.startswith('fc.')]:
         del weights[name]
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(
-            f'{checkpoint_path} holds weights that are not finite: pick an earlier one.'
-        )
-    weights.provenance = {
-        'format': 1,
+    provenance = {
         'arch': 'ResNet',
         'depth': identity['network']['depth'],
         'stem': 'v1',
@@ -57,12 +54,39 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         'mean': list(preprocessor['mean']),
         'std': list(preprocessor['std']),
         'channel_order': 'RGB',  # as ClassFolder decodes
-        'weights_sha256': weights_sha256(weights),
-        'source': f'{checkpoint_path.parent.name}/{checkpoint_path.name}',
-        'source_sha256': hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
         'epoch': checkpoint['meta']['epoch'],
         'algorithm': dict(identity['algorithm']),
         'seed': identity['seed'],
+    }
+    return write_backbone_file(out, weights, checkpoint_path, provenance)
+
+
+def write_backbone_file(
+    out: str | Path, weights: OrderedDict[str, Tensor], source: Path, facts: Mapping[str, Any]
+) -> dict:
+    """Write weights and what is known of them, as :func:`load_backbone_file` reads them.
+
+    Args:
+        out: the file to write; it is replaced in one step.
+        weights: under OpenMMLab's names, which are torchvision's but for a deep stem.
+        source: the file that they come from.
+        facts: what :func:`downstream.backbone.check_handoff` compares, and whatever else is known.
+
+    Returns:
+        The provenance: ``facts``, the hash of the weights and the source.
+
+    Raises:
+        UserError: if a weight is not finite.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f'{source}: {name} is not finite: take another checkpoint.')
+    weights.provenance = {
+        'format': 1,
+        **facts,
+        'weights_sha256': weights_sha256(weights),
+        'source': f'{source.parent.name}/{source.name}',
+        'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
     }
     buffer = io.BytesIO()
     torch.save(weights, buffer)
@@ -70,18 +94,28 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     return weights.provenance
 
 
+def is_backbone_file(path: str | Path) -> bool:
+    """Whether this suite wrote the ``.pth`` file as a backbone, with its provenance.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    return hasattr(load_from_disk(str(path)), 'provenance')
+
+
 def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
     """Read a backbone file; its attribute ``provenance`` says what it is.
 
     Raises:
         UserError: if the file is missing, damaged, changed or not written by
-            :func:`export_backbone`.
+            :func:`write_backbone_file`.
     """
     weights = load_from_disk(str(path))
     provenance = getattr(weights, 'provenance', None)
     if provenance is None:
         raise UserError(
-            f'{path} is not a backbone file: make one with tools/export_backbone.py CHECKPOINT OUT.'
+            f'{path} is not a backbone file: make one with tools/export_backbone.py CHECKPOINT '
+            "OUT, or of another library's ResNet with tools/import_backbone.py SOURCE OUT."
         )
     if weights_sha256(weights) != provenance['weights_sha256']:
         raise UserError(f'{path} was changed after its export: export the checkpoint again.')

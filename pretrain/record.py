@@ -154,11 +154,13 @@ def describe(config: Config) -> dict:
     """What a run is, before it has begun."""
     cuda = torch.cuda.is_available()
     identity = config.identity.to_dict()
-    algorithm = identity.get('algorithm') or identity['backbone']['algorithm']
+    # A backbone of another library says nothing of an algorithm.
+    origin = identity.get('backbone', identity)
+    name = origin['algorithm']['name'] if 'algorithm' in origin else Path(origin['source']).stem
     return {
         'format': 1,
         'config': Path(config.filename).stem,
-        'label': config.label or algorithm['name'],
+        'label': config.label or name,
         'task': config.task,
         'paper': config.paper.to_dict(),
         'identity': identity,

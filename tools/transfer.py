@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
         action='append',
         required=True,
         metavar='NAME=FILE',
-        help='a backbone file (.pth), or the config (.py) that pretrains it; the first is the '
-        'baseline; repeat for each',
+        help='a backbone file (.pth), a ResNet of another library, or the config (.py) that '
+        'pretrains it; the first is the baseline; repeat for each',
     )
     parser.add_argument(
         '--configs', type=Path, nargs='+', default=TABLE_5, help='downstream (default: Table 5)'

@@ -5,7 +5,13 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
-from downstream.backbone import ExportedBackbone, check_handoff, select, top_level
+from downstream.backbone import (
+    ExportedBackbone,
+    check_handoff,
+    fitting_options,
+    select,
+    top_level,
+)
 from downstream.build import prepare
 from pretrain.config import load_config
 from pretrain.errors import UserError
@@ -51,7 +57,7 @@ def test_every_tensor_of_the_file_arrives_and_stays(config, voc, backbone_file):
         ({'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}}, 'in another shape .*conv1.weight'),
         ({'add': {'layer5.weight': torch.ones(1)}}, 'layer5, the model takes .* used once'),
         ({'depth': 34}, 'depth 34, the config has 18: change model.backbone.depth'),
-        ({'stem': 'v1c'}, 'stem v1c, the config has v1: change model.backbone.type'),
+        ({'stem': 'v1c'}, 'stem v1c, the config has v1: change model.backbone.deep_stem'),
         ({'style': 'caffe'}, 'style caffe, the config has pytorch'),
         ({'arch': 'SEResNet'}, 'arch SEResNet, the config has ResNet'),
         ({'channel_order': 'BGR'}, 'channel_order BGR, the config has RGB'),
@@ -75,7 +81,9 @@ def test_another_backbone_is_an_error_before_the_run(
         ('model.roi_head.shared_head.depth=34', 'change model.roi_head.shared_head.depth'),
         ('model.roi_head.shared_head.style=caffe', 'change model.roi_head.shared_head.style'),
         ('model.backbone.style=caffe', 'style pytorch, the config has caffe'),
-        ('model.backbone.type=ResNetV1c', 'stem v1, the config has v1c'),
+        ('model.backbone.deep_stem=True', 'stem v1, the config has v1c'),
+        ('model.backbone.avg_down=True', 'stem v1, the config has none of'),
+        ('model.backbone.type=ResNetV1c', 'arch ResNet, the config has ResNetV1c'),
         ('model.backbone.type=ResNeXt', 'arch ResNet, the config has ResNeXt'),
         ('model.data_preprocessor.bgr_to_rgb=False', 'channel_order RGB, the config has BGR'),
         ('model.data_preprocessor.mean=[103.53,116.28,123.675]', 'has .103.53, 116.28, 123.675.'),
@@ -95,7 +103,7 @@ def test_the_libraries_own_bases_would_not_pass(provenance):
         check_handoff(caffe, provenance)
     deep = load_config(DEMOS[1]).model
     deep.backbone.type = 'ResNetV1c'
-    with pytest.raises(UserError, match='stem'):
+    with pytest.raises(UserError, match='arch'):
         check_handoff(deep, provenance)
 
 
@@ -112,6 +120,64 @@ def test_a_normalisation_that_is_not_there_is_an_error(provenance):
     )
     with pytest.raises(UserError, match=r'the config has \[\]'):
         check_handoff(model, provenance)
+
+
+OTHER = {
+    'depth': 18,
+    'stem': 'v1c',
+    'style': 'caffe',
+    'mean': [103.53, 116.28, 123.675],
+    'std': [1.0, 1.0, 1.0],
+    'channel_order': 'BGR',
+}
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_a_config_is_fitted_to_a_backbone_and_back(config, provenance):
+    assert fitting_options(load_config(config), provenance) == []
+    other = provenance | OTHER
+    options = fitting_options(load_config(config), other)
+    styles = 2 if 'faster' in config else 1
+    assert len(options) == 1 + styles + 3
+    assert 'model.backbone.deep_stem=True' in options
+    assert 'model.data_preprocessor.mean=[103.53, 116.28, 123.675]' in options
+    fitted = load_config(config, options)
+    check_handoff(fitted.model, other)
+    assert fitting_options(fitted, other) == []
+    with pytest.raises(UserError, match='stem v1, the config has v1c'):
+        check_handoff(fitted.model, provenance)
+    back = fitting_options(fitted, provenance)
+    check_handoff(load_config(config, [*options, *back]).model, provenance)
+
+
+def test_depth_and_family_are_not_fitted(provenance):
+    for fact, value in (('depth', 50), ('arch', 'SEResNet')):
+        other = provenance | {fact: value}
+        config = load_config(DEMOS[0])
+        assert fitting_options(config, other) == []
+        with pytest.raises(UserError, match=fact):
+            check_handoff(config.model, other)
+
+
+def test_a_switch_that_is_not_there_is_off(provenance):
+    config = load_config(DEMOS[1])
+    del config.model.backbone['deep_stem'], config.model.backbone['avg_down']
+    assert fitting_options(config, provenance) == []
+    assert fitting_options(config, provenance | {'stem': 'v1c'}) == [
+        'model.backbone.deep_stem=True'
+    ]
+
+
+def test_a_shared_head_cannot_take_a_pooling_shortcut(provenance):
+    other = provenance | {'stem': 'v1d'}
+    for path in DEMOS:
+        config = load_config(path)
+        fitted = load_config(path, fitting_options(config, other))
+        if config.task == 'segmentation':
+            check_handoff(fitted.model, other)
+        else:
+            with pytest.raises(UserError, match=r'v1d, .* without model.roi_head.shared_head'):
+                check_handoff(fitted.model, other)
 
 
 def test_select_takes_the_layers_of_one_part():

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import Dataset
 
+from downstream.backbone import backbone_parts
 from downstream.build import prepare
 from pretrain.checkpoint import load_from_disk
 from pretrain.config import load_config
@@ -101,6 +102,17 @@ def test_detection_is_the_papers_recipe(voc, backbone_file_152):
     assert model.roi_head.bbox_head.num_classes == 20
     assert model.backbone.frozen_stages == -1
     assert config.paper == dict(metric='mAP', BL=73.49, SD=74.93)
+
+
+@pytest.mark.parametrize('path', [DETECTION, SEGMENTATION])
+def test_resnet50_differs_from_the_papers_recipe_in_depth_alone(path):
+    paper, other = load_config(path), load_config(path.replace('r152', 'r50'))
+    assert (paper.model.backbone.depth, other.model.backbone.depth) == (152, 50)
+    options = [f'{key}.depth=152' for key in backbone_parts(other.model)]
+    other = load_config(path.replace('r152', 'r50'), options)
+    differing = {key for key in paper if paper[key] != other[key]}
+    assert differing == {'paper', 'config_sha256'}
+    assert other.paper == dict(metric=paper.paper.metric)
 
 
 def test_segmentation_is_the_papers_recipe(voc, backbone_file_152):

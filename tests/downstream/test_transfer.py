@@ -1,3 +1,4 @@
+import functools
 import json
 from collections import OrderedDict
 from dataclasses import replace
@@ -5,22 +6,41 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+import torchvision
+from safetensors.torch import save_file
 
 import downstream.transfer as transfer_module
 import pretrain.launch as launch_module
 from downstream.transfer import Transfer
 from pretrain.checkpoint import weights_sha256
+from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.launch import Launcher, Run
 
-CONFIGS = [Path('configs/demo/faster_rcnn.py'), Path('configs/demo/deeplabv3.py')]
-METRICS = {'faster_rcnn': ('detection', 'mAP'), 'deeplabv3': ('segmentation', 'mIoU')}
+DETECTION = Path('configs/demo/faster_rcnn_r18_voc07.py')
+SEGMENTATION = Path('configs/demo/deeplabv3_r18_voc12.py')
+METRICS = {DETECTION.stem: ('detection', 'mAP'), SEGMENTATION.stem: ('segmentation', 'mIoU')}
+PROVENANCE = {
+    'arch': 'ResNet',
+    'depth': 18,
+    'stem': 'v1',
+    'style': 'pytorch',
+    'mean': [123.675, 116.28, 103.53],
+    'std': [58.395, 57.12, 57.375],
+    'channel_order': 'RGB',
+}
 
 
-def write_backbone(path: Path, value: float, depth: int = 18) -> Path:
+load_once = functools.cache(load_config)  # reading one takes longer than all the rest
+
+
+def _frozen(argument: Path | list[str]) -> Path | tuple[str, ...]:
+    return argument if isinstance(argument, Path) else tuple(argument)
+
+
+def write_backbone(path: Path, value: float, **facts: object) -> Path:
     weights = OrderedDict(w=torch.tensor([value]))
-    weights.provenance = {'depth': depth, 'weights_sha256': weights_sha256(weights)}
+    weights.provenance = PROVENANCE | {'weights_sha256': weights_sha256(weights)} | facts
     torch.save(weights, path)
     return path
 
@@ -43,7 +63,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             'device': 'CPU',
             'wall_seconds': 1.0,
             'paper': {'metric': metric},
-            'config_sha256': 'same',
+            'config_sha256': load_once(run.config, tuple(run.options)).config_sha256,
             'identity': {'seed': int(settings['randomness.seed']), 'backbone': provenance},
             'data': {'train': {'count': 1}, 'val': {'count': 1}},
             'history': [{'epoch': 1}],
@@ -53,9 +73,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (run.work_dir / 'run.json').write_text(json.dumps(record))
 
     monkeypatch.setattr(Launcher, '_launch', launch)
-    config = Config({'config_sha256': 'same', 'model': {'backbone': {'depth': 18}}})
     for module in (transfer_module, launch_module):
-        monkeypatch.setattr(module, 'load_config', lambda *_: config)
+        monkeypatch.setattr(module, 'load_config', lambda *args: load_once(*map(_frozen, args)))
     monkeypatch.setattr(transfer_module, 'check_data', lambda *_: None)
     return titles
 
@@ -65,14 +84,14 @@ def transfer(tmp_path: Path) -> Transfer:
     files = {
         name: write_backbone(tmp_path / f'{name}.pth', x) for name, x in (('BL', 1), ('SD', 2))
     }
-    return Transfer(files, CONFIGS, seeds=[0, 1], work_dir=tmp_path / 'out')
+    return Transfer(files, [DETECTION, SEGMENTATION], seeds=[0, 1], work_dir=tmp_path / 'out')
 
 
 def test_every_backbone_task_and_seed_once(transfer: Transfer, launched: list[str]) -> None:
     table = transfer.run()
     assert len(launched) == len(set(launched)) == 2 * 2 * 2
-    assert launched[0].startswith('[1/8] faster_rcnn, BL, seed 0')
-    assert launched[-1].startswith('[8/8] deeplabv3, SD, seed 1')
+    assert launched[0].startswith(f'[1/8] {DETECTION.stem}, BL, seed 0')
+    assert launched[-1].startswith(f'[8/8] {SEGMENTATION.stem}, SD, seed 1')
     assert (transfer.work_dir / 'transfer.md').read_text() == table
     assert [line.split('|')[3].strip() for line in table.splitlines()[2:6]] == ['BL', 'SD'] * 2
 
@@ -82,11 +101,14 @@ def test_finished_runs_are_skipped_and_others_done(
 ) -> None:
     transfer.run()
     launched.clear()
-    record = transfer.work_dir / 'SD/deeplabv3/seed1/run.json'
+    record = transfer.work_dir / f'SD/{SEGMENTATION.stem}/seed1/run.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'status': 'running'}))
-    (transfer.work_dir / 'BL/faster_rcnn/seed0/run.json').unlink()
+    (transfer.work_dir / f'BL/{DETECTION.stem}/seed0/run.json').unlink()
     transfer.run()
-    assert launched == ['[1/8] faster_rcnn, BL, seed 0', '[8/8] deeplabv3, SD, seed 1']
+    assert launched == [
+        f'[1/8] {DETECTION.stem}, BL, seed 0',
+        f'[8/8] {SEGMENTATION.stem}, SD, seed 1',
+    ]
 
 
 def test_results_of_another_backbone_are_refused(
@@ -102,7 +124,7 @@ def test_finished_run_with_other_settings_is_refused(
     transfer: Transfer, launched: list[str]
 ) -> None:
     transfer.run()
-    record = transfer.work_dir / 'SD/deeplabv3/seed1/run.json'
+    record = transfer.work_dir / f'SD/{SEGMENTATION.stem}/seed1/run.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'config_sha256': 'other'}))
     with pytest.raises(UserError, match='other settings'):
         transfer.run()
@@ -133,4 +155,73 @@ def test_missing_backbone_stops_before_anything_runs(
     (tmp_path / 'SD.pth').unlink()
     with pytest.raises(UserError, match=r'No checkpoint .*SD\.pth'):
         transfer.run()
+    assert not launched
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> list[Run]:
+    """The runs that were started, whole."""
+    runs = []
+    launch = Launcher._launch
+    monkeypatch.setattr(Launcher, '_launch', lambda *args: (runs.append(args[1]), launch(*args)))
+    return runs
+
+
+def test_each_run_is_fitted_to_its_backbone(
+    transfer: Transfer, options: list[Run], tmp_path: Path, capsys
+) -> None:
+    """Backbones with different preprocessing stand in one table."""
+    caffe = {'style': 'caffe', 'channel_order': 'BGR', 'mean': [103.53, 116.28, 123.675]}
+    write_backbone(tmp_path / 'SD.pth', 2, **caffe)
+    assert replace(transfer, seeds=[0]).run().count('| SD ') == 2
+    given = {(run.work_dir.parts[-3], run.config): run.options for run in options}
+    assert [o for o in given['BL', DETECTION] if o.startswith('model.')] == []
+    assert [o for o in given['SD', DETECTION] if o.startswith('model.')] == [
+        'model.backbone.style=caffe',
+        'model.roi_head.shared_head.style=caffe',
+        'model.data_preprocessor.mean=[103.53, 116.28, 123.675]',
+        'model.data_preprocessor.bgr_to_rgb=False',
+    ]
+    said = [line for line in capsys.readouterr().out.splitlines() if 'fitted' in line]
+    assert len(said) == 2
+    assert said[0].startswith(f'[3/4] {DETECTION.stem}, SD, seed 0: fitted to the backbone with ')
+    assert said[1].endswith('model.data_preprocessor.bgr_to_rgb=False')
+
+
+def test_what_no_config_can_take_stops_before_anything_runs(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    write_backbone(tmp_path / 'SD.pth', 2, stem='v1d')
+    with pytest.raises(UserError, match=r'v1d, .* without model\.roi_head\.shared_head'):
+        transfer.run()
+    assert not launched
+    assert replace(transfer, configs=[SEGMENTATION]).run().count('| SD ') == 1
+
+
+def test_a_foreign_file_that_tells_everything_is_imported(
+    transfer: Transfer, options: list[Run], tmp_path: Path
+) -> None:
+    named = {f'backbone.{n}': t for n, t in torchvision.models.resnet18().state_dict().items()}
+    named = {n: t for n, t in named.items() if '.fc.' not in n}
+    preprocessor = 'dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)'
+    content = {'meta': {'cfg': f'data_preprocessor = {preprocessor}'}, 'state_dict': named}
+    torch.save(content, tmp_path / 'mmpretrain.pth')
+    backbones = transfer.backbones | {'MM': tmp_path / 'mmpretrain.pth'}
+    foreign = replace(transfer, backbones=backbones, configs=[SEGMENTATION], seeds=[0])
+    foreign.run()
+    assert f'backbone_file={transfer.work_dir}/MM/backbone.pth' in options[-1].options
+    assert 'model.data_preprocessor.mean=[1.0, 2.0, 3.0]' in options[-1].options
+    replace(foreign).run()
+    assert len(options) == 3  # imported again, the finished run still fits it
+
+
+def test_a_foreign_file_that_does_not_tell_is_asked_about(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / 'model.safetensors')
+    backbones = transfer.backbones | {'TV': tmp_path / 'model.safetensors'}
+    with pytest.raises(
+        UserError, match=r'import_backbone\.py .*/model\.safetensors OUT --preprocessing'
+    ):
+        replace(transfer, backbones=backbones).run()
     assert not launched

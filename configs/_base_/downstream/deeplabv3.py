@@ -19,6 +19,8 @@ model = dict(
     pretrained=None,
     backbone=dict(
         type='ResNet',
+        deep_stem=False,
+        avg_down=False,
         strides=(1, 2, 2, 1),
         dilations=(1, 1, 1, 2),
         norm_cfg=dict(type='BN'),

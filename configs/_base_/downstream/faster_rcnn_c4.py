@@ -15,7 +15,9 @@ model = dict(
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
     ),
-    backbone=dict(style='pytorch', frozen_stages=-1, init_cfg=None),
+    backbone=dict(
+        deep_stem=False, avg_down=False, style='pytorch', frozen_stages=-1, init_cfg=None
+    ),
     roi_head=dict(shared_head=dict(style='pytorch', init_cfg=None)),
     # 128 regions an image, as py-faster-rcnn for VOC; mmdet's 512 are for COCO.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),

@@ -10,6 +10,11 @@ task = 'detection'
 backbone_file = ''
 micro_batches = 1  # pieces of a process's batch, for want of memory
 model = dict(
-    backbone=dict(frozen_stages=-1, norm_cfg=dict(requires_grad=False), init_cfg=None),
-    roi_head=dict(bbox_head=dict(num_classes=20)),
+    backbone=dict(
+        deep_stem=False,
+        avg_down=False,
+        frozen_stages=-1,
+        norm_cfg=dict(requires_grad=False),
+        init_cfg=None,
+    ),
 )

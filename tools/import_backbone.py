@@ -1,0 +1,30 @@
+"""Make a backbone file of a ResNet of torchvision, timm or OpenMMLab.
+
+python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME]
+"""
+
+import argparse
+
+from downstream.foreign import PREPROCESSINGS, STYLES, import_backbone
+from pretrain.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', help='a .pth or .safetensors file')
+    parser.add_argument('out', help='the backbone file to write')
+    parser.add_argument(
+        '--style', choices=STYLES, help='the stride on the 3x3 convolution, or on the first 1x1'
+    )
+    known = '; '.join(
+        f'{name}: mean {facts["mean"]}, std {facts["std"]}'
+        for name, facts in PREPROCESSINGS.items()
+    )
+    parser.add_argument('--preprocessing', choices=PREPROCESSINGS, help=known)
+    args = parser.parse_args()
+    provenance = import_backbone(args.source, args.out, args.style, args.preprocessing)
+    print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
+
+
+if __name__ == '__main__':
+    run(main)
