@@ -4,12 +4,21 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import ttest_1samp
+
 from pretrain.errors import UserError
-from pretrain.tables import markdown, mean_std
+from pretrain.tables import format_p, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
+LEVEL = 0.05  # of the tests
+ROUNDING = 1e-9  # points: differences that are no further apart are equal
+ABOUT_SEEDS = (
+    'Differences are paired by seed; p is that of a two-sided paired t-test, not corrected for '
+    'the number of comparisons. Seeds vary fine-tuning alone: a backbone is pretrained once, so '
+    'that another pretraining may differ by more.'
+)
 
 
 @dataclass(frozen=True)
@@ -17,20 +26,70 @@ class Cell:
     """One backbone on one task.
 
     Attributes:
-        values: the metric of each seed in percent, after the last epoch.
+        values: seed to the metric in percent, after the last epoch.
         paper: the paper's number, if it has one for this config.
     """
 
-    values: tuple[float, ...]
+    values: dict[int, float]
     paper: float | None
 
+
+@dataclass(frozen=True)
+class Comparison:
+    """A backbone against the baseline, over the seeds of fine-tuning that both have.
+
+    Attributes:
+        differences: one a shared seed, in points; above 0 where the backbone is better.
+        left_out: number of runs of either whose seed the other lacks.
+    """
+
+    differences: tuple[float, ...]
+    left_out: int
+
+    @classmethod
+    def of(cls, cell: Cell, baseline: Cell) -> 'Comparison':
+        ours, theirs = cell.values, baseline.values
+        shared = sorted(ours.keys() & theirs.keys())
+        return cls(tuple(ours[s] - theirs[s] for s in shared), len(ours.keys() ^ theirs.keys()))
+
     @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.values) if self.values else None
+    def p(self) -> float | None:
+        """Two-sided p-value of the paired t-test, which is that of the differences against 0; None
+        with fewer than two pairs, or where the differences do not vary."""
+        if len(self.differences) < 2 or max(self.differences) - min(self.differences) < ROUNDING:
+            return None
+        return float(ttest_1samp(self.differences, 0.0).pvalue)
+
+    def cells(self) -> tuple[str, str]:
+        """The difference, as mean ± standard deviation of the pairs, and p."""
+        gain = mean_std(self.differences, '+') if self.differences else '–'
+        return gain, format_p(self.p)
+
+    def verdict(self) -> str:
+        """What the difference means, in words."""
+        pairs = len(self.differences)
+        if not pairs:
+            return 'no seed in common: no comparison is possible.'
+        gain, p = self.cells()
+        seeds = 'one seed' if pairs == 1 else f'{pairs} seeds'
+        if self.left_out:
+            runs = 'run' if self.left_out == 1 else 'runs'
+            seeds += f' that both have, {self.left_out} other {runs} left out'
+        if self.p is None:
+            equal = ', the same with each' if pairs > 1 else ''
+            return f'{gain} over {seeds}{equal}: no test is possible.'
+        if self.p >= LEVEL:
+            meaning = 'not distinguishable'
+        else:
+            better = statistics.fmean(self.differences) > 0
+            meaning = f'{"better" if better else "worse"} at the {100 * LEVEL:.0f} % level'
+        equals = '' if p.startswith('<') else '= '
+        return f'{gain} over {seeds} (p {equals}{p}): {meaning}.'
 
 
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
-    """The table in Markdown: paper, ours (mean ± std over seeds), n, and the gain over the first.
+    """The table in Markdown: paper, ours (mean ± std over seeds), n, and the gain over the first
+    with a paired test; below it a sentence for each comparison.
 
     Args:
         records: as :func:`pretrain.tables.find_records` gives them for ``TASKS``.
@@ -46,28 +105,34 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         {r['label'] for r in records}, key=lambda label: (label != 'BL', label)
     )
     configs = sorted({(r['task'], r['config']) for r in records})
-    header = ('task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours')
+    header = 'task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours', 'p'
     rows = []
     notes = []
     for task, config in configs:
         mine = [r for r in records if r['config'] == config]
         metric = mine[0]['paper']['metric']
         cells = {label: _cell(mine, label, metric) for label in labels}
-        first = cells[labels[0]]
+        baseline = cells[labels[0]]
+        notes.append(_note(config, mine))
         for label, cell in cells.items():
+            deltas = '', '', ''
+            if label != labels[0]:
+                comparison = Comparison.of(cell, baseline)
+                deltas = _delta(cell.paper, baseline.paper), *comparison.cells()
+                notes.append(f'{task}, {label} against {labels[0]}: {comparison.verdict()}')
             rows.append(
                 (
                     task,
                     f'{metric} (%)',
                     label,
                     '–' if cell.paper is None else f'{cell.paper:.2f}',
-                    mean_std(cell.values),
+                    mean_std(list(cell.values.values())),
                     str(len(cell.values)),
-                    '' if label == labels[0] else _delta(cell.paper, first.paper),
-                    '' if label == labels[0] else _delta(cell.mean, first.mean),
+                    *deltas,
                 )
             )
-        notes.append(_note(config, mine))
+    if len(labels) > 1:
+        notes.append(ABOUT_SEEDS)
     return markdown(header, rows, notes, texts=3)
 
 
@@ -78,8 +143,8 @@ def _cell(records: Sequence[dict], label: str, metric: str) -> Cell:
         raise UserError(
             f'Two records are of {label}, {mine[0]["config"]} and the same seed: keep one of them.'
         )
-    values = tuple(r['generations'][-1]['last'][metric] * PERCENT[metric] for r in mine)
-    return Cell(values, records[0]['paper'].get(label))
+    values = [r['generations'][-1]['last'][metric] * PERCENT[metric] for r in mine]
+    return Cell(dict(zip(seeds, values, strict=True)), records[0]['paper'].get(label))
 
 
 def _delta(value: float | None, base: float | None) -> str:

@@ -22,12 +22,17 @@ def find_records(folder: Path, tasks: Sequence[str] = ('classification',)) -> li
     return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
 
 
-def mean_std(values: Sequence[float]) -> str:
-    """``mean ± standard deviation`` with two decimals; the mean alone of a single value."""
+def mean_std(values: Sequence[float], sign: str = '-') -> str:
+    """``mean ± standard deviation`` with two decimals; the mean alone of a single value.
+
+    Args:
+        values: any number of them.
+        sign: ``'+'`` for values that are differences, to give a plus to a mean that has no minus.
+    """
     if not values:
         return MISSING
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):.2f}{spread}'
+    return f'{statistics.fmean(values):{sign}.2f}{spread}'
 
 
 def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
@@ -35,7 +40,13 @@ def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
     neither side varies."""
     if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
         return '–'
-    p = float(ttest_ind(ours, baseline, equal_var=False).pvalue)
+    return format_p(float(ttest_ind(ours, baseline, equal_var=False).pvalue))
+
+
+def format_p(p: float | None) -> str:
+    """A p-value with three decimals; a dash where there is none."""
+    if p is None:
+        return '–'
     return f'{p:.3f}' if p >= 0.001 else '<0.001'
 
 
