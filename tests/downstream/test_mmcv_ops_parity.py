@@ -16,9 +16,10 @@ Kept indices are compared exactly. RoIAlign is compared within a fraction of the
 which moves a sample by a unit in the last place of its coordinate; 0.02 in float16, in which the
 compiled kernel makes every step and the stand-in only the last.
 
-The compiled CPU kernels take less: nms only float32, RoIAlign no bfloat16. So the half precisions
-are compared with the stand-in's own float32, within one rounding. Equal scores are left out: the
-compiled nms orders them by torch's unstable sort, which may differ between processors.
+The compiled CPU kernels take less: nms only float32, RoIAlign no bfloat16, and it reads a map in
+channels_last as if it were contiguous. So the half precisions are compared with the stand-in's own
+float32, within one rounding. Equal scores are left out: the compiled nms orders them by torch's
+unstable sort, which may differ between processors.
 """
 
 import functools
