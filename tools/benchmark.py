@@ -29,7 +29,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ from pretrain.datasets.builtin import write_imagenet_folder, write_vocdevkit
 from pretrain.datasets.decode import Picture, random_box
 from pretrain.datasets.shrink import shrink_picture
 from pretrain.errors import UserError
-from pretrain.runner import ChannelsLastRunner
 from pretrain.tables import markdown
 
 R152 = Path(__file__).resolve().parent.parent / 'configs/pretrain/r152_sd.py'
@@ -219,10 +218,10 @@ class Stopwatch(Hook):
         self.ticks.append(time.perf_counter())
 
 
-def run_seconds(config: Config, work_dir: str, runner_class: type[Runner]) -> float:
+def run_seconds(config: Config, work_dir: str) -> float:
     """The median iteration of a run of the config but the first, which warms up."""
     config.work_dir = config.experiment_name = work_dir
-    runner = runner_class.from_cfg(config)
+    runner = RUNNERS.build(config)
     watch = Stopwatch()
     runner.register_hook(watch, priority='LOWEST')
     runner.train()
@@ -244,7 +243,7 @@ def runner_rows(config: Config, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(3):
             others.append(seconds(steps, rounds))
-            runs.append(run_seconds(config, f'{scratch}/{turn}', ChannelsLastRunner))
+            runs.append(run_seconds(config, f'{scratch}/{turn}'))
     ours = statistics.median(runs)
     median = {name: statistics.median(turn[name] for turn in others) for name in steps}
     bare = median['bare loop']
@@ -286,13 +285,13 @@ def finetune_rows(config: Config) -> list[dict]:
     model, data and optimizer: mmengine's Runner as it is."""
     theirs = copy.deepcopy(config)
     theirs.custom_hooks = []
-    configs = {'run': (config, ChannelsLastRunner), "the library's own run": (theirs, Runner)}
+    theirs.runner_type = 'Runner'
+    configs = {'ours': config, 'theirs': theirs}
     times = {name: [] for name in configs}
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(3):
-            for name, (settings, runner_class) in configs.items():
-                work_dir = f'{scratch}/{turn} {name}'
-                times[name].append(run_seconds(settings, work_dir, runner_class))
+            for name, settings in configs.items():
+                times[name].append(run_seconds(settings, f'{scratch}/{turn}_{name}'))
     ours, other = (statistics.median(values) for values in times.values())
     return [
         row(f'{config.task} run / library run', ours / other, '', at_most=1.0),

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
 
 from pretrain.checkpoint import check_resume
 from pretrain.cli import run
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.record import read_record
-from pretrain.runner import ChannelsLastRunner
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def main() -> None:
         torch.distributed.init_process_group('gloo')
         wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
         config.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    ChannelsLastRunner.from_cfg(config).train()
+    RUNNERS.build(config).train()
 
 
 if __name__ == '__main__':

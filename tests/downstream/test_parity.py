@@ -41,6 +41,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cv2.imwrite(str(root / year / 'JPEGImages/000000.jpg'), picture)
     mask = np.zeros(SIZE[::-1], np.uint8)
     cv2.imwrite(str(root / 'VOC2012/SegmentationClass/000000.png'), mask)
+    annotation = root / 'VOC2007/Annotations/000000.xml'
+    size = '<width>{}</width><height>{}</height>'
+    annotation.write_text(annotation.read_text().replace(size.format(64, 48), size.format(*SIZE)))
     return root
 
 
