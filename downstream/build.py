@@ -28,8 +28,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
     ``image_scale`` and ``crop_size`` reach the loaders, ``classes`` the loaders and the model,
-    ``train_cfg.max_epochs`` the schedule.
-    ``identity`` is added: what must not change while the run lasts.
+    ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not change while the run
+    lasts.
 
     Args:
         config: as :func:`pretrain.config.load_config` reads it; it is not changed.
