@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
+import downstream.pictures  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
 from downstream.voc import check_detection, check_segmentation
@@ -21,6 +22,10 @@ from pretrain.errors import UserError, make_all
 from pretrain.export import load_backbone_file
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
+_VISUALIZERS = {
+    'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
+    'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
+}
 
 
 def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
@@ -53,6 +58,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
         _fill_segmentation(config, world_size, device)
     else:
         _fill_detection(config)
+    visualizer = _VISUALIZERS[config.task]
+    config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
     provenance = _hand_over(config)
     config.identity = dict(
         task=config.task,
