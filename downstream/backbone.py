@@ -63,7 +63,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
     if provenance['stem'] == 'v1d' and len(parts) > 1:
         raise UserError(
             "The backbone file is a ResNet v1d, whose shortcut in layer4 pools; mmdet's shared "
-            'head cannot: give a config without model.roi_head.shared_head, or a v1 or v1c file.'
+            'head cannot: give a config without model.roi_head.shared_head, such as the FPN ones.'
         )
     for key, part in parts.items():
         facts += [('depth', part.depth, f'{key}.depth')]

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+import downstream.pictures  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
 from downstream.voc import check_detection, check_segmentation
@@ -23,6 +24,10 @@ from pretrain.errors import UserError, make_all
 from pretrain.export import load_backbone_file
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
+_VISUALIZERS = {
+    'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
+    'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
+}
 
 
 def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
@@ -30,8 +35,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
     ``image_scale`` and ``crop_size`` reach the loaders, ``classes`` the loaders and the model,
-    ``train_cfg.max_epochs`` the schedule.
-    ``identity`` is added: what must not change while the run lasts.
+    ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not change while the run
+    lasts.
 
     Args:
         config: as :func:`pretrain.config.load_config` reads it; it is not changed.
@@ -55,6 +60,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
         _fill_segmentation(config, world_size, device)
     else:
         _fill_detection(config)
+    visualizer = _VISUALIZERS[config.task]
+    config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
     provenance = _hand_over(config)
     config.identity = dict(
         task=config.task,
@@ -83,7 +90,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
     if not config.backbone_file:
         raise UserError(
             'No backbone is given: add --cfg-options backbone_file=FILE, a file that '
-            'tools/export_backbone.py wrote.'
+            'tools/export_backbone.py or tools/import_backbone.py wrote.'
         )
     weights = load_backbone_file(config.backbone_file)
     check_handoff(config.model, weights.provenance)

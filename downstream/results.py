@@ -89,7 +89,8 @@ class Comparison:
 
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     """The table in Markdown: paper, ours (mean ± std over seeds), n, and the gain over the first
-    with a paired test; below it a sentence for each comparison.
+    with a paired test; below it a sentence for each comparison. Configs of the same task go by
+    their own names.
 
     Args:
         records: as :func:`pretrain.tables.find_records` gives them for ``TASKS``.
@@ -105,11 +106,13 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         {r['label'] for r in records}, key=lambda label: (label != 'BL', label)
     )
     configs = sorted({(r['task'], r['config']) for r in records})
+    tasks = [task for task, _ in configs]
     header = 'task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours', 'p'
     rows = []
     notes = []
     for task, config in configs:
         mine = [r for r in records if r['config'] == config]
+        name = task if tasks.count(task) == 1 else config
         metric = mine[0]['paper']['metric']
         cells = {label: _cell(mine, label, metric) for label in labels}
         baseline = cells[labels[0]]
@@ -119,10 +122,10 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             if label != labels[0]:
                 comparison = Comparison.of(cell, baseline)
                 deltas = _delta(cell.paper, baseline.paper), *comparison.cells()
-                notes.append(f'{task}, {label} against {labels[0]}: {comparison.verdict()}')
+                notes.append(f'{name}, {label} against {labels[0]}: {comparison.verdict()}')
             rows.append(
                 (
-                    task,
+                    name,
                     f'{metric} (%)',
                     label,
                     '–' if cell.paper is None else f'{cell.paper:.2f}',

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 
 from downstream.backbone import (
     ExportedBackbone,
+    backbone_parts,
     check_handoff,
     fitting_options,
     select,
@@ -17,6 +18,7 @@ from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.export import load_backbone_file
 
+PYRAMID = 'configs/downstream/faster_rcnn_r50_fpn_voc07.py'
 DEMOS = ('configs/demo/faster_rcnn_r18_voc07.py', 'configs/demo/deeplabv3_r18_voc12.py')
 
 
@@ -123,7 +125,6 @@ def test_a_normalisation_that_is_not_there_is_an_error(provenance):
 
 
 OTHER = {
-    'depth': 18,
     'stem': 'v1c',
     'style': 'caffe',
     'mean': [103.53, 116.28, 123.675],
@@ -132,13 +133,14 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize('config', DEMOS)
+@pytest.mark.parametrize('config', [*DEMOS, PYRAMID])
 def test_a_config_is_fitted_to_a_backbone_and_back(config, provenance):
+    provenance = provenance | {'depth': load_config(config).model.backbone.depth}
     assert fitting_options(load_config(config), provenance) == []
     other = provenance | OTHER
+    parts = backbone_parts(load_config(config).model)
     options = fitting_options(load_config(config), other)
-    styles = 2 if 'faster' in config else 1
-    assert len(options) == 1 + styles + 3
+    assert len(options) == 1 + len(parts) + 3
     assert 'model.backbone.deep_stem=True' in options
     assert 'model.data_preprocessor.mean=[103.53, 116.28, 123.675]' in options
     fitted = load_config(config, options)
@@ -169,11 +171,11 @@ def test_a_switch_that_is_not_there_is_off(provenance):
 
 
 def test_a_shared_head_cannot_take_a_pooling_shortcut(provenance):
-    other = provenance | {'stem': 'v1d'}
-    for path in DEMOS:
+    for path in (*DEMOS, PYRAMID):
         config = load_config(path)
+        other = provenance | {'stem': 'v1d', 'depth': config.model.backbone.depth}
         fitted = load_config(path, fitting_options(config, other))
-        if config.task == 'segmentation':
+        if len(backbone_parts(fitted.model)) == 1:
             check_handoff(fitted.model, other)
         else:
             with pytest.raises(UserError, match=r'v1d, .* without model.roi_head.shared_head'):

@@ -418,6 +418,7 @@ def test_trains_evaluates_and_resumes(config, metric, voc, backbone_file, tmp_pa
         runner.train()
         assert (runner.epoch, runner.iter) == (2, 2 * 8 // 4)
         assert math.isfinite(runner.message_hub.get_scalar(f'val/{metric}').current())
+        assert len(list((tmp_path / folder / 'pictures').iterdir())) == 8
         return runner.model.backbone.conv1.weight.detach()
 
     run('first')

@@ -24,6 +24,7 @@ STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 CONFIGS = {
     ('detection', 18): 'configs/demo/faster_rcnn_r18_voc07.py',
     ('detection', 50): 'configs/downstream/faster_rcnn_r50_voc07.py',
+    ('pyramid', 50): 'configs/downstream/faster_rcnn_r50_fpn_voc07.py',
     ('segmentation', 18): 'configs/demo/deeplabv3_r18_voc12.py',
     ('segmentation', 50): 'configs/downstream/deeplabv3_r50_voc12aug.py',
 }
@@ -39,6 +40,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
         picture = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(root / year / 'JPEGImages/000000.jpg'), picture)
+    annotation = root / 'VOC2007/Annotations/000000.xml'
+    text = annotation.read_text().replace('<width>64<', f'<width>{SIZE[0]}<')
+    annotation.write_text(text.replace('<height>48<', f'<height>{SIZE[1]}<'))
     mask = np.zeros(SIZE[::-1], np.uint8)
     cv2.imwrite(str(root / 'VOC2012/SegmentationClass/000000.png'), mask)
     annotation = root / 'VOC2007/Annotations/000000.xml'
@@ -128,7 +132,7 @@ def downstream_features(task: str, depth: int, root: Path, backbone_file: Path):
     path = CONFIGS[task, depth]
     provenance = load_backbone_file(backbone_file).provenance
     options = [f'data_root={root}', f'backbone_file={backbone_file}', 'batch_size=2']
-    if task == 'detection':
+    if task != 'segmentation':
         options.append(f'image_scale={SIZE}')  # its own size: resizing is not what is compared
     options += fitting_options(load_config(path), provenance)
     config = prepare(load_config(path, options))
@@ -161,8 +165,7 @@ def exported(network: nn.Module, folder: Path, preprocessing: str, style: str | 
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+@pytest.mark.parametrize(('task', 'depth'), CONFIGS)
 def test_feature_maps_are_torchvisions(task, depth, pictures, tmp_path) -> None:
     network = reference(depth)
     file = exported(network, tmp_path, 'imagenet-rgb', 'pytorch')
@@ -190,6 +193,7 @@ def test_feature_maps_are_torchvisions(task, depth, pictures, tmp_path) -> None:
     [
         ('detection', 'v1', 'caffe'),
         ('detection', 'v1c', 'pytorch'),
+        ('pyramid', 'v1d', 'pytorch'),
         ('segmentation', 'v1c', 'caffe'),
         ('segmentation', 'v1d', 'pytorch'),
     ],

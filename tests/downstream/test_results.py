@@ -129,6 +129,20 @@ def test_demo_configs_have_no_paper_number() -> None:
     assert '240 training and 80 test pictures, 3 epochs, on CPU, 2 cores' in table
 
 
+def test_two_configs_of_one_task_are_told_apart() -> None:
+    table = transfer_table(
+        [
+            record(label, 0, value, config=config)
+            for config, value in (('c4', 0.70), ('fpn', 0.75))
+            for label in ('BL', 'SD')
+        ]
+        + [record('BL', 0, 70.0, 'segmentation')]
+    )
+    names = [row[0] for row in rows(table)[2:]]
+    assert names == ['c4', 'c4', 'fpn', 'fpn', 'segmentation', 'segmentation']
+    assert 'fpn, SD against BL: +0.00 over one seed' in table
+
+
 def test_two_records_of_one_run_are_an_error() -> None:
     with pytest.raises(UserError, match='same seed'):
         transfer_table([record('BL', 0, 0.7), record('BL', 0, 0.8)])

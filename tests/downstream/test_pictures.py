@@ -1,0 +1,144 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from downstream.build import prepare
+from pretrain.config import load_config
+from tests.conftest import ROOT
+
+CAT = 7  # in VOC's order, from aeroplane; a mask counts the background as well
+
+
+def boxes(sample: BaseDataElement) -> None:
+    """A box in the lower left corner, and one that is too unsure in the upper right."""
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[4.0, 30.0, 20.0, 44.0], [40.0, 4.0, 60.0, 20.0]]),
+        scores=torch.tensor([0.9, 0.2]),
+        labels=torch.tensor([CAT, CAT]),
+    )
+
+
+def masks(sample: BaseDataElement) -> None:
+    """A cat in the lower left corner."""
+    mask = torch.zeros(1, 48, 64, dtype=torch.int64)
+    mask[:, 30:44, 4:20] = CAT + 1
+    sample.pred_sem_seg = PixelData(data=mask)
+
+
+TASKS = [('faster_rcnn_r18_voc07.py', boxes), ('deeplabv3_r18_voc12.py', masks)]
+
+
+@pytest.fixture(params=TASKS, ids=['detection', 'segmentation'])
+def evaluate(request, voc: Path, backbone_file: str, tmp_path: Path) -> Callable[..., list[Path]]:
+    """``evaluate(epoch, **metainfo)``: the pictures after one of a run's three epochs, of which the
+    model is left out; ``metainfo`` overrides that of the samples."""
+    name, predict = request.param
+    options = [f'data_root={voc}', f'backbone_file={backbone_file}']
+    config = prepare(load_config(ROOT / 'configs/demo' / name, options))
+    with MODELS.switch_scope_and_registry(config.default_scope):
+        dataset = DATASETS.build(config.val_dataloader.dataset)
+        preprocessor = MODELS.build(config.model.data_preprocessor)
+    loader = DataLoader(dataset, batch_size=1, collate_fn=pseudo_collate)
+    hook = HOOKS.build(config.default_hooks.pictures.to_dict())
+
+    def run(epoch: int, **metainfo: str) -> list[Path]:
+        runner = SimpleNamespace(
+            epoch=epoch, max_epochs=3, work_dir=str(tmp_path), val_dataloader=loader
+        )
+        hook.before_val_epoch(runner)
+        for index, batch in enumerate(loader):
+            samples = preprocessor(batch, training=False)['data_samples']
+            for sample in samples:
+                predict(sample)
+                sample.set_metainfo(metainfo)
+            hook.after_val_iter(runner, index, batch, samples)
+        return sorted((tmp_path / 'pictures').glob('*'))
+
+    run.hook = hook
+    return run
+
+
+class Loader(list):
+    dataset = SimpleNamespace(metainfo={'classes': ('cat', 'dog'), 'palette': [(0, 0, 255)]})
+
+
+def test_a_handful_at_even_distances(evaluate) -> None:
+    hook = evaluate.hook
+    for batches, chosen in (
+        (4952, {0, 619, 1238, 1857, 2476, 3095, 3714, 4333}),
+        (9, {0, 1, 2, 3, 4, 5, 6, 7}),
+        (3, {0, 1, 2}),
+    ):
+        loader = Loader(range(batches))
+        hook.before_val_epoch(SimpleNamespace(epoch=3, max_epochs=3, val_dataloader=loader))
+        assert hook.chosen == chosen
+
+
+def halves(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    picture = np.asarray(Image.open(path).convert('RGB')).astype(int)
+    assert picture.shape == (48, 128, 3)
+    return picture[:, :64], picture[:, 64:]
+
+
+def test_truth_is_on_the_left_and_prediction_on_the_right(evaluate) -> None:
+    paths = evaluate(3)
+    assert [path.name for path in paths] == [f'{i:06}.png' for i in range(8)]
+    for path in paths:
+        truth, prediction = halves(path)
+        differing = np.abs(truth - prediction).sum(axis=2) > 60
+        assert differing[30:44, 4:20].any()  # predicted
+        assert differing[:26, 14:30].any()  # true: all of the squares lie about here
+        assert not differing[10:20, 56:].any()  # predicted with a score of 0.2
+
+
+def test_only_the_last_evaluation_is_drawn(evaluate, tmp_path: Path) -> None:
+    assert evaluate(1) == evaluate(2) == []
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'pictures/000003.png').write_bytes(b'half a pict')  # of a run that was stopped
+    assert len(evaluate(3)) == 8
+    halves(tmp_path / 'pictures/000003.png')
+
+
+def test_red_stays_red(evaluate, tmp_path: Path) -> None:
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[..., 0] = 250
+    source = tmp_path / 'red.png'
+    Image.fromarray(red).save(source)
+    (picture,) = evaluate(3, img_path=str(source))
+    for half in halves(picture):
+        r, g, b = half[-2, -2]
+        assert r > 100
+        assert max(g, b) < 30
+
+
+@pytest.mark.parametrize('evaluate', TASKS[:1], indirect=True)
+def test_boxes_without_extent_and_classes_without_colour(evaluate, tmp_path: Path) -> None:
+    """An invalid box that a config tolerates; more classes than the palette has."""
+    from mmdet.structures import DetDataSample
+
+    Image.new('RGB', (64, 48)).save(tmp_path / 'black.png')
+    sample = DetDataSample(metainfo={'img_path': str(tmp_path / 'black.png')})
+    dog = {'labels': torch.tensor([1])}
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 20.0, 20.0]]), **dog)
+    sample.ignored_instances = InstanceData(bboxes=torch.tensor([[60.0, 40.0, 50.0, 30.0]]), **dog)
+    sample.pred_instances = InstanceData(
+        bboxes=sample.gt_instances.bboxes, scores=torch.tensor([0.1]), **dog
+    )
+    runner = SimpleNamespace(
+        epoch=3, max_epochs=3, work_dir=str(tmp_path), val_dataloader=Loader(range(1))
+    )
+    evaluate.hook.before_val_epoch(runner)
+    evaluate.hook.after_val_iter(runner, 0, None, [sample])
+    truth, prediction = halves(tmp_path / 'pictures/black.png')
+    assert truth[:22, :22].any()
+    assert not truth[26:, 46:].any()
+    assert not prediction.any()
