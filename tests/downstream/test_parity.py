@@ -40,9 +40,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
         picture = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(root / year / 'JPEGImages/000000.jpg'), picture)
-    annotation = root / 'VOC2007/Annotations/000000.xml'
-    text = annotation.read_text().replace('<width>64<', f'<width>{SIZE[0]}<')
-    annotation.write_text(text.replace('<height>48<', f'<height>{SIZE[1]}<'))
     mask = np.zeros(SIZE[::-1], np.uint8)
     cv2.imwrite(str(root / 'VOC2012/SegmentationClass/000000.png'), mask)
     annotation = root / 'VOC2007/Annotations/000000.xml'
