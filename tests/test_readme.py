@@ -10,8 +10,8 @@ README = (ROOT / 'README.md').read_text()
 
 
 def test_tables_are_those_of_the_committed_records() -> None:
-    shown = re.findall(r'<!-- (tools/table\.py [^>]*) -->\n(.*?)<!-- end -->', README, re.DOTALL)
-    assert len(shown) == README.count('<!-- end -->') == 4
+    shown = re.findall(r'<!-- (tools/\w+\.py [^>]*) -->\n(.*?)<!-- end -->', README, re.DOTALL)
+    assert len(shown) == README.count('<!-- end -->') == 5
     for command, table in shown:
         printed = subprocess.run(
             [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True
