@@ -248,17 +248,18 @@ def runner_rows(config: Config, rounds: int) -> list[dict]:
     median = {name: statistics.median(turn[name] for turn in others) for name in steps}
     bare = median['bare loop']
     goal = 1.02 if config.model.network.depth == 152 else 1.10
+    name = Path(config.filename).stem
     rows = [
-        row('bare loop: step', 1000 * bare, 'ms'),
-        row('run: step', 1000 * ours, 'ms'),
-        row('run', config.batch_size / ours, 'images/s'),
-        row('run / bare loop', ours / bare, '', at_most=goal),
+        row(f'{name}: bare loop', 1000 * bare, 'ms'),
+        row(f'{name}: run', 1000 * ours, 'ms'),
+        row(f'{name}: run', config.batch_size / ours, 'images/s'),
+        row(f'{name}: run / bare loop', ours / bare, '', at_most=goal),
     ]
     if on_device:
         path = median['data path']
         rows += [
-            row('data path', 1000 * path, 'ms'),
-            row('data path / run step', path / ours, '', at_most=0.03),
+            row(f'{name}: data path', 1000 * path, 'ms'),
+            row(f'{name}: data path / run', path / ours, '', at_most=0.03),
         ]
     return rows
 
@@ -293,11 +294,12 @@ def finetune_rows(config: Config) -> list[dict]:
             for name, settings in configs.items():
                 times[name].append(run_seconds(settings, f'{scratch}/{turn}_{name}'))
     ours, other = (statistics.median(values) for values in times.values())
+    name = Path(config.filename).stem
     return [
-        row(f'{config.task} run / library run', ours / other, '', at_most=1.0),
-        row(f'{config.task} run: iteration', 1000 * ours, 'ms'),
-        row(f'{config.task} library run: iteration', 1000 * other, 'ms'),
-        row(f'{config.task} run', config.batch_size / ours, 'images/s'),
+        row(f'{name}: run / library run', ours / other, '', at_most=1.0),
+        row(f'{name}: run', 1000 * ours, 'ms'),
+        row(f'{name}: library run', 1000 * other, 'ms'),
+        row(f'{name}: run', config.batch_size / ours, 'images/s'),
     ]
 
 
