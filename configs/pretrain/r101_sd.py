@@ -2,6 +2,7 @@
 
 Paper (Table 4): top-1 / top-5 error 22.94 / 6.51 % at M_#L1, 21.25 / 5.55 % at M_#L2.
 Ours: not run yet.
+Cost: not measured yet.
 Command: tools/dist_train.sh configs/pretrain/r101_sd.py 8
 """
 

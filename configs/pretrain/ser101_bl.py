@@ -2,6 +2,7 @@
 
 Paper (Table 4): top-1 / top-5 error 21.10 / 5.59 %.
 Ours: not run yet.
+Cost: not measured yet.
 Command: tools/dist_train.sh configs/pretrain/ser101_bl.py 8
 """
 

@@ -2,6 +2,7 @@
 
 Paper (Table 4): top-1 / top-5 error 22.41 / 6.10 % at M_#L1, 20.59 / 5.29 % at M_#L2.
 Ours: not run yet.
+Cost: not measured yet.
 Command: tools/dist_train.sh configs/pretrain/ser101_sd.py 8
 """
 

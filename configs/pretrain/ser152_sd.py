@@ -2,6 +2,7 @@
 
 Paper (Table 4): top-1 / top-5 error 21.89 / 6.04 % at M_#L1, 20.21 / 5.17 % at M_#L2.
 Ours: not run yet.
+Cost: not measured yet.
 Command: tools/dist_train.sh configs/pretrain/ser152_sd.py 8
 """
 
