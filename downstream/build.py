@@ -1,6 +1,6 @@
 """From a detection or segmentation config to what mmengine's Runner takes (Section 4.3).
 
-The only module that knows mmdet and mmseg.
+Where it matters which of mmdet and mmseg is used.
 """
 
 import copy
@@ -53,15 +53,16 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
     config.optim_wrapper.accumulative_counts = config.micro_batches
     # Images of many sizes would have cuDNN search anew for each.
     config.env_cfg.cudnn_benchmark = False
-    for scheduler in config.param_scheduler:
-        if 'end' in scheduler:
-            scheduler.end = config.train_cfg.max_epochs
+    _fill_schedule(config)
     if config.task == 'segmentation':
         _fill_segmentation(config, world_size, device)
     else:
         _fill_detection(config)
     visualizer = _VISUALIZERS[config.task]
     config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
+    for part in backbone_parts(config.model).values():
+        part.init_cfg = None  # where its weights lie is no part of what the model is
+    model = config.to_dict()['model']
     provenance = _hand_over(config)
     config.identity = dict(
         task=config.task,
@@ -72,6 +73,7 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
         crop_size=config.get('crop_size'),
         classes=config.get('classes'),
         drop_invalid_boxes=config.get('drop_invalid_boxes'),
+        model=model,
         backbone=provenance,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
         max_epochs=config.train_cfg.max_epochs,
@@ -121,6 +123,8 @@ def _fill_loaders(config: Config, world_size: int) -> None:
             f'No data root {root}: add --cfg-options data_root=DIR, the VOCdevkit folder that '
             'holds VOC2007 and VOC2012.'
         )
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.persistent_workers = loader.num_workers > 0
     sizes = {
         'Resize': ('scale', config.image_scale),
         'RandomResize': ('scale', config.image_scale),
@@ -142,6 +146,18 @@ def _fill_loaders(config: Config, world_size: int) -> None:
             if step.type in sizes:
                 key, value = sizes[step.type]
                 step[key] = value
+
+
+def _fill_schedule(config: Config) -> None:
+    epochs = config.train_cfg.max_epochs
+    for scheduler in config.param_scheduler:
+        if 'end' in scheduler:
+            scheduler.end = epochs
+        if late := [m for m in scheduler.get('milestones', ()) if m >= epochs]:
+            raise UserError(
+                f'The learning rate shall fall after epoch {late[0]}, which is not within '
+                f'train_cfg.max_epochs={epochs}: set param_scheduler.0.milestones as well.'
+            )
 
 
 def _fill_detection(config: Config) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from scipy.stats import ttest_1samp
 
 from pretrain.errors import UserError
-from pretrain.tables import format_p, markdown, mean_std
+from pretrain.tables import SHORTENED, format_p, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
+# The paper's training and test pictures and epochs (Section 4.3).
+FULL = {'detection': (5_011, 4_952, 10), 'segmentation': (10_582, 1_449, 50)}
 LEVEL = 0.05  # of the tests
 ROUNDING = 1e-9  # points: differences that are no further apart are equal
 ABOUT_SEEDS = (
@@ -98,7 +100,8 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             default those of the records, BL first.
 
     Raises:
-        UserError: if there is no record, or two of the same backbone, config and seed.
+        UserError: if there is no record, if two are of the same backbone, config and seed, or if
+            those of a config differ in more than seed and backbone.
     """
     if not records:
         raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
@@ -113,10 +116,12 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     for task, config in configs:
         mine = [r for r in records if r['config'] == config]
         name = task if tasks.count(task) == 1 else config
-        metric = mine[0]['paper']['metric']
-        cells = {label: _cell(mine, label, metric) for label in labels}
+        _one_setting(config, mine)
+        metric, full = mine[0]['paper']['metric'], _size(mine[0]) == FULL[task]
+        cells = {label: _cell(mine, label, metric, full) for label in labels}
         baseline = cells[labels[0]]
-        notes.append(_note(config, mine))
+        shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
+        notes.append(shortened + _note(config, mine))
         for label, cell in cells.items():
             deltas = '', '', ''
             if label != labels[0]:
@@ -139,7 +144,30 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     return markdown(header, rows, notes, texts=3)
 
 
-def _cell(records: Sequence[dict], label: str, metric: str) -> Cell:
+def _one_setting(config: str, records: Sequence[dict]) -> None:
+    """Make sure that the runs of a config may be compared. Stem, stride and preprocessing are their
+    backbones' own."""
+    apart = 'seed', 'backbone', 'model'
+    settings = [
+        {key: value for key, value in r['identity'].items() if key not in apart}
+        | {'data': r['data'], 'epochs': r['history'][-1]['epoch']}
+        for r in records
+    ]
+    for other in settings[1:]:
+        if differing := [k for k in settings[0] | other if settings[0].get(k) != other.get(k)]:
+            raise UserError(
+                f'The records of {config} differ in {", ".join(differing)}, and do not belong in '
+                'one table: name the folder of one set of runs.'
+            )
+
+
+def _size(record: dict) -> tuple[int, int, int]:
+    """Training and test pictures and epochs."""
+    data = record['data']
+    return data['train']['count'], data['val']['count'], record['history'][-1]['epoch']
+
+
+def _cell(records: Sequence[dict], label: str, metric: str, full: bool) -> Cell:
     mine = [r for r in records if r['label'] == label]
     seeds = [r['identity']['seed'] for r in mine]
     if len(set(seeds)) != len(seeds):
@@ -147,7 +175,8 @@ def _cell(records: Sequence[dict], label: str, metric: str) -> Cell:
             f'Two records are of {label}, {mine[0]["config"]} and the same seed: keep one of them.'
         )
     values = [r['generations'][-1]['last'][metric] * PERCENT[metric] for r in mine]
-    return Cell(dict(zip(seeds, values, strict=True)), records[0]['paper'].get(label))
+    paper = records[0]['paper'].get(label) if full else None
+    return Cell(dict(zip(seeds, values, strict=True)), paper)
 
 
 def _delta(value: float | None, base: float | None) -> str:
@@ -155,11 +184,6 @@ def _delta(value: float | None, base: float | None) -> str:
 
 
 def _note(config: str, records: Sequence[dict]) -> str:
-    counts = {tuple(r['data'][split]['count'] for split in ('train', 'val')) for r in records}
-    train, val = ' / '.join(str(c[0]) for c in counts), ' / '.join(str(c[1]) for c in counts)
-    epochs = sorted({r['history'][-1]['epoch'] for r in records})
+    train, val, epochs = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
-    return (
-        f'{config}: {train} training and {val} test pictures, '
-        f'{" or ".join(map(str, epochs))} epochs, on {devices}.'
-    )
+    return f'{config}: {train} training and {val} test pictures, {epochs} epochs, on {devices}.'

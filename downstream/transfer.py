@@ -75,6 +75,11 @@ class Transfer:
             if _is_config(source):
                 config = load_config(source, self.pretrain_options)
                 prepare_pretraining(config, self.launcher.gpus or 1)
+                if (network := config.model.network.type) != 'ResNet':
+                    raise UserError(
+                        f'{label} is a {network}, which no detector or segmenter here is built on: '
+                        'give the config of a ResNet.'
+                    )
                 depths[label] = config.model.network.depth
             else:
                 known[label] = load_backbone_file(self._files[label]).provenance
@@ -125,7 +130,7 @@ class Transfer:
         options = self._options(config, given)
         if fitted := options[len(self.downstream_options) :]:
             print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
-        options += [f'backbone_file={file}', f'label={label}', f'randomness.seed={seed}']
+        options += [f'backbone_file={file}', f'label={label!r}', f'randomness.seed={seed}']
         work_dir = self.work_dir / label / config.stem / f'seed{seed}'
         record = self.launcher.run(Run(title, config, work_dir, options))
         if record['identity']['backbone']['weights_sha256'] != given['weights_sha256']:

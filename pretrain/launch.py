@@ -53,12 +53,22 @@ class Launcher:
 
     Args:
         gpus: processes a run, 0 for a single one without a launcher.
-        jobs: runs at a time. Runs of one process are dealt out to the machine's GPUs, which
-            several may share, or share its cores evenly.
+        jobs: runs at a time, which share the machine's cores evenly. Each has its own GPUs; runs of
+            one process are dealt out to the machine's, which several may share.
+
+    Raises:
+        UserError: if the machine has fewer GPUs than the runs need.
     """
 
     gpus: int = 0
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if (count := torch.cuda.device_count()) and self.gpus * self.jobs > count:
+            raise UserError(
+                f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {count}: '
+                'lower --jobs or --gpus.'
+            )
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
@@ -102,6 +112,18 @@ class Launcher:
         print(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
         return record
 
+    def _environment(self) -> dict[str, str]:
+        """Of a run in this thread's place: its share of the cores and its GPUs."""
+        environment = dict(os.environ)
+        threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
+        environment.setdefault('OMP_NUM_THREADS', str(threads))
+        if (count := torch.cuda.device_count()) > 1:
+            given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count))))
+            each = max(1, self.gpus)
+            first = _SLOT.get() * each % count
+            environment['CUDA_VISIBLE_DEVICES'] = ','.join(given.split(',')[first : first + each])
+        return environment
+
     def _launch(self, run: Run) -> None:
         log = run.work_dir / 'train.log'
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -112,12 +134,6 @@ class Launcher:
         if run.start_from:
             command += ['--start-from', str(run.start_from)]
         command += ['--cfg-options', *run.options]
-        environment = dict(os.environ)
-        if not self.gpus:  # else dist_train.sh shares the cores out
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // self.jobs)))
-            if (gpus := torch.cuda.device_count()) > 1:
-                given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus))))
-                environment['CUDA_VISIBLE_DEVICES'] = given.split(',')[_SLOT.get() % gpus]
         print(f'{run.title}: log in {log}', flush=True)
         with log.open('a') as file:
             process = subprocess.Popen(
@@ -125,7 +141,7 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment,
+                env=self._environment(),
                 preexec_fn=_die_with_parent,
             )
             lines = _follow(process, file, run.title)
@@ -137,6 +153,11 @@ class Launcher:
                 else f'{run.title} failed with exit code {process.returncode}: see the end of '
                 f'{log}.'
             )
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, which a cluster's scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
 
 
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:

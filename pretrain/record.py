@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import broadcast_object_list, get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -59,7 +59,10 @@ class RunRecordHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
-        previous = read_record(self.path) if runner.epoch > 0 else None
+        # As rank 0 sees it, for whether to validate is decided by all together.
+        seen = [read_record(self.path) if runner.epoch > 0 else None]
+        broadcast_object_list(seen)
+        previous = seen[0]
         self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
         self.record = describe(runner.cfg) | {
             'status': 'running',

@@ -13,6 +13,7 @@ from pretrain.record import read_record
 
 METRIC = 'top1_error'
 MISSING = 'missing'
+SHORTENED = 'SHORTENED, not comparable with the paper. '
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 
@@ -200,7 +201,7 @@ def table_2(records: Sequence[dict]) -> str:
     _one_setting([mine])
     notes = [_describe(mine)]
     if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and mine[0]['config'] == 'densenet100_bl'):
-        notes = [f'SHORTENED, not comparable with the paper: {mine[0]["config"]}, {notes[0]}']
+        notes = [f'{SHORTENED}{mine[0]["config"]}: {notes[0]}']
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
     for student in teachers:
@@ -256,7 +257,7 @@ def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[l
         pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
         if _epochs(record) != config.epochs or record['data']['train']['count'] != pictures:
             full = False
-            note = f'SHORTENED, not comparable with the paper. {note}'
+            note = f'{SHORTENED}{note}'
         notes.append(note)
     return notes, full
 

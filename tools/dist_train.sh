@@ -26,7 +26,8 @@ else
     --master_addr "${MASTER_ADDR:?set it to the address of node 0}"
     --master_port "${MASTER_PORT:-29500}")
 fi
-cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+cores=$("$python" -c 'import os
+print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > gpus ? cores / gpus : 1))}
 exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$gpus" \
   "$tools/train.py" "$config" "$@"

@@ -12,7 +12,7 @@ paper's are printed alone. Nothing is downloaded, and no file that exists is cha
 import argparse
 from pathlib import Path
 
-from downstream.prepare import check_voc07, check_voc12aug
+from downstream.vocdevkit import check_voc07, check_voc12aug
 from pretrain.cli import run
 from pretrain.datasets.official import check_cifar100, check_imagenet
 from pretrain.datasets.shrink import shrink_folder

@@ -17,6 +17,7 @@ read -r -a srun_args <<< "${SRUN_ARGS:-}"
 # Each task learns its rank and the first node's name from Slurm.
 # shellcheck disable=SC2016
 exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" \
+  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   --kill-on-bad-exit=1 ${srun_args[@]+"${srun_args[@]}"} \
   bash -c 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) \
     NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID exec bash "$@"' \

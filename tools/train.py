@@ -16,6 +16,7 @@ from pretrain.checkpoint import check_resume
 from pretrain.cli import run
 from pretrain.config import load_config
 from pretrain.errors import UserError
+from pretrain.launch import usable_cores
 from pretrain.record import read_record
 
 
@@ -37,7 +38,12 @@ def parse_args() -> argparse.Namespace:
 
 def check_processes(count: int) -> None:
     """Each process needs a GPU of its own or, on a machine without any, a CPU core."""
-    gpus, cores = torch.cuda.device_count(), os.cpu_count()
+    gpus, cores = torch.cuda.device_count(), usable_cores()
+    if gpus and count > cores:
+        raise UserError(
+            f'{count} processes, but this one may use only {cores} CPU cores: on Slurm, ask for '
+            'more, as in SRUN_ARGS="--cpus-per-task=64".'
+        )
     if not 1 <= count <= (gpus or cores):
         have = f'{gpus} GPUs' if gpus else f'no GPU and {cores} CPU cores'
         raise UserError(

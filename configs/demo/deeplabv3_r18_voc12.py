@@ -14,14 +14,8 @@ data_root = 'data/builtin/VOCdevkit'
 batch_size = 4
 image_scale = (160, 160)
 crop_size = (129, 129)
-paper = dict(metric='mIoU')
 model = dict(backbone=dict(depth=18), decode_head=dict(in_channels=512, channels=64))
-train_dataloader = dict(num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=3)
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)
-)
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=3, convert_to_iter_based=True)
-]
+train_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0)
+train_cfg = dict(max_epochs=3, val_interval=3)
+optim_wrapper = dict(optimizer=dict(lr=0.05))

@@ -13,11 +13,7 @@ _base_ = [
 data_root = 'data/builtin/VOCdevkit'
 batch_size = 4
 image_scale = (160, 120)
-paper = dict(metric='mAP')
-train_dataloader = dict(num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=3)
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
-)
+train_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0)
+train_cfg = dict(max_epochs=3, val_interval=3)
 param_scheduler = [dict(type='MultiStepLR', milestones=[2], gamma=0.1)]

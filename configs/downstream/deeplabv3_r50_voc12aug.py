@@ -12,14 +12,4 @@ _base_ = [
     '../_base_/downstream/voc12aug.py',
 ]
 
-data_root = 'data/VOCdevkit'
-batch_size = 8
-paper = dict(metric='mIoU')
 model = dict(backbone=dict(depth=50))
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=50)
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4)
-)
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=50, convert_to_iter_based=True)
-]

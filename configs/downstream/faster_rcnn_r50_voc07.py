@@ -12,12 +12,4 @@ _base_ = [
     '../_base_/downstream/voc07.py',
 ]
 
-data_root = 'data/VOCdevkit'
-batch_size = 16
-paper = dict(metric='mAP')
 model = dict(backbone=dict(depth=50), roi_head=dict(shared_head=dict(depth=50)))
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10, val_interval=10)
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
-)
-param_scheduler = [dict(type='MultiStepLR', milestones=[8], gamma=0.1)]

@@ -12,6 +12,8 @@ from typing import Any
 
 from pretrain.checkpoint import write_atomically
 
+SHOWN = 20  # names of each kind in a message
+
 
 def remembered(name: str, place: Path, fingerprint: str, look: Callable[[], Any]) -> Any:
     """What ``look`` returns, kept in the user's cache directory until the fingerprint changes.
@@ -68,10 +70,10 @@ def parallel_map(
 
 
 def report(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Some kinds of what a look has found, with up to three names each, such as
+    """Some kinds of what a look has found, with up to ``SHOWN`` names each, such as
     '2 truncated (train/n01/a.JPEG, train/n02/b.JPEG), 1 empty (val/n01/c.JPEG)'."""
     return ', '.join(
-        f'{len(names):,} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        f'{len(names):,} {kind} ({", ".join(names[:SHOWN])}{", ..." if len(names) > SHOWN else ""})'
         for kind in kinds
         if (names := found.get(kind))
     )

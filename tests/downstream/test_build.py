@@ -165,15 +165,24 @@ def test_only_batch_normalisation_is_ever_frozen(config, voc, backbone_file_152)
         assert all(norm.training for norm in norms)
 
 
-def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file):
-    """With (500, 500) and ratio 1, a 500 x 375 image is not resampled."""
+def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file_152):
+    """At ratio 1, a 500 x 375 image is not resampled."""
     from mmcv.transforms import RandomResize
 
-    resize = RandomResize(
-        scale=(500, 500), ratio_range=(1.0, 1.0), keep_ratio=True, resize_type='Resize'
-    )
+    config = prepare(with_files(SEGMENTATION, voc, backbone_file_152))
+    steps = {step.type: step for step in config.train_dataloader.dataset.datasets[0].pipeline}
+    settings = {k: v for k, v in steps['RandomResize'].items() if k != 'type'}
+    resize = RandomResize(**settings | {'ratio_range': (1.0, 1.0), 'resize_type': 'Resize'})
     image = torch.randint(0, 255, (375, 500, 3), dtype=torch.uint8).numpy()
     assert (resize({'img': image.copy()})['img'] == image).all()
+
+
+def test_rate_must_fall_before_the_end(voc, backbone_file):
+    config = with_files(DEMO_DETECTION, voc, backbone_file, 'train_cfg.max_epochs=2')
+    with pytest.raises(UserError, match=r'after epoch 2.*param_scheduler\.0\.milestones'):
+        prepare(config)
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'train_cfg.max_epochs=2')
+    assert prepare(config).param_scheduler[0].end == 2
 
 
 def test_difficult_objects_are_ignored(voc, backbone_file):
@@ -410,6 +419,7 @@ def test_trains_evaluates_and_resumes(config, metric, voc, backbone_file, tmp_pa
     options = ['batch_size=4', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
     # A random backbone with frozen statistics has huge activations.
     options += ['optim_wrapper.optimizer.lr=1e-5', *SMALL[config]]
+    options += ['param_scheduler.0.milestones=[1]'] if config == DEMO_DETECTION else []
     config = prepare(with_files(config, voc, backbone_file, *options))
 
     def run(folder):

@@ -12,6 +12,7 @@ from pretrain.tables import find_records
 
 def record(label: str, seed: int, value: float, task: str = 'detection', **extra: object) -> dict:
     metric = 'mAP' if task == 'detection' else 'mIoU'
+    train, val, epochs = (5_011, 4_952, 10) if task == 'detection' else (10_582, 1_449, 50)
     return {
         'status': 'finished',
         'task': task,
@@ -20,8 +21,8 @@ def record(label: str, seed: int, value: float, task: str = 'detection', **extra
         'device': 'CPU, 2 cores',
         'identity': {'seed': seed},
         'paper': {'metric': metric, 'BL': 73.49, 'SD': 74.93},
-        'data': {'train': {'count': 240}, 'val': {'count': 80}},
-        'history': [{'epoch': 3}],
+        'data': {'train': {'count': train}, 'val': {'count': val}},
+        'history': [{'epoch': epochs}],
         'generations': [{'last': {metric: value}}],
     } | extra
 
@@ -123,10 +124,34 @@ def test_missing_run_is_a_hole() -> None:
     ]  # fmt: skip
 
 
+SHORT = {'data': {'train': {'count': 240}, 'val': {'count': 80}}, 'history': [{'epoch': 3}]}
+
+
 def test_demo_configs_have_no_paper_number() -> None:
-    table = transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'})])
+    table = transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'}, **SHORT)])
     assert rows(table)[2][3] == '–'
-    assert '240 training and 80 test pictures, 3 epochs, on CPU, 2 cores' in table
+    assert '- detection_config: 240 training and 80 test pictures, 3 epochs, on CPU' in table
+
+
+def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
+    table = transfer_table([record(label, 0, 0.7, **SHORT) for label in ('BL', 'SD')])
+    assert [row[3] for row in rows(table)[2:]] == ['–', '–']
+    assert '- SHORTENED, not comparable with the paper. detection_config: 240 training' in table
+
+
+@pytest.mark.parametrize(
+    ('other', 'names'),
+    [
+        (SHORT | {'history': [{'epoch': 10}]}, 'data'),
+        ({'history': [{'epoch': 9}]}, 'epochs'),
+        ({'identity': {'seed': 0, 'batch_size': 4}}, 'batch_size'),
+    ],
+)
+def test_unlike_runs_are_not_compared(other: dict, names: str) -> None:
+    with pytest.raises(UserError, match=f'detection_config differ in {names}, and do not'):
+        transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **other)])
+    own = {'identity': {'seed': 0, 'backbone': {'style': 'caffe'}, 'model': {'style': 'caffe'}}}
+    assert transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **own)])
 
 
 def test_two_configs_of_one_task_are_told_apart() -> None:

@@ -1,3 +1,4 @@
+import ast
 import functools
 import json
 from collections import OrderedDict
@@ -59,7 +60,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             'status': 'finished',
             'task': task,
             'config': run.config.stem,
-            'label': settings['label'],
+            'label': ast.literal_eval(settings['label']),
             'device': 'CPU',
             'wall_seconds': 1.0,
             'paper': {'metric': metric},
@@ -147,6 +148,26 @@ def test_impossible_comparisons_stop_before_anything_runs(
     with pytest.raises(UserError, match=r'SD is a ResNet-152, .* builds a ResNet-18'):
         transfer.run()
     assert not launched
+
+
+def test_network_without_a_detector_stops_before_anything_runs(
+    transfer: Transfer,
+    launched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A week of pretraining would end in a backbone that nothing can take."""
+    monkeypatch.setattr(transfer_module, 'prepare_pretraining', lambda *_: None)
+    squeezed = Path('configs/pretrain/ser152_sd.py')
+    with pytest.raises(UserError, match='SE is a SEResNet, which no detector'):
+        replace(transfer, backbones={'SE': squeezed}).run()
+    assert not launched
+
+
+def test_a_label_may_look_like_a_number(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    files = {'50': tmp_path / 'BL.pth', '101': tmp_path / 'SD.pth'}
+    assert 'missing' not in replace(transfer, backbones=files).run()
 
 
 def test_missing_backbone_stops_before_anything_runs(

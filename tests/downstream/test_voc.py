@@ -181,7 +181,7 @@ def _no_split(year: Path) -> None:
     [
         (_no_xml, r'names 8 images, but .*Annotations lacks 1 files \(000003.xml\): unpack'),
         (_no_picture, r'names 8 images, but .*JPEGImages lacks 1 files \(000003.jpg\): unpack'),
-        (_no_folder, r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, \.\.\.\)'),
+        (_no_folder, r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, 000003.xml, .*\)'),
         (_cut_xml, r'there are 1 unreadable annotations \(000003.xml: .*line 1'),
         (_binary_xml, r'1 unreadable annotations \(000003.xml: '),
         (_no_corner, r'1 unreadable annotations \(000003.xml: bndbox/xmin is missing\)'),
@@ -318,7 +318,8 @@ def test_everything_is_found_at_once(year: Path) -> None:
     assert str(error.value) == (
         f'{split} names 9 images, but {year}/JPEGImages lacks 1 files (000099.jpg); '
         f'{year}/Annotations lacks 1 files (000099.xml); there are 4 inverted or empty boxes '
-        '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, ...), '
+        '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, '
+        '000004.xml: cat 9,9,9,9), '
         '1 objects of an unknown class (000003.xml: Dog), 1 empty (000005.jpg): unpack the data '
         'again, correct these files or take them out of the split, or have such boxes ignored by '
         'drop_invalid_boxes=True.'

@@ -26,15 +26,25 @@ def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ('visible', 'names'), [(None, ['0', '1', '2']), ('4,6,7', ['4', '6', '7'])]
+    ('gpus', 'visible', 'names'),
+    [
+        (0, None, ['0', '1', '2']),
+        (0, '4,6,7', ['4', '6', '7']),
+        (1, None, ['0', '1', '2']),
+        (2, None, ['0,1', '2,3', '4,5']),
+    ],
 )
 def test_runs_are_dealt_out_to_the_gpus(
-    visible: str | None, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int,
+    visible: str | None,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if visible:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3 * max(1, gpus))
     given, together = [], threading.Barrier(3)
 
     def start(*_: object, env: dict[str, str], **__: object) -> None:
@@ -43,11 +53,18 @@ def test_runs_are_dealt_out_to_the_gpus(
         raise UserError('enough')
 
     monkeypatch.setattr(subprocess, 'Popen', start)
-    launcher = Launcher(jobs=3)
+    launcher = Launcher(gpus, jobs=3)
     runs = [Run(name, Path('configs/x.py'), tmp_path / name) for name in 'abc']
     with pytest.raises(UserError, match='enough'):
         launcher.each([partial(launcher.run, run) for run in runs])
     assert sorted(given) == names
+
+
+def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    assert Launcher(4, 2).jobs == 2
+    with pytest.raises(UserError, match='4 runs at a time of 4 GPUs each on a machine with 8'):
+        Launcher(4, 4)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,19 @@ No image is left out and no box dropped for its size. 'Difficult' objects are no
 neither reward nor punish a detection, as in VOC's own evaluation.
 """
 
+data_root = 'data/VOCdevkit'
+batch_size = 16  # over all processes
+paper = dict(metric='mAP')
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10, val_interval=10)
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
+)
+param_scheduler = [dict(type='MultiStepLR', milestones=[8], gamma=0.1)]
 classes = None  # the names of other objects than VOC's twenty
 drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are an error otherwise
 image_scale = (1000, 600)  # the longer and the shorter side at most
 train_dataloader = dict(
     num_workers=4,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
@@ -28,7 +35,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='VOCDataset',

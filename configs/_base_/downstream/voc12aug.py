@@ -5,6 +5,16 @@ DeepLabv3; mmseg's photometric distortion and its limit on one class's share of 
 the paper. Whole images are evaluated, once and at their own size; the border (255) counts nowhere.
 """
 
+data_root = 'data/VOCdevkit'
+batch_size = 8  # over all processes
+paper = dict(metric='mIoU')
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=50)
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4)
+)
+param_scheduler = [
+    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=50, convert_to_iter_based=True)
+]
 image_scale = (500, 500)  # times 0.5 to 2; the longer side of VOC's images is 500
 crop_size = (513, 513)
 _train_pipeline = [
@@ -17,7 +27,6 @@ _train_pipeline = [
 ]
 train_dataloader = dict(
     num_workers=4,
-    persistent_workers=True,
     # A last batch of one image has no variance for the pooled branch of DeepLabv3.
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -38,7 +47,6 @@ del _train_pipeline  # not a setting: it stands in both data sets
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='PascalVOCDataset',

@@ -42,7 +42,8 @@ def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
     assert fingerprint([file], 'cat') not in seen
 
 
-def test_report_names_three_of_a_kind() -> None:
+def test_report_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('pretrain.datasets.inspection.SHOWN', 3)
     kinds = ('empty', 'truncated', '16-bit')
     found = {'empty': ['a'], 'grey': ['b'], 'truncated': ['c', 'd', 'e'], '16-bit': list('fghi')}
     text = 'empty (a), 3 truncated (c, d, e), 4 16-bit (f, g, h, ...)'

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from downstream.prepare import check_voc07, check_voc12aug
+from downstream.vocdevkit import check_voc07, check_voc12aug
 from pretrain.datasets.builtin import write_vocdevkit
 from pretrain.errors import UserError
 
