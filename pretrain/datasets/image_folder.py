@@ -1,5 +1,6 @@
 """ImageNet-style folders, augmented as in Section 4.2 as a function of (seed, epoch, index)."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -139,7 +140,7 @@ class ClassFolder(torchvision.datasets.ImageFolder):
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the root, in the order of the labels."""
-        return [str(Path(path).relative_to(self.root)) for path, _ in self.samples]
+        return [path.removeprefix(f'{self.root}{os.sep}') for path, _ in self.samples]
 
 
 @DATA_SAMPLERS.register_module()

@@ -47,9 +47,10 @@ def fingerprint(paths: Iterable[str | Path], *facts: object) -> str:
     digest = hashlib.sha256(f'{facts}\n'.encode())
     for path in paths:
         try:
-            info = Path(path).stat()
+            # Of a million files; Path.stat takes several times as long.
+            info = os.stat(path)  # noqa: PTH116
         except OSError:  # a link to nowhere, which the look reports
-            info = Path(path).lstat()
+            info = os.lstat(path)
         digest.update(os.fsencode(f'{path}\0{info.st_size} {info.st_mtime_ns}\n'))
     return digest.hexdigest()
 

@@ -181,7 +181,10 @@ def _no_split(year: Path) -> None:
     [
         (_no_xml, r'names 8 images, but .*Annotations lacks 1 files \(000003.xml\): unpack'),
         (_no_picture, r'names 8 images, but .*JPEGImages lacks 1 files \(000003.jpg\): unpack'),
-        (_no_folder, r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, 000003.xml, .*\)'),
+        (
+            _no_folder,
+            r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, 000003.xml, .*\)',
+        ),
         (_cut_xml, r'there are 1 unreadable annotations \(000003.xml: .*line 1'),
         (_binary_xml, r'1 unreadable annotations \(000003.xml: '),
         (_no_corner, r'1 unreadable annotations \(000003.xml: bndbox/xmin is missing\)'),
