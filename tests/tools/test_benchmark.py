@@ -69,6 +69,18 @@ def test_steps_of_a_small_network(benchmark: ModuleType) -> None:
     assert config.model.loss.teacher_weight > 0
 
 
+def test_run_of_a_small_network(benchmark: ModuleType, tmp_path: Path) -> None:
+    options = ['model.network.depth=18', 'image_size=32', 'batch_size=2']
+    options += ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
+    path = ROOT / 'configs/pretrain/r152_sd.py'
+    config = benchmark.runner_config(path, options, 2, tmp_path)
+    rows = {(row['name'], row['unit']): row for row in benchmark.runner_rows(config, 2)}
+    ours, path = (rows[f'r152_sd: {name}', 'ms']['value'] for name in ('run', 'data path'))
+    assert rows['r152_sd: data path / run', '']['value'] == pytest.approx(path / ours)
+    assert rows['r152_sd: run / bare loop', '']['goal'] == 1.1  # 1.02 is for ResNet-152
+    assert config.train_cfg.max_epochs == 1
+
+
 OTHERS = ('torchvision: step', 'timm: step')
 
 
