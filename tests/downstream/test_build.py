@@ -340,7 +340,6 @@ def test_a_missing_data_root_is_named(config, backbone_file, tmp_path):
 SMALL = {
     DEMO_DETECTION: [
         'image_scale=(64, 48)',
-        'param_scheduler.0.milestones=[1]',
         'model.train_cfg.rcnn.sampler.num=4',
         'model.test_cfg.rpn.max_per_img=4',
     ],
