@@ -309,8 +309,8 @@ def finetune_config(path: Path, options: list[str], rounds: int, scratch: Path) 
 
     count = (rounds + 1) * load_config(path, options).batch_size
     write_vocdevkit(scratch / 'VOCdevkit', trainval=count, test=1, size=500)
-    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'log_level=WARNING']
-    short.append(f'data_root={scratch / "VOCdevkit"}')
+    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'param_scheduler=[]']
+    short += ['log_level=WARNING', f'data_root={scratch / "VOCdevkit"}']
     return prepare(load_config(path, [*options, *short]), device=get_device())
 
 
