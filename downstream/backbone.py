@@ -14,8 +14,8 @@ from mmengine.model import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from pretrain.errors import UserError
-from pretrain.export import load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.errors import UserError
 
 # ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
 # ResNetV1c and ResNetV1d, of which mmdet lacks the first.
@@ -44,7 +44,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
     Args:
         model: the ``model`` of an mmdet or mmseg config.
         provenance: ``arch``, ``depth``, ``stem``, ``style``, ``channel_order``, ``mean`` and
-            ``std`` of :func:`pretrain.export.load_backbone_file`.
+            ``std`` of :func:`pretrain.runs.backbone_file.load_backbone_file`.
 
     Raises:
         UserError: naming the first fact that differs, both values and the config key.
@@ -88,7 +88,7 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
         provenance: as :func:`check_handoff` takes it.
 
     Returns:
-        ``key=value`` strings as :func:`pretrain.config.load_config` takes them; none for what
+        ``key=value`` strings as :func:`pretrain.runs.config.load_config` takes them; none for what
         agrees already.
     """
     deep_stem, avg_down = _STEMS[provenance['stem']]

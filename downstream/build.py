@@ -16,12 +16,12 @@ from torch import nn
 
 import downstream.pictures  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
+from downstream.builtin import CLASSES
 from downstream.mmcv_ops import install
 from downstream.voc import check_detection, check_segmentation
-from pretrain.config import batch_per_process
-from pretrain.datasets.builtin import CLASSES
-from pretrain.errors import UserError, make_all
-from pretrain.export import load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.config import batch_per_process
+from pretrain.runs.errors import UserError, make_all
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
 _VISUALIZERS = {
@@ -30,7 +30,7 @@ _VISUALIZERS = {
 }
 
 
-def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
+def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and the backbone, and derive every part from the few settings of a config.
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
@@ -39,9 +39,8 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
     lasts.
 
     Args:
-        config: as :func:`pretrain.config.load_config` reads it; it is not changed.
+        config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
         world_size: number of processes.
-        device: ``'cpu'`` or ``'cuda'``.
 
     Raises:
         UserError: if the data, the backbone file or a setting cannot work.
@@ -55,7 +54,7 @@ def prepare(config: Config, world_size: int = 1, device: str = 'cpu') -> Config:
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
-        _fill_segmentation(config, world_size, device)
+        _fill_segmentation(config, world_size)
     else:
         _fill_detection(config)
     visualizer = _VISUALIZERS[config.task]
@@ -170,10 +169,10 @@ def _fill_detection(config: Config) -> None:
             loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
-def _fill_segmentation(config: Config, world_size: int, device: str) -> None:
+def _fill_segmentation(config: Config, world_size: int) -> None:
     config.runner_type = 'ChannelsLastRunner'
     config.model.data_preprocessor.size = config.crop_size
-    if world_size > 1 and device == 'cuda':
+    if world_size > 1 and torch.cuda.is_available():
         config.sync_bn = 'torch'  # statistics over the whole batch, whatever the number of GPUs
     elif config.train_dataloader.batch_size == 1:
         raise UserError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from scipy.stats import ttest_1samp
 
-from pretrain.errors import UserError
-from pretrain.tables import SHORTENED, format_p, markdown, mean_std
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import SHORTENED, format_p, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
@@ -95,7 +95,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     their own names.
 
     Args:
-        records: as :func:`pretrain.tables.find_records` gives them for ``TASKS``.
+        records: as :func:`pretrain.runs.report.find_records` gives them for ``TASKS``.
         labels: the backbones in the order of the rows, of which the first is the baseline; by
             default those of the records, BL first.
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from downstream.backbone import check_handoff, fitting_options
 from downstream.build import check_data
-from downstream.foreign import import_backbone
+from downstream.import_backbone import import_backbone
 from downstream.results import transfer_table
 from pretrain.build import prepare as prepare_pretraining
-from pretrain.checkpoint import write_atomically
-from pretrain.config import load_config
-from pretrain.errors import UserError
-from pretrain.export import export_backbone, is_backbone_file, load_backbone_file
-from pretrain.launch import Launcher, Run
+from pretrain.export import export_backbone
+from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher, Run
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
 
-from pretrain.datasets.inspection import fingerprint, parallel_map, remembered, report
-from pretrain.datasets.scan import DECODE_ERRORS, UNUSABLE, kind_of_picture
-from pretrain.errors import UserError
+from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, kind_of_picture
+from pretrain.runs.errors import UserError
+from pretrain.runs.file_checks import fingerprint, parallel_map, remembered, report
 
 INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects

@@ -8,18 +8,18 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
-import pretrain.augmentation
 import pretrain.classifier
+import pretrain.datasets.augmentation
 import pretrain.datasets.cifar
 import pretrain.datasets.image_folder
-import pretrain.ensemble
 import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
 import pretrain.models  # noqa: F401
-from pretrain.checkpoint import load_from_disk, student_weights, weights_sha256
-from pretrain.config import batch_per_process
-from pretrain.errors import UserError
+from pretrain.classifier import student_weights
+from pretrain.runs.checkpoint import load_from_disk, weights_sha256
+from pretrain.runs.config import batch_per_process
+from pretrain.runs.errors import UserError
 from pretrain.schedule import cosine_restarts, mini_generations
 
 LOSS_SETTINGS = (
@@ -40,7 +40,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     while the run lasts.
 
     Args:
-        config: as :func:`pretrain.config.load_config` reads it; it is not changed.
+        config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
         world_size: number of processes.
 
     Raises:

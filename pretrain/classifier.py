@@ -1,6 +1,7 @@
 """The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -10,10 +11,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from pretrain.errors import UserError
 from pretrain.metrics import TrainingStatistics
-from pretrain.micro_batches import train_in_pieces
-from pretrain.randomness import torch_seed
+from pretrain.runs.errors import UserError
+from pretrain.runs.micro_batches import train_in_pieces
+from pretrain.runs.randomness import torch_seed
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -124,7 +125,7 @@ class SnapshotClassifier(BaseModel):
         return self
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """An iteration, see :func:`pretrain.micro_batches.train_in_pieces`."""
+        """An iteration, see :func:`pretrain.runs.micro_batches.train_in_pieces`."""
         return train_in_pieces(self, data, optim_wrapper, self.micro_batches)
 
     def forward(
@@ -155,3 +156,13 @@ class SnapshotClassifier(BaseModel):
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
         with torch.autocast('cuda', torch.bfloat16, enabled=self.bf16 and inputs.is_cuda):
             return network(inputs).float()
+
+
+def student_weights(checkpoint: dict) -> OrderedDict[str, Tensor]:
+    """The student's weights of a pretraining checkpoint, under the network's own names."""
+    prefix = 'student.'
+    return OrderedDict(
+        (name.removeprefix(prefix), tensor)
+        for name, tensor in checkpoint['state_dict'].items()
+        if name.startswith(prefix)
+    )

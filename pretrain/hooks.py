@@ -1,17 +1,21 @@
-"""When snapshots are taken; what a snapshot is stands in :mod:`pretrain.classifier`."""
+"""When snapshots are taken, and their ensemble; what a snapshot is stands in
+:mod:`pretrain.classifier`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 
-from pretrain.checkpoint import load_from_disk, student_weights
-from pretrain.classifier import SnapshotClassifier
-from pretrain.randomness import stable_seed
+from pretrain.classifier import SnapshotClassifier, student_weights
+from pretrain.metrics import TopKError
+from pretrain.runs.checkpoint import check_resume, load_from_disk
+from pretrain.runs.randomness import stable_seed
 from pretrain.schedule import boundaries, generation, teacher_step
 
 
@@ -102,7 +106,7 @@ class SnapshotHook(Hook):
         """Make mmengine's lenient loading strict.
 
         SE and SD share generation 1, so the teacher may be on one side only; it is not in use
-        then (``pretrain.checkpoint`` refuses the other cases) and stands for the student.
+        then (``pretrain.runs.checkpoint`` refuses the other cases) and stands for the student.
         """
         weights = checkpoint['state_dict']
         wanted = unwrap(runner).state_dict().keys()
@@ -119,3 +123,57 @@ class SnapshotHook(Hook):
 def unwrap(runner: Runner) -> SnapshotClassifier:
     """The model without what distributes it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tensor:
+    """The mean over k of softmax(T^(k-1) z_k), the scores of M_#L_1 to M_#L_K together.
+
+    A student of a teacher softened by T gives softer scores than its teacher; the factor T^(k-1)
+    makes the snapshots of SD comparable (Table 3). With T = 1 it is the ensemble of SE.
+
+    Args:
+        logits: of the snapshots in the order of training, each of shape (N, C).
+        temperature: T > 0.
+
+    Returns:
+        Probabilities, shape (N, C).
+    """
+    return torch.stack(
+        [(z.float() * temperature**k).softmax(dim=1) for k, z in enumerate(logits)]
+    ).mean(dim=0)
+
+
+@HOOKS.register_module()
+class EnsembleHook(Hook):
+    """Evaluates the snapshots of a run together when it has ended, for its record.
+
+    Args:
+        generations: K; a single snapshot is no ensemble.
+        temperature: T.
+    """
+
+    def __init__(self, generations: int, temperature: float) -> None:
+        self.generations = generations
+        self.temperature = temperature
+
+    @torch.no_grad()
+    def after_train(self, runner: Runner) -> None:
+        if self.generations == 1:
+            return
+        model = unwrap(runner).eval()
+        loader = runner.val_dataloader
+        logits = []
+        # The last one leaves the model as it was.
+        for k in range(1, self.generations + 1):
+            path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
+            check_resume(path, runner.cfg.identity.to_dict(), another_run=True)
+            model.student.load_state_dict(student_weights(load_from_disk(path)))
+            predictions = [model.val_step(batch)[0] for batch in loader]
+            logits.append(torch.cat([p['logits'] for p in predictions]))
+            labels = torch.cat([p['labels'] for p in predictions])
+        metric = TopKError()
+        scores = ensemble_probabilities(logits, self.temperature)
+        metric.process({}, [{'logits': scores, 'labels': labels}])
+        metrics = metric.evaluate(len(loader.dataset))
+        runner.message_hub.update_info('ensemble', metrics)
+        runner.logger.info(f'The {self.generations} snapshots together: {metrics}')

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 from pretrain.schedule import balanced_label_weight
 
 

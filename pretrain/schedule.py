@@ -8,7 +8,7 @@ configs give the lengths in epochs.
 from collections.abc import Sequence
 from itertools import accumulate
 
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 
 def mini_generations(

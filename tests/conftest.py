@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from pretrain.build import prepare
-from pretrain.config import load_config
-from pretrain.launch import Launcher, Run
-from tools.train import choose_start
+from pretrain.runs.config import load_config
+from pretrain.runs.launch import Launcher, Run
+from pretrain.runs.start import choose_start
 
 # Runs are compared bit for bit on the CPU. The operators' tests run on a GPU that is asked for:
 # CUDA_VISIBLE_DEVICES=0 bash tools/test.sh tests/downstream/test_mmcv_ops_parity.py

@@ -35,17 +35,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from pretrain.augmentation import AugmentingPreprocessor, draw_augmentation
+from downstream.builtin import write_imagenet_folder, write_vocdevkit
 from pretrain.build import LOSS_SETTINGS, prepare
-from pretrain.checkpoint import write_atomically
 from pretrain.classifier import SnapshotClassifier
-from pretrain.cli import run
-from pretrain.config import load_config
-from pretrain.datasets.builtin import write_imagenet_folder, write_vocdevkit
+from pretrain.datasets.augmentation import AugmentingPreprocessor, draw_augmentation
 from pretrain.datasets.decode import Picture, random_box
 from pretrain.datasets.shrink import shrink_picture
-from pretrain.errors import UserError
-from pretrain.tables import markdown
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.cli import run
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import markdown
 
 R152 = Path(__file__).resolve().parent.parent / 'configs/pretrain/r152_sd.py'
 SIZE, AREA = 224, (0.08, 1.0)  # of Section 4.2
@@ -311,7 +311,7 @@ def finetune_config(path: Path, options: list[str], rounds: int, scratch: Path) 
     write_vocdevkit(scratch / 'VOCdevkit', trainval=count, test=1, size=500)
     short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'param_scheduler=[]']
     short += ['log_level=WARNING', f'data_root={scratch / "VOCdevkit"}']
-    return prepare(load_config(path, [*options, *short]), device=get_device())
+    return prepare(load_config(path, [*options, *short]))
 
 
 # --------------------------------------------------------------------------------- the data path

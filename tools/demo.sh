@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 python=.venv/bin/python
-"$python" -m pretrain.datasets.builtin data/builtin
+"$python" -m downstream.builtin data/builtin
 exec "$python" tools/transfer.py \
   --backbone BL=configs/demo/r18_bl.py --backbone SD=configs/demo/r18_sd.py \
   --configs configs/demo/faster_rcnn_r18_voc07.py configs/demo/deeplabv3_r18_voc12.py \

@@ -5,8 +5,8 @@ python tools/export_backbone.py CHECKPOINT OUT
 
 import argparse
 
-from pretrain.cli import run
 from pretrain.export import export_backbone
+from pretrain.runs.cli import run
 
 
 def main() -> None:

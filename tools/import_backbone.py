@@ -5,8 +5,8 @@ python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME
 
 import argparse
 
-from downstream.foreign import PREPROCESSINGS, STYLES, import_backbone
-from pretrain.cli import run
+from downstream.import_backbone import PREPROCESSINGS, STYLES, import_backbone
+from pretrain.runs.cli import run
 
 
 def main() -> None:

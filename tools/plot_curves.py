@@ -6,10 +6,10 @@ python tools/plot_curves.py BL=work_dirs/r152_bl/run.json SD=work_dirs/r152_sd/r
 import argparse
 from pathlib import Path
 
-from pretrain.cli import named_path, run
-from pretrain.curves import COLOURS, plot_curves
-from pretrain.errors import UserError
-from pretrain.record import read_record
+from pretrain.runs.cli import named_path, run
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+from pretrain.studies.curves import COLOURS, plot_curves
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,10 +12,10 @@ paper's are printed alone. Nothing is downloaded, and no file that exists is cha
 import argparse
 from pathlib import Path
 
-from downstream.vocdevkit import check_voc07, check_voc12aug
-from pretrain.cli import run
+from downstream.voc_devkit import check_voc07, check_voc12aug
 from pretrain.datasets.official import check_cifar100, check_imagenet
 from pretrain.datasets.shrink import shrink_folder
+from pretrain.runs.cli import run
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,9 +6,9 @@ python tools/similarity.py --work-dir work_dirs/table2    # DenseNet-100, 300 ep
 import argparse
 from pathlib import Path
 
-from pretrain.cli import add_launcher_arguments, run
-from pretrain.launch import Launcher
-from pretrain.similarity import Similarity
+from pretrain.runs.cli import add_launcher_arguments, run
+from pretrain.runs.launch import Launcher
+from pretrain.studies.similarity import Similarity
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
 

@@ -7,9 +7,9 @@ python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py 
 import argparse
 from pathlib import Path
 
-from pretrain.cli import add_launcher_arguments, run
-from pretrain.launch import Launcher
-from pretrain.sweep import Sweep
+from pretrain.runs.cli import add_launcher_arguments, run
+from pretrain.runs.launch import Launcher
+from pretrain.studies.sweep import Sweep
 
 
 def parse_args() -> argparse.Namespace:

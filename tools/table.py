@@ -8,10 +8,11 @@ import argparse
 from pathlib import Path
 
 from downstream.results import TASKS, transfer_table
-from pretrain.cli import run
-from pretrain.config import load_config
-from pretrain.errors import UserError
-from pretrain.tables import find_records, methods_table, table_2, table_3, table_4
+from pretrain.runs.cli import run
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import find_records
+from pretrain.studies.tables import methods_table, table_2, table_3, table_4
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain'
 CIFAR = CONFIGS / 'cifar100'

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from downstream.transfer import Transfer
-from pretrain.cli import add_launcher_arguments, named_path, run
-from pretrain.errors import UserError
-from pretrain.launch import Launcher
+from pretrain.runs.cli import add_launcher_arguments, named_path, run
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']

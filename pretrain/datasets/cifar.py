@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pretrain.config import check_counts
-from pretrain.errors import UserError
-from pretrain.randomness import stable_seed
+from pretrain.runs.config import check_counts
+from pretrain.runs.errors import UserError
+from pretrain.runs.randomness import stable_seed
 
 # Of the official Python version's files.
 MD5 = {

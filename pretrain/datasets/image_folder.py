@@ -11,20 +11,20 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pretrain.augmentation import draw_augmentation
-from pretrain.config import check_counts
+from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import Picture, centre_box, random_box
-from pretrain.datasets.inspection import report
-from pretrain.datasets.scan import UNUSABLE, scan
-from pretrain.errors import UserError
-from pretrain.randomness import stable_seed, torch_seed
+from pretrain.datasets.picture_checks import UNUSABLE, scan
+from pretrain.runs.config import check_counts
+from pretrain.runs.errors import UserError
+from pretrain.runs.file_checks import report
+from pretrain.runs.randomness import stable_seed, torch_seed
 
 
 @DATASETS.register_module()
 class ClassFolder(torchvision.datasets.ImageFolder):
     """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
     ``data_samples``, mmengine's name for the target: here the class index. A sample to train on has
-    ``augmentation`` as well, for :class:`pretrain.augmentation.AugmentingPreprocessor`.
+    ``augmentation`` as well, for :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
     Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
     (seed, epoch, index) alone: the number of workers, a resume or a second process change none.

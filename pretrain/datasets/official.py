@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pretrain.datasets.cifar import MD5, Cifar100
 from pretrain.datasets.image_folder import ClassFolder
-from pretrain.datasets.inspection import report
-from pretrain.datasets.scan import UNUSABLE, pictures, scan
-from pretrain.errors import UserError, make_all
+from pretrain.datasets.picture_checks import UNUSABLE, pictures, scan
+from pretrain.runs.errors import UserError, make_all
+from pretrain.runs.file_checks import report
 
 
 def pieces(root: Path, sources: Mapping[str, str]) -> list[Callable[[], None]]:
-    """A check of each piece of a data set, for :func:`pretrain.errors.make_all`.
+    """A check of each piece of a data set, for :func:`pretrain.runs.errors.make_all`.
 
     Args:
         root: the folder of the data set.

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.checkpoint import write_atomically
 from pretrain.datasets.image_folder import ClassFolder
-from pretrain.datasets.inspection import parallel_map, report
-from pretrain.datasets.scan import DECODE_ERRORS, UNUSABLE, pictures, scan
-from pretrain.errors import UserError
+from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, pictures, scan
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.errors import UserError
+from pretrain.runs.file_checks import parallel_map, report
 
 
 def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = None) -> None:

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 RESNET_DEPTHS = (20, 32, 56, 110)
 DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, growth rate

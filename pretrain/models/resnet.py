@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 DEPTHS = (18, 34, 50, 101, 152)
 SE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

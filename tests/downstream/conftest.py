@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from pretrain.checkpoint import weights_sha256
+from pretrain.runs.checkpoint import weights_sha256
 
 PROVENANCE = {
     'format': 1,

@@ -14,9 +14,9 @@ from downstream.backbone import (
     top_level,
 )
 from downstream.build import prepare
-from pretrain.config import load_config
-from pretrain.errors import UserError
-from pretrain.export import load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 
 PYRAMID = 'configs/downstream/faster_rcnn_r50_fpn_voc07.py'
 DEMOS = ('configs/demo/faster_rcnn_r18_voc07.py', 'configs/demo/deeplabv3_r18_voc12.py')

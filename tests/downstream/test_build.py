@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from downstream.backbone import backbone_parts
 from downstream.build import prepare
-from pretrain.checkpoint import load_from_disk
-from pretrain.config import load_config
-from pretrain.errors import UserError
-from pretrain.export import load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 
 DETECTION = 'configs/downstream/faster_rcnn_r152_voc07.py'
 PYRAMID = 'configs/downstream/faster_rcnn_r152_fpn_voc07.py'
@@ -196,6 +196,12 @@ def test_difficult_objects_are_ignored(voc, backbone_file):
         assert len(sample.ignored_instances) == 1
 
 
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """As if GPUs were there: each process then has its share of the statistics."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+
+
 @pytest.mark.parametrize('config', DEMOS)
 def test_a_config_is_not_changed_and_can_be_prepared_again(config, voc, backbone_file):
     config = with_files(config, voc, backbone_file)
@@ -206,19 +212,19 @@ def test_a_config_is_not_changed_and_can_be_prepared_again(config, voc, backbone
 
 
 @pytest.mark.parametrize('config', [DETECTION, PYRAMID, SEGMENTATION, *DEMOS])
-def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_file_152):
+def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_file_152, on_gpus):
     file = backbone_file_152 if 'r152' in config else backbone_file
     config = with_files(config, voc, file, 'batch_size=8')
-    assert prepare(config, world_size=4, device='cuda').train_dataloader.batch_size == 2
+    assert prepare(config, world_size=4).train_dataloader.batch_size == 2
     with pytest.raises(UserError, match='cannot be shared by 3 processes'):
         prepare(config, world_size=3)
 
 
 @pytest.mark.parametrize('config', DEMOS)
-def test_a_batch_in_pieces_is_one_update(config, voc, backbone_file):
+def test_a_batch_in_pieces_is_one_update(config, voc, backbone_file, on_gpus):
     """mmengine's optimizer wrapper adds the gradients up; schedules count its iterations."""
     given = with_files(config, voc, backbone_file, 'batch_size=8', 'micro_batches=2')
-    config = prepare(given, world_size=2, device='cuda')
+    config = prepare(given, world_size=2)
     assert config.train_dataloader.batch_size == 2
     wrapper = build_optim_wrapper(
         torch.nn.Linear(1, 1), config.optim_wrapper.to_dict() | {'type': 'OptimWrapper'}
@@ -250,18 +256,20 @@ def test_a_pyramid_is_filled_from_every_layer(voc, backbone_file_152):
         assert load_config(PYRAMID)[key] == theirs[key]
 
 
-def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file):
+def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=8')
-    assert prepare(config, world_size=2, device='cuda').sync_bn == 'torch'
-    assert prepare(config, world_size=1, device='cuda').get('sync_bn') is None
-    assert prepare(config, world_size=4, device='cpu').get('sync_bn') is None
+    assert prepare(config, world_size=4).get('sync_bn') is None
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert prepare(config, world_size=2).sync_bn == 'torch'
+    assert prepare(config, world_size=1).get('sync_bn') is None
 
 
-def test_one_image_a_process_cannot_be_normalised(voc, backbone_file):
+def test_one_image_a_process_cannot_be_normalised(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=4')
-    assert prepare(config, world_size=4, device='cuda').train_dataloader.batch_size == 1
     with pytest.raises(UserError, match='fewer processes or a larger batch_size'):
-        prepare(config, world_size=4, device='cpu')
+        prepare(config, world_size=4)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert prepare(config, world_size=4).train_dataloader.batch_size == 1
 
 
 SPLITS = {

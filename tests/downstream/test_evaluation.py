@@ -33,8 +33,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from downstream.build import prepare
-from pretrain.config import load_config
-from pretrain.datasets.builtin import write_vocdevkit
+from downstream.builtin import write_vocdevkit
+from pretrain.runs.config import load_config
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings('ignore:Pascal VOC2007 uses `11points`')

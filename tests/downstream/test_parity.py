@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from downstream.backbone import fitting_options
 from downstream.build import prepare
-from downstream.foreign import import_backbone
-from pretrain.config import load_config
-from pretrain.export import load_backbone_file
+from downstream.import_backbone import import_backbone
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.config import load_config
 from tests.downstream.conftest import write_voc
 
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')

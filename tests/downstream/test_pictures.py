@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from downstream.build import prepare
-from pretrain.config import load_config
+from pretrain.runs.config import load_config
 from tests.conftest import ROOT
 
 CAT = 7  # in VOC's order, from aeroplane; a mask counts the background as well

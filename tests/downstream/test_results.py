@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from downstream.results import TASKS, transfer_table
-from pretrain.errors import UserError
-from pretrain.tables import find_records
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import find_records
 
 
 def record(label: str, seed: int, value: float, task: str = 'detection', **extra: object) -> dict:

@@ -11,12 +11,12 @@ import torchvision
 from safetensors.torch import save_file
 
 import downstream.transfer as transfer_module
-import pretrain.launch as launch_module
+import pretrain.runs.launch as launch_module
 from downstream.transfer import Transfer
-from pretrain.checkpoint import weights_sha256
-from pretrain.config import load_config
-from pretrain.errors import UserError
-from pretrain.launch import Launcher, Run
+from pretrain.runs.checkpoint import weights_sha256
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher, Run
 
 DETECTION = Path('configs/demo/faster_rcnn_r18_voc07.py')
 SEGMENTATION = Path('configs/demo/deeplabv3_r18_voc12.py')

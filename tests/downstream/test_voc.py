@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from downstream import voc as module
 from downstream.voc import check_detection, check_segmentation
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
 BCCD = ROOT / 'data/bccd-voc'

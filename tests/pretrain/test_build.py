@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.build import prepare
-from pretrain.config import load_config
-from pretrain.errors import UserError
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
 

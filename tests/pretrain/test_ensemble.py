@@ -8,10 +8,11 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from pretrain.checkpoint import load_from_disk, student_weights
-from pretrain.ensemble import ensemble_probabilities
-from pretrain.errors import UserError
-from pretrain.record import read_record
+from pretrain.classifier import student_weights
+from pretrain.hooks import ensemble_probabilities
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
 
 
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 3.0])

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 
-from pretrain.checkpoint import load_from_disk, weights_sha256
-from pretrain.errors import UserError
-from pretrain.export import export_backbone, load_backbone_file
+from pretrain.export import export_backbone
+from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.checkpoint import load_from_disk, weights_sha256
+from pretrain.runs.errors import UserError
 
 
 @pytest.fixture

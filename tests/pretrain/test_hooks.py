@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from pretrain.checkpoint import load_from_disk, student_weights
-from pretrain.errors import UserError
-from pretrain.record import read_record
+from pretrain.classifier import student_weights
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
 
 
 def assert_same_training_state(path: Path, other: Path) -> None:

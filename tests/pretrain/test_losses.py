@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.build import LOSS_SETTINGS
-from pretrain.config import load_config
-from pretrain.errors import UserError
 from pretrain.losses import (
     SnapshotDistillationLoss,
     snapshot_distillation_loss,
     top_score_difference,
 )
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
 

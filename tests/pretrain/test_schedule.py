@@ -6,7 +6,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 from pretrain.schedule import (
     balanced_label_weight,
     cosine_restarts,

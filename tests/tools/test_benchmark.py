@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pretrain.build import LOSS_SETTINGS
-from pretrain.config import load_config
-from pretrain.errors import UserError
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from pretrain.export import load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file
 from tests.tools.test_train import call
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pretrain.datasets.builtin import write_vocdevkit
-from pretrain.errors import UserError
+from downstream.builtin import write_vocdevkit
+from pretrain.runs.errors import UserError
 from tests.tools.test_train import assert_one_sentence, call
 from tools.prepare_data import main
 

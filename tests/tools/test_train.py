@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import load_from_disk
-from pretrain.record import read_record
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.record import read_record
 from tests.conftest import ROOT
 
 SD = str(ROOT / 'configs/demo/r18_sd.py')
@@ -81,7 +81,7 @@ class DumpHook(Hook):
 """
 PROBED_CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['pretrain.record', 'probe'])
+custom_imports = dict(imports=['pretrain.runs.record', 'probe'])
 custom_hooks = [dict(type='RunRecordHook'), dict(type='DumpHook')]
 """
 WITHOUT_NORMALISATION = 'model = dict(network=dict(_delete_=True, type="Plain", num_classes=20))'

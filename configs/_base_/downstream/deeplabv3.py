@@ -6,6 +6,7 @@ normalisation is trained. A leaf says the depth.
 
 _base_ = 'mmseg::_base_/models/deeplabv3_r50-d8.py'
 
+stage = 'downstream'  # whose `build` fills this config in
 task = 'segmentation'
 backbone_file = ''
 micro_batches = 1  # pieces of a process's batch, for want of memory; each normalises by itself

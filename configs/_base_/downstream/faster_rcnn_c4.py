@@ -7,6 +7,7 @@ says the depth.
 
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50-caffe-c4.py'
 
+stage = 'downstream'  # whose `build` fills this config in
 task = 'detection'
 backbone_file = ''
 micro_batches = 1  # pieces of a process's batch, for want of memory

@@ -6,6 +6,7 @@ trained, as in ``faster_rcnn_c4.py``. A leaf says the depth.
 
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 
+stage = 'downstream'  # whose `build` fills this config in
 task = 'detection'
 backbone_file = ''
 micro_batches = 1  # pieces of a process's batch, for want of memory

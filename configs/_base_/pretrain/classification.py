@@ -1,5 +1,6 @@
 """What all pretraining has in common: the method's settings, the model, SGD with Nesterov."""
 
+stage = 'pretrain'  # whose ``build`` fills this config in
 task = 'classification'
 data_seed = None  # of the order and augmentation of the pictures; None: the run's seed
 teacher_file = ''  # a checkpoint of another run, to be the only teacher (Section 3.3.2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.datasets import cifar
 from pretrain.datasets.cifar import Cifar100
 from pretrain.datasets.image_folder import EpochSampler
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'elk')
 COUNTS = {'train': 60, 'test': 20}

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pretrain.datasets.decode import Box, Picture, centre_box, random_box
-from pretrain.randomness import torch_seed
+from pretrain.runs.randomness import torch_seed
 
 AREA = (0.08, 1.0)
 

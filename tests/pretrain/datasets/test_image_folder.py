@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from pretrain.datasets.image_folder import ClassFolder, EpochSampler
-from pretrain.errors import UserError
-from pretrain.randomness import stable_seed
+from pretrain.runs.errors import UserError
+from pretrain.runs.randomness import stable_seed
 
 AREA = (0.08, 1.0)
 

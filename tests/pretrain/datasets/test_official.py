@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.datasets import cifar
 from pretrain.datasets.official import check_cifar100, check_imagenet, print_counts
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 
 def test_counts_beside_the_papers(capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets.shrink import shrink_folder, shrink_picture
-from pretrain.errors import UserError
+from pretrain.runs.errors import UserError
 
 
 def encode(width: int, height: int, mode: str = 'RGB', format: str = 'JPEG') -> bytes:

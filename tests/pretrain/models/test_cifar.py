@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pretrain.errors import UserError
 from pretrain.models import build_cifar_densenet, build_cifar_resnet
+from pretrain.runs.errors import UserError
 
 RESNETS = {20: 275_572, 32: 470_004, 56: 858_868, 110: 1_733_812}
 DENSENETS = {(100, 24, 12): 800_032, (190, 80, 40): 25_821_620}

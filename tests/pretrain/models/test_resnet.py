@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.errors import UserError
 from pretrain.models import build_resnet, build_se_resnet
+from pretrain.runs.errors import UserError
 
 
 @pytest.mark.parametrize(('depth', 'parameters'), [(101, 49_326_872), (152, 66_821_848)])

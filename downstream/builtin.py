@@ -1,0 +1,302 @@
+"""Built-in images: pictograms of the 20 PASCAL VOC classes, drawn instead of downloaded.
+
+``python -m downstream.builtin DEST`` writes ``DEST/imagenet``, a folder to pretrain on, and
+``DEST/VOCdevkit``, scenes to detect and to segment the same classes in. Classes of a group share a
+body plan; colour, size, pose and background say nothing about the class. Every picture is a
+function of the seed and of its own name alone: the same parameters give the same bytes.
+"""
+
+import argparse
+import colorsys
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from configparser import ConfigParser
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from pretrain.runs.cli import run
+from pretrain.runs.errors import UserError
+
+_TABLE = ConfigParser()
+_TABLE.read_string(files('downstream').joinpath('pictograms.txt').read_text())
+GROUPS = {group: tuple(_TABLE[group]) for group in _TABLE.sections()}
+CLASSES = tuple(sorted(kind for kinds in GROUPS.values() for kind in kinds))  # VOC's own order
+
+
+def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
+    """The (N, 2) corners of a shape of ``pictograms.txt``."""
+    if form == 'poly':
+        return numbers.reshape(-1, 2)
+    if form == 'bar':
+        start, end, width = numbers[:2], numbers[2:4], numbers[4]
+        side = (end - start)[::-1] * (-0.5, 0.5) * width / np.linalg.norm(end - start)
+        return np.stack([start + side, end + side, end - side, start - side])
+    angles = np.linspace(0, 2 * np.pi, 25)  # of an oval
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.concatenate([numbers[:2] + circle * radii for radii in numbers[2:].reshape(-1, 2)])
+
+
+# The tone and the polygon, in [-1, 1], of each shape of each class.
+_PICTOGRAMS = {
+    kind: [
+        (tone, _polygon(form, np.array(numbers, float) / 100))
+        for tone, form, *numbers in map(str.split, _TABLE[group][kind].split(','))
+    ]
+    for group, kinds in GROUPS.items()
+    for kind in kinds
+}
+
+
+def _colour(rng: Generator, saturation: float, low: float, high: float) -> np.ndarray:
+    """A random RGB colour, 0-255, of any hue, with a brightness from ``low`` to ``high``."""
+    hsv = rng.uniform(), rng.uniform(0, saturation), rng.uniform(low, high)
+    return 255 * np.array(colorsys.hsv_to_rgb(*hsv))
+
+
+def draw_object(
+    image: np.ndarray, kind: str, centre: Sequence[float], size: float, rng: Generator
+) -> tuple[np.ndarray, bool]:
+    """Paint an object, in a random pose and random colours, over (H, W, 3) uint8 RGB. It about
+    fills a square of ``size`` pixels around ``centre``, x and y. Returns its (H, W) bool mask and
+    whether the border of the image cuts it."""
+    tones = {
+        'main': _colour(rng, 0.9, 0.35, 1),
+        'trim': _colour(rng, 0.9, 0.35, 1),
+        'dark': _colour(rng, 0.4, 0.05, 0.25),
+        'glass': _colour(rng, 0.3, 0.75, 1),
+    }
+    tones['shade'] = 0.65 * tones['main']
+    angle = rng.normal(0, 0.12)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    stretch = rng.uniform(0.75, 1, 2) * (rng.choice((-1, 1)), 1)
+    # The sum of four waves bends all shapes alike, which varies the proportions coherently.
+    waves, phases = rng.normal(0, 2, (2, 4)), rng.uniform(0, 2 * np.pi, 4)
+    bends = rng.normal(0, 0.045, (4, 2))
+    thickness = max(1, round(size / 64))
+    limit = np.array(image.shape[1::-1]) - 1
+    mask, cut = np.zeros(image.shape[:2], np.uint8), False
+    for tone, polygon in _PICTOGRAMS[kind]:
+        bent = polygon + np.sin(polygon @ waves + phases) @ bends
+        corners = (bent * stretch) @ turn * (size / 2) + centre
+        cut |= bool((corners < 0).any() or (corners > limit).any())
+        fixed = [np.round(corners * 16).astype(np.int32)]  # cv2's fixed point: 4 bits of fraction
+        for canvas, fill, outline in (image, tones[tone], 0.45 * tones[tone]), (mask, 255, 255):
+            cv2.fillPoly(canvas, fixed, fill, cv2.LINE_AA, shift=4)
+            cv2.polylines(canvas, fixed, True, outline, thickness, cv2.LINE_AA, shift=4)
+    return mask > 127, cut
+
+
+def _strokes(image: np.ndarray, count: int, rng: Generator) -> None:
+    """Paint ``count`` random straight strokes over an image."""
+    for _ in range(count):
+        start = rng.uniform(0, 1, 2) * image.shape[1::-1]
+        end = start + rng.normal(0, 0.3, 2) * image.shape[1::-1]
+        thickness = max(1, round(min(image.shape[:2]) * rng.uniform(0.01, 0.09)))
+        colour = _colour(rng, 0.9, 0.1, 1)
+        cv2.line(image, start.astype(int), end.astype(int), colour, thickness, cv2.LINE_AA)
+
+
+def _background(width: int, height: int, rng: Generator) -> np.ndarray:
+    """An (H, W, 3) uint8 image of smooth colours, texture and clutter."""
+    colours = np.array([[_colour(rng, 0.6, 0.2, 1) for _ in range(3)] for _ in range(3)])
+    texture = rng.normal(0, 14, (*rng.integers(6, 24, 2), 3))
+    image = cv2.resize(colours, (width, height)) + cv2.resize(texture, (width, height))
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    _strokes(image, rng.integers(2, 7), rng)
+    return image
+
+
+def _expose(image: np.ndarray, rng: Generator) -> Image.Image:
+    """The image under a random light and with a camera's noise."""
+    noise = rng.normal(0, rng.uniform(2, 14), image.shape)
+    image = np.clip(image * rng.uniform(0.6, 1.1) + noise, 0, 255)
+    return Image.fromarray(image.astype(np.uint8))
+
+
+def draw_picture(kind: str, size: int, rng: Generator) -> Image.Image:
+    """An RGB picture, ``size`` pixels square, of one object of ``kind``, partly behind strokes."""
+    image = _background(size, size, rng)
+    extent = size * rng.uniform(0.5, 1)
+    draw_object(image, kind, size / 2 + rng.uniform(-0.15, 0.15, 2) * size, extent, rng)
+    _strokes(image, rng.integers(0, 4), rng)
+    return _expose(image, rng)
+
+
+class SceneObject(NamedTuple):
+    """An object of a scene; the masks, (H, W) bool, end at the border of the picture."""
+
+    kind: str
+    whole: np.ndarray
+    visible: np.ndarray  # without what later objects cover
+    truncated: bool  # by the border
+
+    @property
+    def visibility(self) -> float:
+        """The visible share of its pixels."""
+        return float(self.visible.sum() / self.whole.sum())
+
+
+def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject]]:
+    """An RGB picture of ``size`` by 3/4 ``size`` pixels, wide or high, and its one to four objects
+    of any classes and sizes, from the rearmost to the foremost."""
+    short = size * 3 // 4
+    width, height = (size, short) if rng.random() < 0.7 else (short, size)
+    image = _background(width, height, rng)
+    objects: list[SceneObject] = []
+    for _ in range(rng.integers(1, 5)):
+        kind = CLASSES[rng.integers(len(CLASSES))]
+        extent = short * rng.uniform(0.25, 1)
+        centre = rng.uniform(0.3 * extent, np.array([width, height]) - 0.3 * extent)
+        trial = image.copy()
+        mask, cut = draw_object(trial, kind, centre, extent, rng)
+        behind = [item._replace(visible=item.visible & ~mask) for item in objects]
+        if all(item.visibility > 0.2 for item in behind):  # else it would all but hide another one
+            image, objects = trial, [*behind, SceneObject(kind, mask, mask, cut)]
+    return _expose(image, rng), objects
+
+
+def voc_xml(stem: str, objects: Sequence[SceneObject]) -> str:
+    """VOC2007's XML of ``stem``.jpg: a 1-based box about what is visible of each object, which is
+    difficult if that is less than half of it."""
+    height, width = objects[0].visible.shape
+    xml = (
+        f'<folder>VOC2007</folder><filename>{stem}.jpg</filename><size><width>{width}</width>'
+        f'<height>{height}</height><depth>3</depth></size><segmented>0</segmented>'
+    )
+    for item in objects:
+        x, y, width, height = cv2.boundingRect(item.visible.astype(np.uint8))
+        xml += (
+            f'<object><name>{item.kind}</name><pose>Unspecified</pose>'
+            f'<truncated>{item.truncated:d}</truncated>'
+            f'<difficult>{item.visibility < 0.5:d}</difficult>'
+            f'<bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>'
+            f'<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>'
+        )
+    root = ElementTree.XML(f'<annotation>{xml}</annotation>')
+    ElementTree.indent(root, '\t')
+    return ElementTree.tostring(root, encoding='unicode') + '\n'
+
+
+def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
+    """Class ids, 0 for the background and 1-20 for ``CLASSES``: with 255 along the outlines and
+    VOC's palette if ``border``, else grey without any 255, as the converters of SBD write them."""
+    ids, outlines = np.zeros((2, *objects[0].visible.shape), np.uint8)
+    for item in objects:
+        ids[item.visible] = 1 + CLASSES.index(item.kind)
+        visible = item.visible.astype(np.uint8)
+        outlines |= cv2.morphologyEx(visible, cv2.MORPH_GRADIENT, np.ones((3, 3)))
+    if not border:
+        return Image.fromarray(ids)
+    mask = Image.fromarray(np.where(outlines, np.uint8(255), ids))
+    mask.putpalette(voc_palette())
+    return mask
+
+
+def voc_palette() -> bytes:
+    """The RGB colours of the 256 ids in VOC's masks."""
+    # The bits of an id, from the lowest, are dealt out to red, green and blue, from their highest.
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little')
+    palette = [np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]
+    return np.concatenate(palette, axis=1).tobytes()
+
+
+def stream(seed: int, name: str) -> Generator:
+    """The random numbers of one picture, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
+    """Write pairs of a name and a picture or text into ``root``, all or nothing, unless they are
+    there already: ``builtin.json`` holds the parameters. UserError if ``root`` is anything else."""
+    record = json.dumps({'version': 1, **parameters}, indent=2) + '\n'  # 2 when the pictures change
+    if root.exists():
+        path = root / 'builtin.json'
+        if path.is_file() and path.read_text() == record:
+            return
+        raise UserError(f'{root} exists with other contents: delete it or choose another folder.')
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as scratch:
+        folder = Path(scratch, root.name)
+        for name, content in contents:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                path.write_text(content)
+            else:
+                content.save(path, quality=92)  # of a JPEG: a PNG has no quality
+        (folder / 'builtin.json').write_text(record)
+        folder.rename(root)
+
+
+def write_imagenet_folder(
+    root: Path, *, train_per_class: int, val_per_class: int, size: int, seed: int = 0
+) -> None:
+    """Write ``train/<class>/<class>_0000.jpg`` ... and ``val/...`` into ``root``, ``size`` pixels
+    square (at least 32), or do nothing if they are there already. Raises UserError if ``root``
+    exists with other contents."""
+    counts = {'train': train_per_class, 'val': val_per_class}
+
+    def contents() -> Iterator[tuple]:
+        for split, kind in product(counts, CLASSES):
+            for i in range(counts[split]):
+                rng = stream(seed, f'imagenet/{split}/{kind}/{i}')
+                yield f'{split}/{kind}/{kind}_{i:04}.jpg', draw_picture(kind, size, rng)
+
+    _write_once(root, {'imagenet': counts, 'size': size, 'seed': seed}, contents())
+
+
+def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: int = 0) -> None:
+    """Write VOC2007, scenes with boxes, and VOC2012, others with masks, into ``root``, with
+    ``size`` (at least 64) and 3/4 of it as sides in pixels, or do nothing if they are there
+    already. A quarter of VOC2012's ``trainval`` is train, the rest aug, with masks as SBD's.
+    Raises UserError if ``root`` exists with other contents."""
+    train, total = -(-trainval // 4), trainval + test
+    lists = {
+        'VOC2007/ImageSets/Main/trainval.txt': range(trainval),
+        'VOC2007/ImageSets/Main/test.txt': range(trainval, total),
+        'VOC2012/ImageSets/Segmentation/train.txt': range(train),
+        'VOC2012/ImageSets/Segmentation/aug.txt': range(train, trainval),
+        'VOC2012/ImageSets/Segmentation/val.txt': range(trainval, total),
+    }
+
+    def contents() -> Iterator[tuple]:
+        for path, numbers in lists.items():
+            year, split = path.split('/')[0], Path(path).stem
+            prefix = '' if year == 'VOC2007' else '2007_'
+            stems = [f'{prefix}{number + 1:06}' for number in numbers]
+            yield path, ''.join(f'{stem}\n' for stem in stems)
+            for i, stem in enumerate(stems):
+                picture, objects = draw_scene(size, stream(seed, f'{year}/{split}/{i}'))
+                yield f'{year}/JPEGImages/{stem}.jpg', picture
+                if year == 'VOC2007':
+                    yield f'{year}/Annotations/{stem}.xml', voc_xml(stem, objects)
+                elif split == 'aug':
+                    yield f'{year}/SegmentationClassAug/{stem}.png', voc_mask(objects, border=False)
+                else:
+                    yield f'{year}/SegmentationClass/{stem}.png', voc_mask(objects, border=True)
+
+    parameters = {'trainval': trainval, 'test': test, 'size': size, 'seed': seed}
+    _write_once(root, {'vocdevkit': parameters}, contents())
+
+
+def main() -> None:
+    """Write both data sets into the folder that the command names."""
+    parser = argparse.ArgumentParser(description='Write the built-in images.')
+    parser.add_argument('dest', metavar='DEST', type=Path, help='gets imagenet/ and VOCdevkit/')
+    dest = parser.parse_args().dest
+    print(f'Built-in images: {dest / "imagenet"} and {dest / "VOCdevkit"}', flush=True)
+    write_imagenet_folder(dest / 'imagenet', train_per_class=150, val_per_class=50, size=64)
+    write_vocdevkit(dest / 'VOCdevkit', trainval=240, test=80, size=160)
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,289 @@
+"""ResNets of torchvision, timm and OpenMMLab as backbone files.
+
+Depth and stem are read off the names and shapes, which must be those of that ResNet to the last
+tensor. Where the stride sits ('style') and how pictures are normalised leaves no trace in tensors:
+the checkpoint's own config tells it, or the user states it. So it is with layers that have no
+weights: without its ``config.json`` timm's ``resnetblur50`` looks like a ``resnet50``.
+"""
+
+import ast
+import json
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from downstream.backbone import agree
+from pretrain.models.resnet import build_resnet
+from pretrain.runs.backbone_file import write_backbone_file
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+
+STYLES = ('pytorch', 'caffe')
+# In 0-255 units, in the order of the channels. 'inception' is timm's name for 0.5.
+PREPROCESSINGS = {
+    'imagenet-rgb': dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='RGB'
+    ),
+    'inception-rgb': dict(mean=[127.5] * 3, std=[127.5] * 3, channel_order='RGB'),
+    'caffe-bgr': dict(mean=[103.53, 116.28, 123.675], std=[1.0] * 3, channel_order='BGR'),
+}
+
+# Whether the blocks are bottlenecks, and how many each stage has.
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+# A deep stem's layers, as timm and as OpenMMLab name them.
+_STEM_NAMES = {
+    'conv1.0': 'stem.0',
+    'conv1.1': 'stem.1',
+    'conv1.3': 'stem.3',
+    'conv1.4': 'stem.4',
+    'conv1.6': 'stem.6',
+    'bn1': 'stem.7',
+}
+_CLASSIFIER = ('fc.', 'head.')
+_COUNTER = '.num_batches_tracked'
+
+
+def import_backbone(
+    source: str | Path,
+    out: str | Path,
+    style: str | None = None,
+    preprocessing: str | None = None,
+) -> dict:
+    """Write the layers before the final pooling of a foreign ResNet to ``out``.
+
+    Args:
+        source: a ``.safetensors`` file, or a ``.pth`` file of a state dict or of a checkpoint that
+            holds one; of torchvision, timm or OpenMMLab.
+        out: the backbone file to write; it is replaced in one step.
+        style: one of ``STYLES``: whether the 3x3 convolution of a bottleneck has the stride, or
+            the first 1x1.
+        preprocessing: a key of ``PREPROCESSINGS``.
+
+    Returns:
+        The provenance, as :func:`pretrain.export.export_backbone`.
+
+    Raises:
+        UserError: naming the tensor or the fact, if the file is no plain ResNet, if its weights
+            are not finite, or if ``style`` or ``preprocessing`` is needed or contradicts the file.
+    """
+    source = Path(source)
+    content = _read(source)
+    try:
+        weights = _state_dict(content)
+        depth, stem = _recognise(weights)
+        weights = _complete(weights, depth, stem)
+        told = _told_by_mmengine(content) | _told_by_timm(source, depth, stem)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from error
+    if depth < 50:
+        told['style'] = 'pytorch'  # a basic block has one place for the stride
+    stated = PREPROCESSINGS[preprocessing] if preprocessing else {}
+    facts = _settle(source, told, stated | ({'style': style} if style else {}))
+    provenance = {'arch': 'ResNet', 'depth': depth, 'stem': stem, **facts}
+    return write_backbone_file(out, weights, source, provenance)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.suffix != '.safetensors' or not path.is_file():
+        return load_from_disk(str(path))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f'{path} is damaged: take an intact file.') from error
+
+
+def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The backbone's tensors, out of a checkpoint, DistributedDataParallel and a classifier."""
+    for wrapper in ('state_dict', 'model'):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError('holds no state dict: save one with torch.save(model.state_dict(), FILE).')
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f'{name} is no tensor: save the state dict alone.')
+        if name.startswith('student.'):
+            raise UserError('was pretrained by this suite: use tools/export_backbone.py.')
+    weights = _without_prefix(content, 'module.')
+    weights = {n: tensor for n, tensor in weights.items() if not n.startswith(_CLASSIFIER)}
+    weights = _without_prefix(weights, 'backbone.')
+    if 'conv1.0.weight' in weights:
+        return {_rename(name, _STEM_NAMES): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    outside = [name for name in weights if not name.startswith(prefix)]
+    if len(outside) == len(weights):
+        return weights
+    if outside:
+        raise UserError(f'{outside[0]} is not of the {prefix[:-1]}: save the backbone alone.')
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+
+
+def _rename(name: str, layers: Mapping[str, str]) -> str:
+    layer, _, leaf = name.rpartition('.')
+    return f'{layers.get(layer, layer)}.{leaf}'
+
+
+def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Depth and stem of a ResNet; whether it is one shows in :func:`_complete`."""
+    blocks = {m.groups() for name in weights if (m := re.match(r'layer([1-4])\.(\d+)\.', name))}
+    stages = Counter(stage for stage, _ in blocks)
+    counts = tuple(stages[stage] for stage in '1234')
+    depth = _DEPTHS.get(('layer1.0.conv3.weight' in weights, counts))
+    if depth is None:
+        raise UserError(
+            f'is no ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its first '
+            f'tensor is {next(iter(weights), None)}.'
+        )
+    if 'stem.0.weight' not in weights:
+        return depth, 'v1'
+    # v1d pools before the convolution of a shortcut, so that this comes second.
+    return depth, 'v1c' if 'layer2.0.downsample.0.weight' in weights else 'v1d'
+
+
+def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDict[str, Tensor]:
+    """The tensors in a ResNet's order and types; they must be that ResNet's and nothing else."""
+    layout = _layout(depth, stem)
+    network = f'a ResNet-{depth} {stem}'
+    advice = 'only plain ResNets can be transferred.'
+    if not any(name.endswith(_COUNTER) for name in weights):  # older than torch 0.4.1
+        counters = {name: torch.tensor(0) for name in layout if name.endswith(_COUNTER)}
+        weights = {**weights, **counters}
+    for name, tensor in weights.items():
+        if name not in layout:
+            raise UserError(f'{network} has no {name}: {advice}')
+        expected = layout[name]
+        if tensor.shape != expected.shape:
+            shapes = f'{tuple(tensor.shape)}, {network} has {tuple(expected.shape)}'
+            raise UserError(f'{name} has the shape {shapes}: {advice}')
+        if tensor.is_floating_point() != expected.is_floating_point():
+            raise UserError(f'{name} has the type {tensor.dtype}: save the weights as float32.')
+    for name in layout:
+        if name not in weights:
+            raise UserError(f'{name} of {network} is missing: take a whole state dict.')
+    return OrderedDict((name, weights[name].to(layout[name].dtype)) for name in layout)
+
+
+def _layout(depth: int, stem: str) -> dict[str, Tensor]:
+    """Name, shape and type of each tensor before the final pooling, without their memory."""
+    with torch.device('meta'):
+        layout = build_resnet(depth, num_classes=1).state_dict()
+        deep_stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, bias=False),
+            nn.BatchNorm2d(64),
+        )
+    replaced = ('fc.',) if stem == 'v1' else ('fc.', 'conv1.', 'bn1.')
+    layout = {name: tensor for name, tensor in layout.items() if not name.startswith(replaced)}
+    if stem != 'v1':
+        layout = deep_stem.state_dict(prefix='stem.') | layout
+    if stem == 'v1d':
+        layout = {_after_pooling(name): tensor for name, tensor in layout.items()}
+    return layout
+
+
+def _after_pooling(name: str) -> str:
+    return re.sub(r'downsample\.(\d)', lambda m: f'downsample.{int(m[1]) + 1}', name)
+
+
+def _settle(source: Path, told: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Style and preprocessing from what the file tells and what the user states."""
+    for fact in sorted(told.keys() & stated.keys()):
+        if not agree(told[fact], stated[fact]):
+            raise UserError(
+                f'{source} was trained with {fact} {told[fact]}, stated is {stated[fact]}: leave '
+                'the option out, or give the file that it belongs to.'
+            )
+    facts = {**stated, **told}
+    missing = [] if 'style' in facts else [f'--style {"|".join(STYLES)}']
+    if not {'mean', 'std', 'channel_order'} <= facts.keys():
+        missing += [f'--preprocessing {"|".join(PREPROCESSINGS)}']
+    if missing:
+        raise UserError(
+            f'{source} does not tell how it was trained: state it with python '
+            f'tools/import_backbone.py {source} OUT {" ".join(missing)}'
+        )
+    return {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}
+
+
+def _told_by_timm(source: Path, depth: int, stem: str) -> dict[str, Any]:
+    """What the ``config.json`` says that timm keeps beside the weights in a model's folder."""
+    path = source.with_name('config.json')
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError('config.json beside it is damaged: take an intact one.') from error
+    if not {'architecture', 'pretrained_cfg'} <= config.keys():
+        return {}
+    expected = f'resnet{depth}{stem.removeprefix("v1")}'
+    if config['architecture'] != expected:
+        raise UserError(
+            f'its tensors are those of {expected}, config.json beside it is of '
+            f'{config["architecture"]}: only plain ResNets can be transferred.'
+        )
+    told = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
+    for fact in ('mean', 'std'):
+        told[fact] = [255 * value for value in config['pretrained_cfg'][fact]]
+    return told
+
+
+def _told_by_mmengine(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says that mmengine keeps in a checkpoint, as far as it says anything.
+
+    The config is Python text; it is looked at and never run.
+    """
+    meta = content.get('meta')
+    text = meta.get('cfg') if isinstance(meta, Mapping) else None
+    if not isinstance(text, str):
+        return {}
+    try:
+        config = {
+            node.targets[0].id: node.value
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        model = _entries(config.get('model'))
+        preprocessor = _entries(model.get('data_preprocessor', config.get('data_preprocessor')))
+        places = {
+            'style': _entries(model.get('backbone')).get('style'),
+            'mean': preprocessor.get('mean'),
+            'std': preprocessor.get('std'),
+            'channel_order': preprocessor.get('to_rgb'),
+        }
+        told = {fact: ast.literal_eval(node) for fact, node in places.items() if node}
+    except (SyntaxError, ValueError) as error:
+        raise UserError("its config cannot be read: save its ['state_dict'] alone.") from error
+    if 'channel_order' in told:
+        told['channel_order'] = 'RGB' if told['channel_order'] else 'BGR'  # OpenCV loads BGR
+    return {fact: value for fact, value in told.items() if value is not None}
+
+
+def _entries(node: ast.expr | None) -> dict[str, ast.expr]:
+    """The entries of ``dict(a=1)`` or ``{'a': 1}``; none if it is anything else."""
+    if isinstance(node, ast.Call):
+        entries = {keyword.arg: keyword.value for keyword in node.keywords}
+        return entries | (_entries(node.args[0]) if node.args else {})
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+    return {}

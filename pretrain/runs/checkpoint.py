@@ -1,0 +1,135 @@
+"""Checkpoints that are safe to load, whole or absent, and resumed only by the run they fit."""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.fileio import register_backend
+from mmengine.fileio.backends import LocalBackend
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+from pretrain.runs.errors import UserError
+
+
+def _history_buffer_method(owner: type, name: str) -> Any:
+    """Stands for ``getattr``, by which a HistoryBuffer pickles the methods it is read with."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise RuntimeError(f'refused to read {name} of {owner}')
+    return getattr(owner, name)
+
+
+# What mmengine's own state is pickled with: the log buffers of its message hub.
+_MMENGINE_GLOBALS = [
+    HistoryBuffer,
+    (_history_buffer_method, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+]
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
+    """Load a local checkpoint without running code that it carries.
+
+    It takes the place of mmengine's loader, which unpickles whatever it finds.
+
+    Raises:
+        UserError: if the file is missing, damaged or holds more than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'No checkpoint {path}: give the path of an existing .pth file.')
+    try:
+        with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f'{path} is damaged, or holds more than tensors and plain values and could run code: '
+            "take an intact file, or one of which its owner saved the ['state_dict'] alone."
+        ) from error
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader, or a run after a power cut, sees the old file
+    or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    with part.open('wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+@register_backend('local', prefixes='', force=True)
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, whole or absent: a run killed while saving loses nothing."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(filepath, obj)
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_resume(path: str, identity: dict, another_run: bool = False) -> None:
+    """Refuse to continue a checkpoint that another run, or another setting, has made.
+
+    Two classification runs that differ in the teacher alone share all epochs before either is
+    taught (the protocol of Section 4.1). The lengths must agree to the end: a checkpoint holds
+    the schedule, and mmengine goes on with that.
+
+    Args:
+        path: the checkpoint.
+        identity: what must not change while a run lasts, as ``prepare`` of either stage puts it
+            in the config and :class:`pretrain.runs.record.RunRecordHook` in the checkpoint.
+        another_run: whether the checkpoint is another run's, of which this one is a branch: it
+            may then go on with other random numbers (Section 3.3.2).
+
+    Raises:
+        UserError: naming the setting that differs.
+    """
+    meta = load_from_disk(path)['meta']
+    if 'identity' not in meta:
+        raise UserError(f'{path} was not written by this suite: start a new run instead.')
+    theirs, ours = dict(meta['identity']), dict(identity)
+    if another_run:
+        theirs.pop('data_seed', None), ours.pop('data_seed', None)
+    if 'algorithm' in theirs and 'algorithm' in ours:
+        before, now = theirs.pop('algorithm'), ours.pop('algorithm')
+        if meta['epoch'] > min(before['taught_after'], now['taught_after']):
+            compared = (before.keys() | now.keys()) - {'name'}
+        else:
+            compared = {'generations', 'confidence_penalty'}
+            theirs.pop('teacher'), ours.pop('teacher')
+        if differing := sorted(key for key in compared if before.get(key) != now.get(key)):
+            raise UserError(
+                f'{path} (epoch {meta["epoch"]}) was trained with algorithm '
+                f'{ {key: before.get(key) for key in differing} }, this run asks for '
+                f'{ {key: now.get(key) for key in differing} }: keep the algorithm, or start from '
+                'a checkpoint of the epochs that both runs have in common.'
+            )
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f'{path} was trained with {key}={theirs.get(key)}, this run asks for '
+                f'{ours.get(key)}: keep the setting, or start a new run in another --work-dir.'
+            )

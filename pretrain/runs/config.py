@@ -1,0 +1,116 @@
+"""Reading configs, and the steps of finishing one that both stages share."""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from pretrain.runs.errors import UserError
+
+# Where a run finds its things; not part of what it computes.
+PLACE_KEYS = ('data_root', 'backbone_file', 'load_from', 'resume')
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Read a config file and override some of its keys.
+
+    Args:
+        path: the file.
+        options: ``key=value`` strings; a key is a dotted path that the config already has
+            (``train_dataloader.num_workers``, ``algorithm.generations``), a value a Python
+            literal or a plain string.
+
+    Raises:
+        UserError: if the file or a key does not exist; names the nearest key that does.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'No config {path}: give the path of a file, such as those in configs/.')
+    config = Config.fromfile(str(path))
+    known = dict(_walk(config.to_dict()))
+    overrides = {}
+    for option in options:
+        key, equals, text = option.partition('=')
+        if not equals:
+            raise UserError(f'--cfg-options {option}: write key=value.')
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f'{path} has no key {key}: did you mean {near[0]}?')
+        overrides[key] = _literal(text)
+    config.merge_from_dict(overrides)
+    # Taken here, before anything is derived from the number of processes or the folders.
+    settings = {key: value for key, value in config.to_dict().items() if key not in PLACE_KEYS}
+    text = json.dumps(settings, sort_keys=True)
+    config.config_sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return config
+
+
+def _walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for name, value in items:
+        key = f'{prefix}{name}'
+        yield key, value
+        if isinstance(value, dict | list | tuple):
+            yield from _walk(value, f'{key}.')
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {'true': True, 'false': False}.get(text.lower(), text)
+
+
+def batch_per_process(config: Config, world_size: int, pieces: int = 1) -> int:
+    """``batch_size`` counts all processes; what one of them computes at a time.
+
+    Args:
+        config: of any task.
+        world_size: number of processes.
+        pieces: in which each computes its share.
+
+    Raises:
+        UserError: if it cannot be shared out evenly, or it or the seed is no number.
+    """
+    if not isinstance(config.batch_size, int) or config.batch_size < 1:
+        raise UserError(f'batch_size is {config.batch_size}: it must be a whole number above 0.')
+    if not isinstance(config.randomness.seed, int):
+        raise UserError(f'randomness.seed is {config.randomness.seed}: it must be a whole number.')
+    if not isinstance(pieces, int) or pieces < 1:
+        raise UserError(f'micro_batches is {pieces}: it must be a whole number above 0.')
+    share, rest = divmod(config.batch_size, world_size * pieces)
+    if rest:
+        of_each = f', each in {pieces} pieces' if pieces > 1 else ''
+        raise UserError(
+            f'batch_size={config.batch_size} cannot be shared by {world_size} processes{of_each}: '
+            'choose a number that divides it.'
+        )
+    return share
+
+
+def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
+    """Make sure that a batch can be filled and that no process is without a test picture.
+
+    Args:
+        root: where the pictures are, for the message.
+        train: number of training pictures.
+        val: number of test pictures.
+        batch_size: over all processes.
+        processes: their number.
+
+    Raises:
+        UserError: if there are too few of either.
+    """
+    if train < batch_size:
+        raise UserError(
+            f'{root} has {train} training pictures, less than batch_size={batch_size}: '
+            'lower batch_size.'
+        )
+    if val < processes:
+        raise UserError(
+            f'{root} has {val} test pictures for {processes} processes: use {val} or fewer.'
+        )

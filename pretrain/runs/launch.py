@@ -1,0 +1,185 @@
+"""Many runs from one command: each done once, resumed where it stopped, side by side if asked."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TextIO
+
+import torch
+
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+# Which of the ``jobs`` places the run of this thread has.
+_SLOT: ContextVar[int] = ContextVar('slot', default=0)
+PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ``tools/train.py``.
+
+    Args:
+        title: what the progress lines call it.
+        config: its config file.
+        work_dir: where it lives.
+        options: ``key=value`` overrides of the config.
+        start_from: another run's checkpoint to begin with.
+    """
+
+    title: str
+    config: Path
+    work_dir: Path
+    options: Sequence[str] = ()
+    start_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts runs and waits for them.
+
+    Args:
+        gpus: processes a run, 0 for a single one without a launcher.
+        jobs: runs at a time, which share the machine's cores evenly. Each has its own GPUs; runs of
+            one process are dealt out to the machine's, which several may share.
+
+    Raises:
+        UserError: if the machine has fewer GPUs than the runs need.
+    """
+
+    gpus: int = 0
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if (count := torch.cuda.device_count()) and self.gpus * self.jobs > count:
+            raise UserError(
+                f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {count}: '
+                'lower --jobs or --gpus.'
+            )
+
+    def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
+        """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
+        the first failure no further task begins."""
+        slots = SimpleQueue()
+        for slot in range(self.jobs):
+            slots.put(slot)
+
+        def call(task: Callable[[], dict]) -> dict:
+            slot = slots.get()
+            _SLOT.set(slot)
+            try:
+                return task()
+            finally:
+                slots.put(slot)
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(call, task) for task in tasks]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def run(self, run: Run) -> dict:
+        """Finish a run and return its record; a finished one is not run again.
+
+        Raises:
+            UserError: if the run fails, or its folder holds a run with other settings.
+        """
+        record = read_record(run.work_dir / 'run.json')
+        if record is None or record['status'] != 'finished':
+            self._launch(run)
+            record = read_record(run.work_dir / 'run.json')
+        elif record['config_sha256'] != load_config(run.config, run.options).config_sha256:
+            raise UserError(
+                f'{run.work_dir} holds a finished run with other settings: choose another '
+                '--work-dir, or delete that run.'
+            )
+        metrics = record['generations'][-1]['last']
+        values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+        print(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
+        return record
+
+    def _environment(self) -> dict[str, str]:
+        """Of a run in this thread's place: its share of the cores and its GPUs."""
+        environment = dict(os.environ)
+        threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
+        environment.setdefault('OMP_NUM_THREADS', str(threads))
+        if (count := torch.cuda.device_count()) > 1:
+            given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count))))
+            each = max(1, self.gpus)
+            first = _SLOT.get() * each % count
+            environment['CUDA_VISIBLE_DEVICES'] = ','.join(given.split(',')[first : first + each])
+        return environment
+
+    def _launch(self, run: Run) -> None:
+        log = run.work_dir / 'train.log'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(TOOLS / 'train.py'), str(run.config)]
+        if self.gpus:
+            command = ['bash', str(TOOLS / 'dist_train.sh'), str(run.config), str(self.gpus)]
+        command += ['--work-dir', str(run.work_dir), '--resume']
+        if run.start_from:
+            command += ['--start-from', str(run.start_from)]
+        command += ['--cfg-options', *run.options]
+        print(f'{run.title}: log in {log}', flush=True)
+        with log.open('a') as file:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=self._environment(),
+                preexec_fn=_die_with_parent,
+            )
+            lines = _follow(process, file, run.title)
+        if process.returncode:
+            reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
+            raise UserError(
+                f'{run.title} failed: {reason.removeprefix("error: ")}'
+                if reason
+                else f'{run.title} failed with exit code {process.returncode}: see the end of '
+                f'{log}.'
+            )
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, which a cluster's scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
+
+
+def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
+    """Copy a run's output to its log, show where it is, and return its last lines."""
+    tail = deque(maxlen=50)
+    shown = time.monotonic()
+    try:
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            tail.append(line.rstrip())
+            if (progress := PROGRESS.search(line)) and time.monotonic() - shown > 15:
+                print(f'{title}: {" ".join(filter(None, progress.groups()))}', flush=True)
+                shown = time.monotonic()
+        process.wait()
+    finally:
+        process.terminate()
+    return list(tail)
+
+
+def _die_with_parent() -> None:
+    """Stop the run with the command that started it, however that ends (Linux only)."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

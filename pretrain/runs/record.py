@@ -1,0 +1,241 @@
+"""run.json: what a run was and what came out of it. Tables read nothing else."""
+
+import hashlib
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, get_world_size, master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.errors import UserError
+from pretrain.schedule import generation
+
+PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation')
+
+
+def read_record(path: Path) -> dict | None:
+    """The record at ``path``, or None if there is none yet."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def is_better(metric: str, new: float, old: float) -> bool:
+    """Whether ``new`` beats ``old``: errors shall fall, everything else shall rise."""
+    return new < old if metric.endswith('error') else new > old
+
+
+@HOOKS.register_module()
+class RunRecordHook(Hook):
+    """Keeps ``run.json`` up to date, validates what a resume would leave out, and stops a run
+    whose loss is not finite before it spoils a checkpoint.
+
+    The record's keys: ``status`` ('running' or 'finished'), ``config``, ``label``, ``task``,
+    ``paper``, ``identity``, ``config_sha256``, ``git_commit``, ``versions``, ``device``,
+    ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
+    ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
+    ``seconds_per_iter`` of training, ``train``, which are the means of
+    :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
+    started from another's checkpoint it begins with the other's), ``generations`` (last and best
+    metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
+    together), ``peak_memory_mb`` (of rank 0), ``wall_seconds`` (all sessions together) and
+    ``sessions``.
+    """
+
+    # After CheckpointHook (VERY_LOW) is ready, since a missed validation may save a best file.
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        self.path = Path(runner.work_dir) / 'run.json'
+        self.started = time.monotonic()
+        # As rank 0 sees it, for whether to validate is decided by all together.
+        seen = [read_record(self.path) if runner.epoch > 0 else None]
+        broadcast_object_list(seen)
+        previous = seen[0]
+        self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
+        self.record = describe(runner.cfg) | {
+            'status': 'running',
+            'started_from': previous['started_from'] if previous else runner.cfg.load_from,
+            'data': {
+                'train': _fingerprint(runner.train_dataloader.dataset, runner.cfg.data_root),
+                'val': _fingerprint(runner.val_dataloader.dataset, runner.cfg.data_root),
+            },
+            'history': _history_so_far(previous or self._source(runner), runner.epoch),
+            'sessions': (previous['sessions'] if previous else 0) + 1,
+        }
+        if previous and previous['data'] != self.record['data']:
+            raise UserError(
+                f'{runner.cfg.data_root} does not hold the files that {runner.work_dir} began '
+                'with: give back the same data, or start a new run in another --work-dir.'
+            )
+        # A checkpoint is written before its epoch is validated: a run stopped in between, or one
+        # that starts from another run's snapshot, has yet to validate it.
+        if self._validation_is_due(runner) and 'metrics' not in self._entry(runner, runner.epoch):
+            runner.val_loop.run()
+        self._write(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.seconds: list[float] = []
+        self.tick = time.perf_counter()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if not math.isfinite(loss := outputs['loss'].item()):
+            raise UserError(
+                f'The loss is {loss} at epoch {runner.epoch + 1}, iteration '
+                f'{batch_idx + 1}: lower optim_wrapper.optimizer.lr or look at the data; the '
+                'checkpoints so far are kept.'
+            )
+        now = time.perf_counter()
+        self.seconds.append(now - self.tick)
+        self.tick = now
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        entry = self._entry(runner, runner.epoch + 1)
+        entry['iterations'] = len(self.seconds)
+        entry['seconds'] = sum(self.seconds)
+        entry['seconds_per_iter'] = statistics.median(self.seconds)
+        if train := runner.message_hub.get_info('train_statistics', None):
+            entry['train'] = train
+        self._write(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        values = {name.split('/')[-1]: float(value) for name, value in metrics.items()}
+        self._entry(runner, runner.epoch)['metrics'] = values
+        self._write(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self.record['status'] = 'finished'
+        if ensemble := runner.message_hub.get_info('ensemble', None):
+            self.record['ensemble'] = ensemble
+        self._write(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta']['identity'] = runner.cfg.identity.to_dict()
+
+    def _source(self, runner: Runner) -> dict | None:
+        """The record of the run that this one starts from, if it lies beside the checkpoint."""
+        source = runner.cfg.load_from
+        return read_record(Path(source).parent / 'run.json') if source else None
+
+    def _validation_is_due(self, runner: Runner) -> bool:
+        loop = runner.train_loop
+        last = runner.epoch == runner.max_epochs
+        return runner.epoch > 0 and (last or runner.epoch % loop.val_interval == 0)
+
+    def _entry(self, runner: Runner, epoch: int) -> dict:
+        history = self.record['history']
+        if not history or history[-1]['epoch'] != epoch:
+            history.append({'epoch': epoch, 'generation': generation(epoch, _lengths(runner.cfg))})
+        return history[-1]
+
+    @master_only
+    def _write(self, runner: Runner) -> None:
+        self.record['generations'] = summarise(self.record['history'], runner.cfg.paper.metric)
+        self.record['peak_memory_mb'] = _peak_memory_mb()
+        self.record['wall_seconds'] = self.earlier_seconds + time.monotonic() - self.started
+        write_atomically(self.path, (json.dumps(self.record, indent=1) + '\n').encode())
+
+
+def _history_so_far(record: dict | None, epoch: int) -> list[dict]:
+    return [entry for entry in record['history'] if entry['epoch'] <= epoch] if record else []
+
+
+def describe(config: Config) -> dict:
+    """What a run is, before it has begun."""
+    cuda = torch.cuda.is_available()
+    identity = config.identity.to_dict()
+    # A backbone of another library says nothing of an algorithm.
+    origin = identity.get('backbone', identity)
+    name = origin['algorithm']['name'] if 'algorithm' in origin else Path(origin['source']).stem
+    return {
+        'format': 1,
+        'config': Path(config.filename).stem,
+        'label': config.label or name,
+        'task': config.task,
+        'paper': config.paper.to_dict(),
+        'identity': identity,
+        'config_sha256': config.config_sha256,
+        'git_commit': _git_commit(),
+        'versions': {p: v for p in PACKAGES if (v := _version(p)) is not None},
+        'device': torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores',
+        'world_size': get_world_size(),
+    }
+
+
+def summarise(history: list[dict], metric: str) -> list[dict]:
+    """Last and best metrics of each mini-generation, kept apart.
+
+    Args:
+        history: the entries of the epochs so far, in order.
+        metric: the one that 'best' goes by.
+    """
+    rows = []
+    for k in sorted({entry['generation'] for entry in history}):
+        entries = [entry for entry in history if entry['generation'] == k]
+        validated = [entry for entry in entries if metric in entry.get('metrics', {})]
+        seconds = [e['seconds_per_iter'] for e in entries if 'seconds_per_iter' in e]
+        row = {
+            'generation': k,
+            'seconds_per_iter': statistics.median(seconds) if seconds else None,
+        }
+        if validated:
+            best = validated[0]
+            for entry in validated[1:]:
+                if is_better(metric, entry['metrics'][metric], best['metrics'][metric]):
+                    best = entry
+            row |= {'last': validated[-1]['metrics'], 'last_epoch': validated[-1]['epoch']}
+            row |= {'best': best['metrics'], 'best_epoch': best['epoch']}
+        rows.append(row)
+    return rows
+
+
+def _lengths(config: Config) -> list[int]:
+    algorithm = config.get('algorithm')
+    return algorithm.generations if algorithm else [config.train_cfg.max_epochs]
+
+
+def _fingerprint(dataset: Any, root: str) -> dict[str, int | str]:
+    if hasattr(dataset, 'file_list'):
+        files = dataset.file_list()
+    else:
+        paths = (dataset.get_data_info(i)['img_path'] for i in range(len(dataset)))
+        files = [os.path.relpath(path, root) for path in paths]
+    return {'count': len(files), 'sha256': hashlib.sha256('\n'.join(files).encode()).hexdigest()}
+
+
+def _git_commit() -> str | None:
+    git = ['git', '-C', str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if commit.returncode:
+        return None
+    changed = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True)
+    return commit.stdout.strip() + ('-modified' if changed.stdout else '')
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,53 @@
+"""Records to tables: what the tables of both stages have in common."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.runs.record import read_record
+
+MISSING = 'missing'
+SHORTENED = 'SHORTENED, not comparable with the paper. '
+
+
+def find_records(folder: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
+    """The finished records of the tasks below ``folder``, in the order of their paths."""
+    records = [read_record(path) for path in sorted(Path(folder).rglob('run.json'))]
+    return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
+
+
+def mean_std(values: Sequence[float], sign: str = '-') -> str:
+    """``mean ± standard deviation`` with two decimals; the mean alone of a single value.
+
+    Args:
+        values: any number of them.
+        sign: ``'+'`` for values that are differences, to give a plus to a mean that has no minus.
+    """
+    if not values:
+        return MISSING
+    spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):{sign}.2f}{spread}'
+
+
+def format_p(p: float | None) -> str:
+    """A p-value with three decimals; a dash where there is none."""
+    if p is None:
+        return '–'
+    return f'{p:.3f}' if p >= 0.001 else '<0.001'
+
+
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], texts: int
+) -> str:
+    """A Markdown table, legible as text, whose first ``texts`` columns are not numbers."""
+    rule = ['---' if column < texts else '--:' for column in range(len(header))]
+    cells = [list(header), rule, *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [
+            text.ljust(width) if column < texts else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f'| {" | ".join(padded)} |')
+    return '\n'.join([*lines, '', *(f'- {note}' for note in notes), ''])

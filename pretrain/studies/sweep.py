@@ -1,0 +1,87 @@
+"""Every config with every seed, computing a shared mini-generation once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from mmengine.config import Config
+
+from pretrain.build import prepare
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher, Run
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is trained: ``configs`` times ``seeds``.
+
+    Args:
+        configs: pretraining configs.
+        seeds: of weights, order and augmentation; all configs of a network begin a seed with the
+            same weights.
+        work_dir: each run lives in ``<work_dir>/<config>/seed<seed>``.
+        options: ``key=value`` overrides of all configs.
+        launcher: how the runs are started.
+    """
+
+    configs: Sequence[Path]
+    seeds: Sequence[int]
+    work_dir: Path
+    options: Sequence[str] = ()
+    launcher: Launcher = field(default_factory=Launcher)
+
+    def run(self) -> list[dict]:
+        """Train what is not trained yet; return the records.
+
+        Of the configs that share their first mini-generation (Section 4.1), SE and SD, the first
+        computes it, and the others start from its end.
+
+        Raises:
+            UserError: before anything is trained, if a config or the data cannot work.
+        """
+        if len({config.stem for config in self.configs}) < len(self.configs):
+            raise UserError('A config is given twice: name each once.')
+        if len({*self.seeds}) < len(self.seeds):
+            raise UserError('A seed is given twice: name each once.')
+        leaders: dict[str, Path] = {}
+        sources = {}
+        for path in self.configs:
+            config = prepare(load_config(path, self.options), self.launcher.gpus or 1)
+            sources[path] = leaders.setdefault(_first_generation(config), path)
+        first = [path for path in self.configs if sources[path] == path]
+        second = [path for path in self.configs if sources[path] != path]
+        total = len(self.configs) * len(self.seeds)
+        records, number = [], 0
+        for paths in (first, second):
+            tasks = []
+            # Seed by seed, so that a sweep that is stopped leaves whole seeds.
+            for seed in self.seeds:
+                for path in paths:
+                    number += 1
+                    run = self._run(f'[{number}/{total}]', path, sources[path], seed)
+                    tasks.append(partial(self.launcher.run, run))
+            records += self.launcher.each(tasks)
+        return records
+
+    def _run(self, number: str, config: Path, source: Path, seed: int) -> Run:
+        return Run(
+            title=f'{number} {config.stem}, seed {seed}',
+            config=config,
+            work_dir=self._folder(config, seed),
+            options=[*self.options, f'randomness.seed={seed}'],
+            start_from=None if source == config else self._folder(source, seed) / 'snapshot_1.pth',
+        )
+
+    def _folder(self, config: Path, seed: int) -> Path:
+        return self.work_dir / config.stem / f'seed{seed}'
+
+
+def _first_generation(config: Config) -> str:
+    """What decides the course of a run up to the end of its first mini-generation."""
+    identity = config.identity.to_dict()
+    algorithm = identity.pop('algorithm')
+    shared = ('generations', 'confidence_penalty')
+    return json.dumps([identity, {key: algorithm[key] for key in shared}], sort_keys=True)

@@ -1,0 +1,290 @@
+"""From run.json records to the tables of Section 4.1. Nothing else is read, nothing is typed."""
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from scipy.stats import ttest_ind
+
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import MISSING, SHORTENED, format_p, markdown, mean_std
+
+METRIC = 'top1_error'
+TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
+
+
+def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
+    """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side, or where
+    neither side varies."""
+    if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
+        return '–'
+    return format_p(float(ttest_ind(ours, baseline, equal_var=False).pvalue))
+
+
+def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
+    """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
+
+    Args:
+        records: as :func:`find_records` gives them.
+        configs: of the rows, in their order; a row without a record is shown as missing.
+
+    Raises:
+        UserError: if the records of the rows do not belong in one table.
+    """
+    groups = _group(records, configs)
+    notes, full = _setting(groups, configs)
+    header = ['backbone', 'alg.', 'source']
+    header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
+    rows = []
+    baselines = {
+        _backbone(config): mine
+        for config, mine in zip(configs, groups, strict=True)
+        if config.algorithm.name == 'BL'
+    }
+    for config, mine in zip(configs, groups, strict=True):
+        ours = [
+            *([_last(r, k) for r in mine if len(r['generations']) > k] for k in range(4)),
+            [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in mine],
+            [r['ensemble'][METRIC] for r in mine if 'ensemble' in r],
+        ]
+        paper = [None] * (4 - len(config.paper[METRIC])) + list(config.paper[METRIC])
+        paper += [config.paper.best, config.paper.get('ensemble')]
+        if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
+            ours[0], ours[3] = ours[3], ours[0]
+        name = [_backbone(config), config.algorithm.name]
+        base = baselines.get(_backbone(config), [])
+        rows.append([*name, 'paper', *map(_number, paper), '', '', ''])
+        rows.append(
+            [
+                *name,
+                'ours',
+                *_means(ours, paper),
+                str(len(mine)),
+                *_against(_finals(mine), _finals(base) if mine is not base else []),
+            ]
+        )
+        if full:
+            rows.append([*name, 'delta', *_deltas(ours, paper), '', '', ''])
+    return markdown(header, rows, notes, texts=3)
+
+
+def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
+    """Top-1 and top-5 errors on ImageNet at the ends of both mini-generations.
+
+    Args and errors are those of :func:`table_3`.
+    """
+    groups = _group(records, configs)
+    notes, full = _setting(groups, configs)
+    header = ['backbone', 'alg.', 'source']
+    header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
+    rows = []
+    for config, mine in zip(configs, groups, strict=True):
+        ends = len(config.paper.top1_error)
+        # BL's one generation ends where the others' second does.
+        columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
+        paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
+        ours = [
+            [r['generations'][k]['last'][name] for r in mine] if k >= 0 else []
+            for k, name in columns
+        ]
+        name = [_backbone(config), config.algorithm.name]
+        rows.append([*name, 'paper', *map(_number, paper), ''])
+        rows.append([*name, 'ours', *_means(ours, paper), str(len(mine))])
+        if full:
+            rows.append([*name, 'delta', *_deltas(ours, paper), ''])
+    return markdown(header, rows, notes, texts=3)
+
+
+def methods_table(records: Sequence[dict], configs: Sequence[Config]) -> str:
+    """The error and the cost of each method, as measured, beside those of the first, the baseline.
+
+    Iterations and seconds are those of training alone, over all generations; each is a mean over
+    the seeds. Args and errors are those of :func:`table_3`.
+    """
+    groups = _group(records, configs)
+    notes, _ = _setting(groups, configs)
+    header = ['method', 'generations', 'error (%)', 'n', 'gain over BL', 'p', 'iterations']
+    header += ['× BL', 'seconds', '× BL']
+    base = groups[0]
+    rows = []
+    for config, mine in zip(configs, groups, strict=True):
+        rows.append(
+            [
+                config.algorithm.name,
+                str(config.algorithm.generations)
+                + (' whole' if config.algorithm.fresh_student else ''),
+                mean_std(_finals(mine)),
+                str(len(mine)),
+                *_against(_finals(mine), _finals(base) if mine is not base else []),
+                *_cost(mine, base, 'iterations'),
+                *_cost(mine, base, 'seconds'),
+            ]
+        )
+    notes.append('Seconds of runs that shared a machine are not comparable with others.')
+    return markdown(header, rows, notes, texts=2)
+
+
+# Section 3.3.2, by the epochs that student and teacher share with the source; DenseNet-100.
+TABLE_2 = {(0, 0): 78.13, (75, 0): 78.18, (75, 75): 78.02}
+TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
+TABLE_2_EPOCHS = 300
+
+
+def table_2(records: Sequence[dict]) -> str:
+    """Accuracies of students by what they share with their teachers (Section 3.3.2).
+
+    The first row is of the teachers themselves, which the paper averages to 77.65.
+
+    Args:
+        records: those of :class:`pretrain.studies.similarity.Similarity`.
+
+    Raises:
+        UserError: if there are none or they do not belong in one table.
+    """
+    cells: dict[tuple[int | None, int], list[float]] = {}
+    mine = []
+    for record in records:
+        if label := re.fullmatch(r'(?:M#(\d+)<)?T#(\d+)', record['label']):
+            student, teacher = label.groups()
+            key = None if student is None else int(student), int(teacher)
+            cells.setdefault(key, []).append(100.0 - _last(record, -1))
+            mine.append(record)
+    if not mine:
+        raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
+    _one_setting([mine])
+    notes = [_describe(mine)]
+    if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and mine[0]['config'] == 'densenet100_bl'):
+        notes = [f'{SHORTENED}{mine[0]["config"]}: {notes[0]}']
+    teachers = sorted({teacher for _, teacher in cells})
+    rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
+    for student in teachers:
+        if full:
+            values = (TABLE_2.get((student, teacher)) for teacher in teachers)
+            rows.append([f'student #{student}', 'paper', *map(_number, values)])
+        values = (
+            mean_std(cells.get((student, teacher), [])) if teacher <= student else '–'
+            for teacher in teachers
+        )
+        rows.append([f'student #{student}', 'ours', *values])
+    counts = sorted({len(values) for values in cells.values()})
+    notes.append(f'Accuracy in percent, n = {" or ".join(map(str, counts))}.')
+    return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
+
+
+def _group(records: Sequence[dict], configs: Sequence[Config]) -> list[list[dict]]:
+    groups = []
+    for config in configs:
+        mine = [r for r in records if r['config'] == Path(config.filename).stem]
+        seeds = [r['identity']['seed'] for r in mine]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                f'Two records are of {mine[0]["config"]} and the same seed: keep one of them.'
+            )
+        groups.append(mine)
+    return groups
+
+
+def _one_setting(groups: Sequence[Sequence[dict]]) -> None:
+    for key, read in _SETTINGS.items():
+        if len({str(read(r)) for mine in groups for r in mine}) > 1:
+            raise UserError(
+                f'The records differ in {key}, and do not belong in one table: name the folder of '
+                'one set of runs.'
+            )
+
+
+def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[list[str], bool]:
+    """Notes on what the records are, and whether they are the configs' own full length."""
+    notes, full = [], True
+    for backbone in dict.fromkeys(map(_backbone, configs)):
+        pairs = [
+            (c, mine)
+            for c, mine in zip(configs, groups, strict=True)
+            if mine and _backbone(c) == backbone
+        ]
+        if not pairs:
+            continue
+        _one_setting([mine for _, mine in pairs])
+        note = f'{backbone}: {_describe(pairs[0][1])}'
+        record, config = pairs[0][1][0], pairs[0][0]
+        pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
+        if _epochs(record) != config.epochs or record['data']['train']['count'] != pictures:
+            full = False
+            note = f'{SHORTENED}{note}'
+        notes.append(note)
+    return notes, full
+
+
+def _describe(records: Sequence[dict]) -> str:
+    record = records[0]
+    devices = ', '.join(sorted({r['device'] for r in records}))
+    return (
+        f'{_epochs(record)} epochs a run, {record["data"]["train"]["count"]} training and '
+        f'{record["data"]["val"]["count"]} test pictures, batch {record["identity"]["batch_size"]},'
+        f' on {devices}.'
+    )
+
+
+def _epochs(record: dict) -> int:
+    """The epochs of a run of one generation."""
+    algorithm = record['identity']['algorithm']
+    lengths = algorithm['generations']
+    return lengths[0] if algorithm['fresh_student'] else sum(lengths)
+
+
+_SETTINGS: dict[str, Callable[[dict], object]] = {
+    'epochs': _epochs,
+    'training data': lambda r: r['data']['train'],
+    'test data': lambda r: r['data']['val'],
+    'batch size': lambda r: r['identity']['batch_size'],
+    'optimizer': lambda r: r['identity']['optimizer'],
+    'network': lambda r: r['identity']['network'],
+}
+
+
+def _backbone(config: Config) -> str:
+    network = config.model.network
+    return f'{re.sub("^Cifar", "", network.type)}-{network.depth}'
+
+
+def _last(record: dict, k: int) -> float:
+    return record['generations'][k]['last'][METRIC]
+
+
+def _finals(records: Sequence[dict]) -> list[float]:
+    return [_last(record, -1) for record in records]
+
+
+def _means(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
+    """Ours, where the paper has a number."""
+    return ['–' if p is None else mean_std(v) for v, p in zip(ours, paper, strict=True)]
+
+
+def _deltas(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
+    return [
+        '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}'
+        for v, p in zip(ours, paper, strict=True)
+    ]
+
+
+def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[str, str]:
+    """The gain in points over the baseline and its p-value; errors fall when there is a gain."""
+    if not ours or not baseline:
+        return '', ''
+    gain = statistics.fmean(baseline) - statistics.fmean(ours)
+    return f'{gain:+.2f}', welch_p(ours, baseline)
+
+
+def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
+    def total(group: Sequence[dict]) -> float:
+        return statistics.fmean(sum(entry[key] for entry in r['history']) for r in group)
+
+    if not records:
+        return MISSING, MISSING
+    return f'{total(records):.0f}', f'{total(records) / total(base):.2f}' if base else MISSING
+
+
+def _number(value: float | None) -> str:
+    return '–' if value is None else f'{value:.2f}'

@@ -1,0 +1,188 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.datasets import picture_checks as module
+from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, scan
+
+
+def picture(mode: str = 'RGB', side: int = 64) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3))
+    return Image.fromarray(noise.astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, format: str = 'JPEG', **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+JPEG = encode(picture())
+PNG = encode(picture(), 'PNG')
+WEBP = encode(picture(), 'WEBP')
+PROGRESSIVE = encode(picture(), progressive=True)
+THUMBNAIL = encode(picture(side=16))
+WITH_THUMBNAIL = encode(picture(), exif=b'Exif\0\0' + THUMBNAIL)
+# The beginning of the header's last part: what is in front of it is a header cut between parts.
+CUT_HEADER = WITH_THUMBNAIL[: WITH_THUMBNAIL.index(b'\xff\xda', 100 + len(THUMBNAIL))]
+TWO = {'save_all': True, 'append_images': [picture().rotate(90)]}
+DEEP = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ImageNet-style root with one ordinary picture in either split."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    root = tmp_path / 'root'
+    for split in ('train', 'val'):
+        (root / split / 'n01').mkdir(parents=True)
+        (root / split / 'n01/ordinary.JPEG').write_bytes(JPEG)
+    return root
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are looked at, in this process."""
+    paths, look = [], module.kind_of_picture
+    monkeypatch.setattr(module, 'kind_of_picture', lambda path: paths.append(path) or look(path))
+    return paths
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        PROGRESSIVE,
+        PNG,
+        WEBP,
+        WITH_THUMBNAIL,
+        JPEG + b'garbage' * 100,
+        JPEG + b'\xff\xda' + b'a film of the phone' * 1000,
+        JPEG + bytes(10_000),
+        PNG + bytes(10_000),
+        encode(picture(), 'BMP'),
+        encode(picture(), 'MPO', **TWO),
+        encode(picture('P'), 'PNG'),
+        encode(picture('RGBA'), 'PNG'),
+    ],
+)
+def test_usable_whatever_its_name(data: bytes, root: Path) -> None:
+    (root / 'train/n01/a.JPEG').write_bytes(data)
+    assert scan(root) == {}
+
+
+@pytest.mark.parametrize(
+    ('data', 'kind'),
+    [
+        (b'', 'empty'),
+        (b'<html>404 Not Found</html>', 'not an image'),
+        (JPEG[: len(JPEG) // 2], 'truncated'),
+        (JPEG[:-2], 'truncated'),
+        (JPEG[:3], 'truncated'),
+        (JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2), 'truncated'),
+        (PROGRESSIVE[: len(PROGRESSIVE) // 2], 'truncated'),
+        (CUT_HEADER, 'truncated'),
+        (CUT_HEADER + b'\xff\xda', 'truncated'),
+        (PNG[: len(PNG) // 2], 'truncated'),
+        (PNG[: len(PNG) // 2] + bytes(len(PNG) // 2), 'truncated'),
+        (WEBP[: len(WEBP) // 2], 'truncated'),
+        (encode(picture(), 'GIF')[:-500], 'truncated'),
+        (encode(picture(), 'BMP')[:-1], 'truncated'),
+        (encode(DEEP, 'PNG'), '16-bit'),
+        (encode(DEEP, 'TIFF'), '16-bit'),
+        (encode(picture(), 'GIF', **TWO), 'animated'),
+        (encode(picture(), 'PNG', **TWO), 'animated'),
+        (encode(picture(), 'WEBP', **TWO), 'animated'),
+        (encode(picture('CMYK')), 'CMYK'),
+        (encode(picture('L')), 'grey'),
+        (encode(picture('1'), 'PNG'), 'grey'),
+        (encode(picture('LA'), 'PNG'), 'grey'),
+    ],
+)
+def test_kinds(data: bytes, kind: str, root: Path) -> None:
+    (root / 'val/n01/a.png').write_bytes(data)
+    assert scan(root) == {kind: ['val/n01/a.png']}
+    assert kind in UNUSABLE + CONVERTED
+
+
+def test_too_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 64 * 64 // 2 - 1)
+    assert scan(root) == {'too large': ['train/n01/ordinary.JPEG', 'val/n01/ordinary.JPEG']}
+
+
+def test_files_are_those_of_torchvision(root: Path, tmp_path: Path) -> None:
+    """Below classes, in any depth, through links and of its suffixes; a link may lead nowhere."""
+    elsewhere = tmp_path / 'elsewhere'
+    (elsewhere / 'deep').mkdir(parents=True)
+    (root / 'train/n02').symlink_to(elsewhere)
+    for path in ('deep/b.Png', 'a.jpeg', '._a.jpg', 'notes.txt'):
+        (elsewhere / path).write_bytes(b'')
+    (root / 'train/outside.jpg').write_bytes(b'')
+    (root / 'val/n01/gone.jpg').symlink_to(tmp_path / 'nowhere')
+    names = ['train/n02/._a.jpg', 'train/n02/a.jpeg', 'train/n02/deep/b.Png']
+    assert scan(root) == {'empty': names, 'unreadable': ['val/n01/gone.jpg']}
+
+
+def test_root_may_be_relative(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / 'val/n01/a.jpg').write_bytes(b'')
+    monkeypatch.chdir(root)
+    assert scan(Path()) == {'empty': ['val/n01/a.jpg']}
+
+
+def test_result_is_kept_until_a_file_changes(root: Path, tmp_path: Path, looks: list[str]) -> None:
+    path = root / 'train/n01/a.jpg'
+    path.write_bytes(JPEG[:-2])
+    found = {'truncated': ['train/n01/a.jpg']}
+    assert scan(root) == found
+    assert len(looks) == 3
+    assert scan(root) == found
+    assert len(looks) == 3
+    modified = path.stat().st_mtime_ns
+    path.write_bytes(JPEG[:-2])
+    os.utime(path, ns=(modified, modified + 1))
+    assert scan(root) == found
+    assert len(looks) == 6
+    path.write_bytes(JPEG)
+    os.utime(path, ns=(modified, modified + 1))  # of another size only
+    assert scan(root) == {}
+    path.unlink()
+    assert scan(root) == {}
+    assert len(looks) == 6 + 3 + 2
+    other = root.rename(tmp_path / 'other')
+    assert scan(other) == {}
+    assert len(looks) == 11 + 2
+
+
+@pytest.mark.parametrize('content', ['{"a', '[]', '{}', '\udcff'])
+def test_damaged_result_is_replaced(content: str, root: Path, tmp_path: Path) -> None:
+    scan(root)
+    (cache,) = (tmp_path / 'cache/snapshot-distillation').iterdir()
+    intact = cache.read_bytes()
+    cache.write_bytes(content.encode(errors='surrogateescape'))
+    assert scan(root) == {}
+    assert cache.read_bytes() == intact
+    assert list(json.loads(intact).values()) == [{}]
+
+
+def test_unwritable_cache_is_no_obstacle(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / 'cache').write_text('a file in the place of the folder')
+    assert scan(root) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('warning: ')
+
+
+def test_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(40):
+        data = (b'', JPEG, PNG[:-100])[index % 3]
+        (root / f'train/n01/{index}.jpg').write_bytes(data)
+    monkeypatch.setattr(module, '_CHUNK', 1)
+    found = scan(root, processes=2)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(root))
+    assert scan(root, processes=1) == found
+    assert {kind: len(names) for kind, names in found.items()} == {'empty': 14, 'truncated': 13}

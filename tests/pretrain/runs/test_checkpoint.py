@@ -1,0 +1,137 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mmengine
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from pretrain.runs.checkpoint import check_resume, load_from_disk, write_atomically
+from pretrain.runs.errors import UserError
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ('owned',)
+
+
+def identity(**algorithm: object) -> dict:
+    defaults = dict(name='SD', generations=[2, 2], teacher_weight=1.0, temperature=2.0)
+    defaults |= dict(taught_after=2, confidence_penalty=0.0)
+    return {
+        'task': 'classification',
+        'seed': 0,
+        'data_seed': 0,
+        'algorithm': defaults | algorithm,
+        'teacher': None,
+    }
+
+
+def checkpoint(path: Path, epoch: int, **algorithm: object) -> str:
+    torch.save({'meta': {'epoch': epoch, 'identity': identity(**algorithm)}}, path)
+    return str(path)
+
+
+def test_what_a_run_writes_loads_safely(train: Callable, tmp_path: Path) -> None:
+    train('sd', tmp_path)
+    loaded = load_from_disk(tmp_path / 'epoch_3.pth')
+    assert loaded['meta']['epoch'] == 3
+    assert len(loaded['message_hub']['log_scalars']['train/loss'].data[0]) == 12
+
+
+class ReadsAnAttribute:
+    def __reduce__(self) -> tuple:
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('payload', [Malicious(), ReadsAnAttribute()])
+def test_code_in_a_checkpoint_does_not_run(
+    payload: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': payload}, 'evil.pth')
+    with pytest.raises(UserError, match='could run code'):
+        mmengine.runner.checkpoint.CheckpointLoader.load_checkpoint('evil.pth')
+    assert not Path('owned').exists()
+
+
+def test_damaged_and_missing_files(tmp_path: Path) -> None:
+    torch.save({'a': torch.zeros(1000)}, tmp_path / 'whole.pth')
+    data = (tmp_path / 'whole.pth').read_bytes()
+    for name, part in (('cut.pth', data[: len(data) // 2]), ('empty.pth', b''), ('x.pth', b'?')):
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(UserError, match=f'{name} is damaged'):
+            load_from_disk(tmp_path / name)
+    with pytest.raises(UserError, match='No checkpoint'):
+        load_from_disk(tmp_path / 'nowhere.pth')
+
+
+def test_interrupted_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'file'
+    write_atomically(path, b'old')
+
+    def power_cut(_: int) -> None:
+        raise OSError('no space left')
+
+    monkeypatch.setattr(os, 'fsync', power_cut)
+    with pytest.raises(OSError, match='no space'):
+        mmengine.fileio.put(b'new', str(path))
+    assert path.read_bytes() == b'old'
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'ours'),
+    [
+        (3, {}),
+        (2, {'teacher_weight': 0.0}),  # SE from SD's end of generation 1
+        (2, {'temperature': 3.0}),
+        (1, {'temperature': 3.0, 'name': 'other'}),
+    ],
+)
+def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -> None:
+    check_resume(checkpoint(tmp_path / 'a.pth', epoch), identity(**ours))
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'ours'),
+    [
+        (3, {'teacher_weight': 0.0}),
+        (3, {'temperature': 3.0}),
+        (3, {'generations': [2, 3]}),
+        (2, {'generations': [3, 3]}),
+        (2, {'generations': [2, 5, 5]}),  # mmengine would go on with the old periods
+        (1, {'generations': [4], 'name': 'BL'}),
+        (4, {'generations': [2]}),
+    ],
+)
+def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='algorithm'):
+        check_resume(checkpoint(tmp_path / 'a.pth', epoch), identity(**ours))
+
+
+def test_another_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='seed=0, this run asks for 1'):
+        check_resume(checkpoint(tmp_path / 'a.pth', 1), identity() | {'seed': 1})
+
+
+def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
+    path, other = checkpoint(tmp_path / 'a.pth', 1), identity() | {'data_seed': 1}
+    check_resume(path, other, another_run=True)
+    with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+        check_resume(path, other)
+
+
+def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
+    ours = identity(taught_after=2) | {'teacher': 'its hash'}
+    check_resume(checkpoint(tmp_path / 'a.pth', 2), ours)
+    with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
+        check_resume(checkpoint(tmp_path / 'a.pth', 3), ours)
+
+
+def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({'meta': {'epoch': 1}}, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='not written by this suite'):
+        check_resume(str(tmp_path / 'a.pth'), identity())

@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from pretrain.build import prepare
+from pretrain.runs.config import batch_per_process, load_config
+from pretrain.runs.errors import UserError
+from tests.conftest import ROOT
+
+R152 = {name: ROOT / f'configs/pretrain/r152_{name}.py' for name in ('bl', 'se', 'sd')}
+
+
+def test_options_override_what_is_there() -> None:
+    options = ['algorithm.generations=[1, 1]', 'data_root=/x', 'optim_wrapper.optimizer.lr=0.2']
+    config = load_config(R152['sd'], options)
+    assert config.algorithm.generations == [1, 1]
+    assert config.data_root == '/x'
+    assert config.optim_wrapper.optimizer.lr == 0.2
+    assert load_config(R152['sd'], ['resume=true']).resume is True
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('algorithm.temprature=3', 'did you mean algorithm.temperature'),
+        ('dataroot=/x', 'did you mean data_root'),
+        ('train_dataloader.num_worker=1', 'did you mean train_dataloader.num_workers'),
+        ('batch_size', 'key=value'),
+    ],
+)
+def test_option_that_is_not_there(option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(R152['sd'], [option])
+
+
+def test_missing_config() -> None:
+    with pytest.raises(UserError, match='No config'):
+        load_config(Path('configs/nowhere.py'))
+
+
+def test_batch_is_shared_evenly() -> None:
+    config = Config({'batch_size': 256, 'randomness': {'seed': 0}})
+    assert batch_per_process(config, 8) == 32
+    with pytest.raises(UserError, match='256 cannot be shared by 3'):
+        batch_per_process(config, 3)
+
+
+@pytest.mark.parametrize(
+    'option',
+    ['batch_size=0', 'batch_size=x', 'randomness.seed=None', 'algorithm.generations=5', 'epochs=0'],
+)
+def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8', option]
+    with pytest.raises(UserError, match=option.split('=')[0]):
+        prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options))
+
+
+def test_hash_is_of_the_settings_not_of_the_place() -> None:
+    here = load_config(R152['sd'], ['data_root=/a']).config_sha256
+    assert load_config(R152['sd'], ['data_root=/b']).config_sha256 == here
+    assert load_config(R152['sd'], ['randomness.seed=1']).config_sha256 != here
+
+
+def test_methods_differ_in_the_algorithm_alone() -> None:
+    for name, configs in {
+        'r152': R152,
+        'demo': {m: ROOT / f'configs/demo/r18_{m}.py' for m in R152},
+    }.items():
+        loaded = {method: load_config(path).to_dict() for method, path in configs.items()}
+        for method, config in loaded.items():
+            assert config['algorithm'].keys() == loaded['sd']['algorithm'].keys()
+            assert config['algorithm']['name'] == method.upper()
+            differing = {k for k in config if config[k] != loaded['sd'][k]}
+            assert differing <= {'algorithm', 'paper', 'config_sha256'}, name
+
+
+DEFAULTS = dict(
+    generations=1,
+    teacher_weight=0.0,
+    temperature=1.0,
+    label_weight=None,
+    symmetric=False,
+    fresh_student=False,
+    confidence_penalty=0.0,
+    taught_after=0,
+)
+
+
+TABLE_4 = {
+    'r101': ('ResNet', 101, ('bl', 'se', 'sd')),
+    'r152': ('ResNet', 152, ('bl', 'se', 'sd')),
+    'ser101': ('SEResNet', 101, ('bl', 'sd')),
+    'ser152': ('SEResNet', 152, ('sd',)),
+}
+
+
+@pytest.mark.parametrize('backbone', TABLE_4)
+def test_rows_of_table_4_differ_in_network_and_algorithm_alone(backbone: str) -> None:
+    kind, depth, rows = TABLE_4[backbone]
+    files = {path.stem for path in R152['sd'].parent.glob(f'{backbone}_*.py')}
+    assert files == {f'{backbone}_{row}' for row in rows}
+    reference = load_config(R152['sd']).to_dict()
+    for row in rows:
+        config = load_config(R152['sd'].with_name(f'{backbone}_{row}.py')).to_dict()
+        assert config['algorithm'] == load_config(R152[row]).algorithm
+        assert config['model']['network'] == dict(type=kind, depth=depth, num_classes=1000)
+        config['model']['network'] = reference['model']['network']
+        differing = {key for key, value in config.items() if reference[key] != value}
+        assert differing <= {'algorithm', 'paper', 'config_sha256'}
+        errors = config['paper']['top1_error'], config['paper']['top5_error']
+        assert [len(e) for e in errors] == [1 if row == 'bl' else 2] * 2
+
+
+def test_recipe_of_section_4_2() -> None:
+    config = load_config(R152['sd'])
+    assert config.epochs == 90
+    assert config.algorithm == DEFAULTS | dict(
+        name='SD', generations=2, teacher_weight=1.0, temperature=2.0
+    )
+    assert config.batch_size == 256
+    assert config.image_size == 224
+    assert config.model.network == dict(type='ResNet', depth=152, num_classes=1000)
+    assert config.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+
+
+CIFAR = ROOT / 'configs/pretrain/cifar100'
+ROWS = {
+    'bl': dict(name='BL'),
+    'se': dict(name='SE', generations=4),
+    'sd_t2': dict(name='SD T=2', generations=4, teacher_weight=1.0, temperature=2.0),
+    'sd_t3': dict(name='SD T=3', generations=4, teacher_weight=1.0, temperature=3.0),
+}
+BACKBONES = {
+    'resnet20': dict(type='CifarResNet', depth=20),
+    'resnet32': dict(type='CifarResNet', depth=32),
+    'resnet56': dict(type='CifarResNet', depth=56),
+    'resnet110': dict(type='CifarResNet', depth=110),
+    'densenet100': dict(type='CifarDenseNet', depth=100),
+    'densenet190': dict(type='CifarDenseNet', depth=190),
+}
+
+
+@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_rows_of_table_3(backbone: str, row: str) -> None:
+    """Section 4.1; the rows of a backbone differ in algorithm and paper's numbers alone."""
+    config = load_config(CIFAR / f'{backbone}_{row}.py')
+    assert config.algorithm == DEFAULTS | ROWS[row]
+    assert config.model.network == BACKBONES[backbone] | {'num_classes': 100}
+    resnet = backbone.startswith('resnet')
+    assert (config.epochs, config.batch_size) == ((164, 128) if resnet else (300, 64))
+    assert config.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    assert len(config.paper.top1_error) == (1 if row == 'bl' else 4)
+    assert config.paper.best <= config.paper.top1_error[-1]
+    baseline = load_config(CIFAR / f'{backbone}_bl.py').to_dict()
+    differing = {key for key, value in config.to_dict().items() if baseline.get(key) != value}
+    assert differing <= {'algorithm', 'paper', 'config_sha256'}
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_generation_1_has_one_number_in_the_paper(backbone: str) -> None:
+    first = {load_config(CIFAR / f'{backbone}_{row}.py').paper.top1_error[0] for row in ROWS}
+    first.discard(load_config(CIFAR / f'{backbone}_bl.py').paper.top1_error[0])
+    assert len(first) == 1
+
+
+def test_other_methods_differ_in_the_algorithm_alone() -> None:
+    baseline = load_config(CIFAR / 'resnet20_bl.py').to_dict()
+    algorithms = {}
+    for method in ('symmetric', 'kd', 'ban', 'tolerant'):
+        config = load_config(CIFAR / f'resnet20_{method}.py').to_dict()
+        differing = {key for key, value in config.items() if baseline.get(key) != value}
+        assert differing <= {'algorithm', 'paper', 'config_sha256'}
+        algorithms[method] = config['algorithm']
+    for one, other, keys in (
+        (algorithms['symmetric'], DEFAULTS | ROWS['sd_t2'], {'name', 'symmetric'}),
+        (algorithms['tolerant'], algorithms['ban'], {'name', 'confidence_penalty'}),
+    ):
+        assert {key for key in one if one[key] != other[key]} == keys
+
+
+def test_every_row_is_listed() -> None:
+    rows = {f'{backbone}_{row}' for backbone in BACKBONES for row in ROWS}
+    others = {f'resnet20_{method}' for method in ('symmetric', 'kd', 'ban', 'tolerant')}
+    assert {path.stem for path in CIFAR.glob('*.py')} == rows | others

@@ -1,0 +1,52 @@
+import operator
+import os
+from pathlib import Path
+
+import pytest
+
+from pretrain.runs.file_checks import fingerprint, parallel_map, remembered, report
+
+
+def test_many_items_leave_this_process() -> None:
+    def pids(count: int) -> set[int]:
+        return set(parallel_map(operator.call, [os.getpid] * count, 1, 2))
+
+    assert pids(31) == {os.getpid()}
+    assert os.getpid() not in pids(32)
+
+
+def test_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    looks = []
+
+    def remember(name: str, place: str, print_of_it: str) -> int:
+        return remembered(name, Path(place), print_of_it, lambda: looks.append(name) or len(looks))
+
+    assert [remember('boxes', '/a', 'x') for _ in range(3)] == [1, 1, 1]
+    assert remember('masks', '/a', 'x') == 2
+    assert remember('boxes', '/b', 'x') == 3
+    assert remember('boxes', '/a', 'y') == 4
+    assert remember('boxes', '/a', 'x') == 5  # the last result alone is kept
+
+
+def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
+    file, other = tmp_path / 'file', tmp_path / 'other'
+    file.write_text('one')
+    other.write_text('one')
+    os.utime(other, ns=(0, 0))
+    first = fingerprint([file], 'cat')
+    seen = {first, fingerprint([file], 'dog'), fingerprint([file]), fingerprint([other], 'cat')}
+    assert len(seen) == 4
+    assert fingerprint([file], 'cat') == first
+    file.write_text('three')
+    assert fingerprint([file], 'cat') not in seen
+
+
+def test_report_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('pretrain.runs.file_checks.SHOWN', 3)
+    kinds = ('empty', 'truncated', '16-bit')
+    found = {'empty': ['a'], 'grey': ['b'], 'truncated': ['c', 'd', 'e'], '16-bit': list('fghi')}
+    text = 'empty (a), 3 truncated (c, d, e), 4 16-bit (f, g, h, ...)'
+    assert report(found, kinds) == f'1 {text}'
+    assert report(found, ['grey']) == '1 grey (b)'
+    assert report({}, kinds) == ''

@@ -1,0 +1,105 @@
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import PROGRESS, Launcher, Run
+
+
+def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **options: object) -> subprocess.Popen:
+        return popen(failing, **options)
+
+    popen = subprocess.Popen
+    failing = [sys.executable, '-c', 'exit("error: no luck")']
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    work_dir = tmp_path / 'run'
+    with pytest.raises(UserError, match='title failed: no luck'):
+        Launcher().run(Run('title', Path('configs/x.py'), work_dir))
+    assert (work_dir / 'train.log').read_text() == 'error: no luck\n'
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'visible', 'names'),
+    [
+        (0, None, ['0', '1', '2']),
+        (0, '4,6,7', ['4', '6', '7']),
+        (1, None, ['0', '1', '2']),
+        (2, None, ['0,1', '2,3', '4,5']),
+    ],
+)
+def test_runs_are_dealt_out_to_the_gpus(
+    gpus: int,
+    visible: str | None,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3 * max(1, gpus))
+    given, together = [], threading.Barrier(3)
+
+    def start(*_: object, env: dict[str, str], **__: object) -> None:
+        given.append(env['CUDA_VISIBLE_DEVICES'])
+        together.wait(60)
+        raise UserError('enough')
+
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    launcher = Launcher(gpus, jobs=3)
+    runs = [Run(name, Path('configs/x.py'), tmp_path / name) for name in 'abc']
+    with pytest.raises(UserError, match='enough'):
+        launcher.each([partial(launcher.run, run) for run in runs])
+    assert sorted(given) == names
+
+
+def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    assert Launcher(4, 2).jobs == 2
+    with pytest.raises(UserError, match='4 runs at a time of 4 GPUs each on a machine with 8'):
+        Launcher(4, 4)
+
+
+@pytest.mark.parametrize(
+    ('line', 'expected'),
+    [
+        (
+            '11/23 22:43:53 - mmengine - INFO - Epoch(train) [1][10/11]  lr: 3.9e-03  '
+            'eta: 0:00:31  time: 2.6059',
+            ('Epoch(train) [1][10/11]', 'eta: 0:00:31'),
+        ),
+        ('Epoch(train) [12][ 50/5004]  lr: 1e-01  eta: 3 days, 1:02:03  time: 1', (
+            'Epoch(train) [12][ 50/5004]', 'eta: 3 days, 1:02:03')),
+        ('Epoch(val) [1][4/4]    top1_error: 82.5000', ('Epoch(val) [1][4/4]', None)),
+    ],
+)  # fmt: skip
+def test_progress_is_read_from_the_log(line: str, expected: tuple) -> None:
+    assert PROGRESS.search(line).groups() == expected
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='prctl is of Linux')
+def test_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
+    script = (
+        'import subprocess, sys, time\n'
+        'from pretrain.runs.launch import _die_with_parent\n'
+        'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],\n'
+        '                         preexec_fn=_die_with_parent)\n'
+        'print(child.pid, flush=True)\n'
+        'time.sleep(600)\n'
+    )
+    parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+    child = Path('/proc', parent.stdout.readline().strip())
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while child.exists() and 'zombie' not in (child / 'status').read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

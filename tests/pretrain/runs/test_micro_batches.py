@@ -1,0 +1,76 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from pretrain.classifier import SnapshotClassifier
+from pretrain.losses import SnapshotDistillationLoss
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+
+
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch) -> SnapshotClassifier:
+    """Without batch normalisation, whose statistics are those of a piece; in float64."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    monkeypatch.setattr('pretrain.classifier.MODELS.build', lambda config: config)
+    return SnapshotClassifier(network, SnapshotDistillationLoss(1.0, 2.0), nn.Identity()).double()
+
+
+class Whole(nn.Module):
+    """A preprocessor with mmengine's signature that changes nothing."""
+
+    def forward(self, data: dict, training: bool) -> dict:
+        return data
+
+
+@pytest.mark.parametrize('pieces', [1, 2, 3, 7])
+@pytest.mark.parametrize('teaching', [False, True])
+def test_pieces_are_the_whole_batch(
+    pieces: int, teaching: bool, classifier: SnapshotClassifier
+) -> None:
+    """One step of SGD, and what is logged; 3 does not divide the batch of 7."""
+    classifier.data_preprocessor = Whole()
+    classifier.micro_batches = pieces
+    classifier.teaching = teaching
+    whole = copy.deepcopy(classifier)
+    generator = torch.Generator().manual_seed(1)
+    data = {
+        'inputs': torch.randn(7, 3, 8, 8, generator=generator, dtype=torch.float64),
+        'data_samples': torch.randint(5, (7,), generator=generator),
+    }
+    wrapper = OptimWrapper(torch.optim.SGD(classifier.parameters(), lr=0.5))
+    logs = classifier.train_step(data, wrapper)
+    losses = whole(**data, mode='loss')
+    losses['loss'].backward()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter -= 0.5 * parameter.grad
+    for ours, theirs in zip(classifier.parameters(), whole.parameters(), strict=True):
+        # Float64; the teacher's logits and the statistics are computed in float32.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    assert logs.keys() == losses.keys()
+    for name, value in logs.items():
+        torch.testing.assert_close(value, losses[name].detach(), rtol=1e-6, atol=1e-8)
+    assert not any(p.grad is not None and p.grad.any() for p in classifier.parameters())
+
+
+def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path: Path) -> None:
+    train('sd', tmp_path / 'whole')
+    train('sd', tmp_path / 'pieces', 'model.micro_batches=2')
+    whole, pieces = (read_record(tmp_path / name / 'run.json') for name in ('whole', 'pieces'))
+    assert [e['iterations'] for e in pieces['history']] == [
+        e['iterations'] for e in whole['history']
+    ]
+    assert pieces['identity']['micro_batches'] == 2
+
+
+def test_impossible_pieces(tiny_config: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'model\.micro_batches is 0'):
+        Runner.from_cfg(tiny_config('bl', tmp_path, 'model.micro_batches=0'))

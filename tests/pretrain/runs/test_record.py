@@ -1,0 +1,127 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import is_better, read_record, summarise
+
+
+def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
+    train('sd', tmp_path)
+    record = read_record(tmp_path / 'run.json')
+    assert record['status'] == 'finished'
+    assert record['label'] == record['identity']['algorithm']['name'] == 'SD'
+    assert record['config'] == 'r18_sd'
+    assert [(e['epoch'], e['generation']) for e in record['history']] == [(1, 1), (2, 2), (3, 2)]
+    assert all(e['seconds_per_iter'] > 0 for e in record['history'])
+    assert [e['iterations'] for e in record['history']] == [4, 4, 4]
+    assert all(e['seconds'] >= e['seconds_per_iter'] for e in record['history'])
+    taught = ('teacher_error', 'teacher_entropy', 'kl', 'agreement')
+    assert list(record['history'][0]['train']) == ['error', 'entropy']
+    assert list(record['history'][1]['train']) == ['error', 'entropy', *taught]
+    first, second = record['generations']
+    assert first['last'] == first['best'] == record['history'][0]['metrics']
+    assert second['last'] == record['history'][2]['metrics']
+    assert second['last'].keys() == {'top1_error', 'top5_error'}
+    assert record['data']['train']['count'] == 32
+    assert record['data']['val']['count'] == 12
+    assert record['versions']['torch'] == torch.__version__.split('+')[0]
+    assert record['wall_seconds'] > 0
+    assert record['sessions'] == 1
+    assert record['started_from'] is None
+
+
+def test_data_fingerprint_names_the_files_not_the_place(
+    train: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    once = ('epochs=1', 'algorithm.generations=1')
+    train('bl', tmp_path / 'a', *once)
+    shutil.copytree(image_folder, tmp_path / 'moved')
+    train('bl', tmp_path / 'b', *once, f'data_root={tmp_path / "moved"}')
+    (tmp_path / 'moved/train/class0/0.png').rename(tmp_path / 'moved/train/class0/new.png')
+    train('bl', tmp_path / 'c', *once, f'data_root={tmp_path / "moved"}')
+    a, b, c = (read_record(tmp_path / name / 'run.json') for name in 'abc')
+    assert a['data'] == b['data']
+    assert a['data']['train'] != c['data']['train']
+    assert a['data']['val'] == c['data']['val']
+
+
+class StopBeforeValidation(Hook):
+    def before_val(self, runner: Runner) -> None:
+        if runner.epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_resume_makes_up_for_a_missed_validation(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """Stopped after the checkpoint of the last epoch and before its validation."""
+    two = ('epochs=2', 'algorithm.generations=2')
+    train('sd', tmp_path / 'whole', *two)
+    runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut', *two))
+    runner.register_hook(StopBeforeValidation())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    assert 'metrics' not in read_record(tmp_path / 'cut/run.json')['history'][1]
+    config = tiny_config('sd', tmp_path / 'cut', *two)
+    config.load_from, config.resume = str(tmp_path / 'cut/epoch_2.pth'), True
+    config.experiment_name += '-resumed'
+    Runner.from_cfg(config).train()
+    whole, cut = (read_record(tmp_path / name / 'run.json') for name in ('whole', 'cut'))
+    assert [e['metrics'] for e in cut['history']] == [e['metrics'] for e in whole['history']]
+    assert cut['status'] == 'finished'
+    assert cut['sessions'] == 2
+    assert cut['wall_seconds'] > 0
+
+
+def test_shared_generation_1_is_validated_where_it_is_used(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('se', tmp_path / 'se')
+    config = tiny_config('sd', tmp_path / 'sd')
+    config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
+    Runner.from_cfg(config).train()
+    ensemble, distilled = (read_record(tmp_path / name / 'run.json') for name in ('se', 'sd'))
+    assert distilled['generations'][0] == ensemble['generations'][0]
+    assert distilled['history'][0] == ensemble['history'][0]
+    assert distilled['started_from'].endswith('se/snapshot_1.pth')
+
+
+def test_loss_that_is_not_finite_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config('sd', tmp_path)
+    runner = Runner.from_cfg(config)
+    with torch.no_grad():
+        runner.model.student[0].weight.fill_(float('nan'))
+    with pytest.raises(UserError, match='The loss is nan at epoch 1, iteration 1'):
+        runner.train()
+    assert not list(tmp_path.glob('*.pth'))
+    assert json.loads((tmp_path / 'run.json').read_text())['status'] == 'running'
+
+
+def test_last_and_best_are_kept_apart() -> None:
+    history = [
+        {'epoch': e, 'generation': g, 'seconds_per_iter': s, 'metrics': {'top1_error': x}}
+        for e, g, s, x in [
+            (1, 1, 1.0, 50.0),
+            (2, 1, 2.0, 40.0),
+            (3, 2, 5.0, 30.0),
+            (4, 2, 4.0, 35.0),
+        ]
+    ]
+    history[0].pop('metrics')
+    first, second = summarise(history, 'top1_error')
+    assert (first['last_epoch'], first['best_epoch'], first['seconds_per_iter']) == (2, 2, 1.5)
+    assert (second['last_epoch'], second['best_epoch']) == (4, 3)
+    assert second['best'] == {'top1_error': 30.0}
+
+
+def test_which_way_is_better() -> None:
+    assert is_better('top1_error', 1.0, 2.0)
+    assert is_better('mAP', 2.0, 1.0)
+    assert not is_better('mIoU', 1.0, 1.0)

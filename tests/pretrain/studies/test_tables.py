@@ -1,0 +1,180 @@
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import find_records
+from pretrain.studies.tables import methods_table, table_2, table_3, table_4, welch_p
+from tests.conftest import ROOT
+
+CIFAR = ROOT / 'configs/pretrain/cifar100'
+ROWS = [load_config(CIFAR / f'resnet20_{row}.py') for row in ('bl', 'se', 'sd_t2', 'sd_t3')]
+
+
+def write(
+    root: Path, config: str, seed: int, errors: list[float], epochs: int = 164, **more: object
+) -> None:
+    """A record whose generations end with ``errors``; each was 0.5 lower at its best."""
+    fresh = more.pop('fresh_student', False)
+    lengths = [epochs if fresh else epochs // len(errors)] * len(errors)
+    record = {
+        'status': 'finished',
+        'task': 'classification',
+        'config': config,
+        'label': config,
+        'device': 'CPU',
+        'identity': {
+            'seed': seed,
+            'batch_size': 128,
+            'optimizer': {'lr': 0.1},
+            'network': {'depth': 20},
+            'algorithm': {'generations': lengths, 'fresh_student': fresh},
+        },
+        'data': {
+            'train': {'count': 50_000, 'sha256': 'a'},
+            'val': {'count': 10_000, 'sha256': 'b'},
+        },
+        'history': [{'epoch': e, 'iterations': 391, 'seconds': 2.0} for e in range(sum(lengths))],
+        'generations': [
+            {'last': {'top1_error': e}, 'best': {'top1_error': e - 0.5}} for e in errors
+        ],
+    }
+    if len(errors) > 1:
+        record['ensemble'] = {'top1_error': errors[-1] - 2.0}
+    folder = root / config / f'seed{seed}'
+    folder.mkdir(parents=True)
+    (folder / 'run.json').write_text(json.dumps(record | more))
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    for seed, shift in enumerate((0.0, 0.6, 2.1)):
+        write(tmp_path, 'resnet20_bl', seed, [34.0 + shift])
+        write(tmp_path, 'resnet20_se', seed, [37.0, 36.0, 35.0, 33.0 + shift])
+        write(tmp_path, 'resnet20_sd_t3', seed, [37.0, 35.0, 33.0, 32.0 - shift])
+    return tmp_path
+
+
+def cells(table: str, *start: str) -> list[str]:
+    """The cells after the first ones of the one row that begins with them."""
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()]
+    (row,) = (row for row in rows if row[: len(start)] == list(start))
+    return row[len(start) :]
+
+
+def test_table_3_against_the_formulas(records: Path) -> None:
+    table = table_3(find_records(records), ROWS)
+    ours = cells(table, 'ResNet-20', 'SD T=3', 'ours')
+    values, base = [32.0, 31.4, 29.9], [34.0, 34.6, 36.1]
+    assert ours[:3] == ['37.00 ± 0.00', '35.00 ± 0.00', '33.00 ± 0.00']
+    assert ours[3] == f'31.10 ± {math.sqrt((0.9**2 + 0.3**2 + 1.2**2) / 2):.2f}'
+    assert ours[4] == f'30.60 ± {statistics.stdev(values):.2f}'
+    assert ours[5].startswith('29.10')
+    assert ours[6] == '3'
+    assert ours[7] == '+3.80'
+    # Welch: t = 3.8 / sqrt(s1²/3 + s2²/3), equal variances here, so 4 degrees of freedom. Of
+    # Student's t with 4 degrees, P(|t| > x) = 1 - u (3 - u²) / 2 with u = x / sqrt(x² + 4).
+    t = 3.8 / math.sqrt((statistics.variance(values) + statistics.variance(base)) / 3)
+    u = t / math.sqrt(t * t + 4)
+    assert ours[8] == f'{1 - u * (3 - u * u) / 2:.3f}'
+    assert cells(table, 'ResNet-20', 'SD T=3', 'paper')[:6] == [
+        '36.17', '33.69', '32.24', '31.97', '31.76', '30.76',
+    ]  # fmt: skip
+    assert cells(table, 'ResNet-20', 'SD T=3', 'delta')[3] == '-0.87'
+    baseline = cells(table, 'ResNet-20', 'BL', 'ours')
+    assert baseline == ['–', '–', '–', '34.90 ± 1.08', '34.40 ± 1.08', '–', '3', '', '']
+
+
+def test_missing_rows_and_deleted_records_are_holes(records: Path) -> None:
+    table = table_3(find_records(records), ROWS)
+    assert cells(table, 'ResNet-20', 'SD T=2', 'ours')[:7] == ['missing'] * 6 + ['0']
+    shutil.rmtree(records / 'resnet20_sd_t3')
+    assert cells(table_3(find_records(records), ROWS), 'ResNet-20', 'SD T=3', 'ours')[:7] == [
+        *['missing'] * 6,
+        '0',
+    ]
+    (records / 'resnet20_se/seed1/run.json').unlink()
+    assert cells(table_3(find_records(records), ROWS), 'ResNet-20', 'SE', 'ours')[6] == '2'
+    assert 'missing' in table_3([], ROWS)
+
+
+def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
+    write(tmp_path, 'resnet20_bl', 0, [90.0], epochs=8)
+    table = table_3(find_records(tmp_path), ROWS)
+    assert 'SHORTENED, not comparable with the paper. ResNet-20: 8 epochs a run' in table
+    assert 'delta' not in table.replace('gain', '')
+
+
+def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
+    write(records, 'resnet20_sd_t2', 0, [40.0] * 4, epochs=8)
+    with pytest.raises(UserError, match='differ in epochs'):
+        table_3(find_records(records), ROWS)
+    shutil.rmtree(records / 'resnet20_sd_t2')
+    write(records / 'more', 'resnet20_bl', 0, [34.0])
+    with pytest.raises(UserError, match='resnet20_bl and the same seed'):
+        table_3(find_records(records), ROWS)
+
+
+def test_unfinished_runs_do_not_count(records: Path) -> None:
+    write(records, 'resnet20_sd_t2', 0, [40.0] * 4, status='running')
+    assert cells(table_3(find_records(records), ROWS), 'ResNet-20', 'SD T=2', 'ours')[6] == '0'
+
+
+def test_methods_cost_what_was_measured(records: Path) -> None:
+    write(records, 'resnet20_ban', 0, [34.0, 33.0, 32.5, 32.0], fresh_student=True)
+    configs = [ROWS[0], ROWS[3], load_config(CIFAR / 'resnet20_ban.py'), ROWS[2]]
+    table = methods_table(find_records(records), configs)
+    assert cells(table, 'BAN') == [
+        '4 whole', '32.00', '1', '+2.90', '–', str(4 * 164 * 391), '4.00', '1312', '4.00',
+    ]  # fmt: skip
+    assert cells(table, 'SD T=3')[5:] == [str(164 * 391), '1.00', '328', '1.00']
+    assert cells(table, 'SD T=2')[1:3] == ['missing', '0']
+    assert cells(table, 'BL')[3:5] == ['', '']
+
+
+def test_table_4(tmp_path: Path) -> None:
+    both = {'train': {'count': 1_281_167}, 'val': {'count': 50_000}}
+    errors = {'bl': [(21.0, 5.5)], 'sd': [(22.0, 6.0), (20.5, 5.0)]}
+    for row, ends in errors.items():
+        generations = [{'last': {'top1_error': a, 'top5_error': b}} for a, b in ends]
+        write(
+            tmp_path, f'r152_{row}', 0, [0.0] * len(ends), epochs=90, data=both,
+            generations=generations,
+        )  # fmt: skip
+    configs = [load_config(CIFAR.parent / f'r152_{row}.py') for row in ('bl', 'se', 'sd')]
+    table = table_4(find_records(tmp_path), configs)
+    assert cells(table, 'ResNet-152', 'BL', 'paper') == ['–', '–', '21.17', '5.66', '']
+    assert cells(table, 'ResNet-152', 'BL', 'ours') == ['–', '–', '21.00', '5.50', '1']
+    assert cells(table, 'ResNet-152', 'BL', 'delta') == ['–', '–', '-0.17', '-0.16', '']
+    assert cells(table, 'ResNet-152', 'SE', 'ours') == ['missing'] * 4 + ['0']
+    assert cells(table, 'ResNet-152', 'SD', 'ours') == ['22.00', '6.00', '20.50', '5.00', '1']
+    assert cells(table, 'ResNet-152', 'SD', 'paper')[:4] == ['22.56', '6.44', '20.93', '5.48']
+
+
+def test_table_2_reads_the_pairs(tmp_path: Path) -> None:
+    for seed, shift in ((0, 0.0), (1, 1.0)):
+        for label, error in (('M', 9.0), ('T#0', 22.0), ('T#75', 23.0), ('M#75<T#0', 21.0)):
+            write(
+                tmp_path / f'{seed}{label}', 'densenet100_bl', seed, [error + shift],
+                epochs=300, label=label,
+            )  # fmt: skip
+    table = table_2(find_records(tmp_path))
+    assert cells(table, 'self', 'ours') == ['77.50 ± 0.71', '76.50 ± 0.71']
+    assert cells(table, 'student #75', 'ours') == ['78.50 ± 0.71', 'missing']
+    assert cells(table, 'student #75', 'paper') == ['78.18', '78.02']
+    assert cells(table, 'student #0', 'ours') == ['missing', '–']
+    assert 'SHORTENED' not in table
+    assert 'n = 2' in table
+    with pytest.raises(UserError, match='no record of Table 2'):
+        table_2([])
+
+
+def test_welch_needs_two_values_a_side() -> None:
+    assert welch_p([1.0], [2.0, 3.0]) == '–'
+    assert welch_p([1.0, 1.0], [1.0, 1.0]) == '–'
+    assert welch_p([1.0, 1.1], [9.0, 9.1]) == '<0.001'
