@@ -236,6 +236,16 @@ def test_roi_align_matches_the_reference(aligned, sampling_ratio, dtype, device)
     torch.testing.assert_close(grad_x.double().cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_roi_align_adds_to_the_gradient_that_is_there():
+    """mmcv's wrapper hands over zeros; the operator's contract is to add to what it is given."""
+    x = features().requires_grad_()
+    grad = torch.ones(len(ROIS), 2, 3, 3, dtype=torch.float64)
+    (alone,) = torch.autograd.grad(mmcv.ops.RoIAlign(3, SCALE, 2)(x, ROIS), x, grad)
+    total, empty = features(), grad.new_zeros(0)
+    mmcv._ext.roi_align_backward(grad, ROIS, empty, empty, total, 3, 3, SCALE, 2, 1, True)
+    torch.testing.assert_close(total, features() + alone, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize('aligned', [True, False])
 def test_roi_align_gradcheck(aligned):
     layer = mmcv.ops.RoIAlign(2, SCALE, 0, aligned=aligned)

@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 
 import pytest
+from scipy.stats import t as student_t
+from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -178,3 +180,12 @@ def test_welch_needs_two_values_a_side() -> None:
     assert welch_p([1.0], [2.0, 3.0]) == '–'
     assert welch_p([1.0, 1.0], [1.0, 1.0]) == '–'
     assert welch_p([1.0, 1.1], [9.0, 9.1]) == '<0.001'
+
+
+def test_welch_does_not_pool_variances() -> None:
+    ours, baseline = [10.0, 14.0, 18.0], [20.0, 20.5, 20.0, 20.5, 20.0]
+    squares = [statistics.variance(values) / len(values) for values in (ours, baseline)]
+    t = (statistics.fmean(ours) - statistics.fmean(baseline)) / math.sqrt(sum(squares))
+    freedom = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 4)
+    assert welch_p(ours, baseline) == f'{2 * student_t.cdf(t, freedom):.3f}' == '0.115'
+    assert f'{ttest_ind(ours, baseline).pvalue:.3f}' == '0.011'  # of Student's test
