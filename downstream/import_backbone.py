@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ _STEM_NAMES = {
     'bn1': 'stem.7',
 }
 _CLASSIFIER = ('fc.', 'head.')
+_EVERY_RESNET_HAS = 'layer1.0.conv1.weight'
 _COUNTER = '.num_batches_tracked'
 
 
@@ -105,33 +106,43 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UserError(f'{path} is damaged: take an intact file.') from error
 
 
-def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The backbone's tensors, out of a checkpoint, DistributedDataParallel and a classifier."""
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The backbone's tensors without what a trainer wraps around them and around their names."""
+    networks = list(_networks(content))
+    if len(networks) > 1:
+        raise UserError(
+            f'holds several ResNets ({", ".join(place for place, _, _ in networks)}): save the '
+            'state dict of the one that you want.'
+        )
+    _, weights, prefix = networks[0] if networks else ('', content, '')
+    if not isinstance(weights, Mapping) or not weights:
         raise UserError('holds no state dict: save one with torch.save(model.state_dict(), FILE).')
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
+    backbone = {}
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f'{name} is no tensor: save the state dict alone.')
-        if name.startswith('student.'):
-            raise UserError('was pretrained by this suite: use tools/export_backbone.py.')
-    weights = _without_prefix(content, 'module.')
-    weights = {n: tensor for n, tensor in weights.items() if not n.startswith(_CLASSIFIER)}
-    weights = _without_prefix(weights, 'backbone.')
-    if 'conv1.0.weight' in weights:
-        return {_rename(name, _STEM_NAMES): tensor for name, tensor in weights.items()}
-    return weights
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UserError(f'{name} is no dense tensor: save the weights as float32.')
+        if name.startswith(prefix):
+            backbone[name.removeprefix(prefix)] = tensor
+        elif not name.removeprefix('module.').startswith(_CLASSIFIER):
+            raise UserError(f'{name} is not of the {prefix[:-1]}: save the backbone alone.')
+    backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
+    if 'conv1.0.weight' in backbone:
+        return {_rename(name, _STEM_NAMES): tensor for name, tensor in backbone.items()}
+    return backbone
 
 
-def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    outside = [name for name in weights if not name.startswith(prefix)]
-    if len(outside) == len(weights):
-        return weights
-    if outside:
-        raise UserError(f'{outside[0]} is not of the {prefix[:-1]}: save the backbone alone.')
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Tensor], str]]:
+    """Each ResNet in a checkpoint: its place, the dict of its tensors and their names' prefix."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _networks(value, f'{place}{name}.')
+        elif str(name).endswith(_EVERY_RESNET_HAS):
+            prefix = name.removesuffix(_EVERY_RESNET_HAS)
+            if prefix == 'student.':
+                raise UserError('was pretrained by this suite: use tools/export_backbone.py.')
+            yield f'{place}{prefix}'.rstrip('.') or 'the file itself', content, prefix
 
 
 def _rename(name: str, layers: Mapping[str, str]) -> str:
@@ -247,43 +258,45 @@ def _told_by_timm(source: Path, depth: int, stem: str) -> dict[str, Any]:
     return told
 
 
-def _told_by_mmengine(content: Mapping[str, Any]) -> dict[str, Any]:
+def _told_by_mmengine(content: Any) -> dict[str, Any]:
     """What the config says that mmengine keeps in a checkpoint, as far as it says anything.
 
-    The config is Python text; it is looked at and never run.
+    The config is Python text; its literals are read and nothing is run.
     """
-    meta = content.get('meta')
+    meta = content.get('meta') if isinstance(content, Mapping) else None
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     if not isinstance(text, str):
         return {}
     try:
-        config = {
-            node.targets[0].id: node.value
+        settings = {
+            node.targets[0].id: ast.literal_eval(_LiteralDicts().visit(node.value))
             for node in ast.parse(text).body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ('model', 'data_preprocessor')
         }
-        model = _entries(config.get('model'))
-        preprocessor = _entries(model.get('data_preprocessor', config.get('data_preprocessor')))
-        places = {
-            'style': _entries(model.get('backbone')).get('style'),
+        model = settings.get('model', {})
+        preprocessor = model.get('data_preprocessor') or settings.get('data_preprocessor') or {}
+        told = {
+            'style': model.get('backbone', {}).get('style'),
             'mean': preprocessor.get('mean'),
             'std': preprocessor.get('std'),
-            'channel_order': preprocessor.get('to_rgb'),
+            # OpenCV loads BGR
+            'channel_order': {True: 'RGB', False: 'BGR'}.get(preprocessor.get('to_rgb')),
         }
-        told = {fact: ast.literal_eval(node) for fact, node in places.items() if node}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save its ['state_dict'] alone.") from error
-    if 'channel_order' in told:
-        told['channel_order'] = 'RGB' if told['channel_order'] else 'BGR'  # OpenCV loads BGR
     return {fact: value for fact, value in told.items() if value is not None}
 
 
-def _entries(node: ast.expr | None) -> dict[str, ast.expr]:
-    """The entries of ``dict(a=1)`` or ``{'a': 1}``; none if it is anything else."""
-    if isinstance(node, ast.Call):
-        entries = {keyword.arg: keyword.value for keyword in node.keywords}
-        return entries | (_entries(node.args[0]) if node.args else {})
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
-    return {}
+class _LiteralDicts(ast.NodeTransformer):
+    """Makes ``{'a': 1}`` of ``dict(a=1)``, which is how mmengine prints a config."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == 'dict':
+            pairs = node.args[0] if node.args else ast.Dict(keys=[], values=[])
+            keys = [ast.Constant(keyword.arg) for keyword in node.keywords]
+            values = [keyword.value for keyword in node.keywords]
+            return ast.Dict(keys=[*pairs.keys, *keys], values=[*pairs.values, *values])
+        return node

@@ -52,7 +52,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
             "take an intact file, or one of which its owner saved the ['state_dict'] alone."

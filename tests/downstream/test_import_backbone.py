@@ -144,12 +144,24 @@ def test_safetensors_with_half_precision(resnet18, tmp_path: Path) -> None:
     assert ours['bn1.num_batches_tracked'].dtype == torch.int64
 
 
-@pytest.mark.parametrize('wrapper', ['state_dict', 'model'])
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize('wrapper', ['state_dict', 'model', 'model_state_dict', 'net', 'weights'])
+@pytest.mark.parametrize(
+    'prefix',
+    ['', 'module.', 'backbone.', 'module.backbone.', 'model.', '_orig_mod.module.', 'encoder_q.'],
+)
 def test_wrappers(wrapper, prefix, resnet18, tmp_path: Path) -> None:
     named = {prefix + name: t for name, t in resnet18.items() if not name.startswith('fc.')}
     ours = imported({wrapper: named, 'epoch': 3}, tmp_path, preprocessing='imagenet-rgb')
     assert all(torch.equal(ours[name], resnet18[name]) for name in ours)
+
+
+def test_one_of_several_networks_is_not_chosen(resnet18, tmp_path: Path) -> None:
+    averaged = {f'module.{name}': tensor for name, tensor in resnet18.items()}
+    with pytest.raises(UserError, match=r'several ResNets \(model, model_ema\.module\): save'):
+        imported({'model': resnet18, 'model_ema': averaged}, tmp_path, **IMAGENET)
+    both = {f'encoder_{side}.{name}': t for side in 'qk' for name, t in resnet18.items()}
+    with pytest.raises(UserError, match=r'\(state_dict\.encoder_q, state_dict\.encoder_k\)'):
+        imported({'state_dict': both}, tmp_path, **IMAGENET)
 
 
 def test_files_older_than_the_batch_counter(resnet18, tmp_path: Path) -> None:
@@ -182,7 +194,7 @@ def test_mmpretrain_tells_everything(changes, facts, resnet50, tmp_path: Path) -
 
 def test_a_config_in_a_checkpoint_is_not_run(resnet50, tmp_path: Path) -> None:
     content = mmpretrain(resnet50)
-    content['meta']['cfg'] = 'raise SystemExit("a checkpoint must not run code")\nmodel = f()'
+    content['meta']['cfg'] = 'raise SystemExit("a checkpoint must not run code")'
     with pytest.raises(UserError, match=r'--style pytorch\|caffe --preprocessing'):
         imported(content, tmp_path)
     content['meta']['cfg'] = 'model = dict(backbone=dict(style=print("run")))'
@@ -284,6 +296,18 @@ def quantised(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {'conv1.weight': weights['conv1.weight'].to(torch.int8)}
 
 
+def sparse(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {'conv1.weight': torch.ones(64, 3, 7, 7).to_sparse()}
+
+
+def without_values(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {'conv1.weight': torch.empty(64, 3, 7, 7, device='meta')}
+
+
+def numbered(weights: dict[str, Tensor]) -> dict:
+    return weights | {1: torch.ones(1)}
+
+
 def poisoned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     spoilt = weights['layer3.1.conv2.weight'].clone()
     spoilt[0, 0, 0, 0] = float('inf')
@@ -310,6 +334,9 @@ def three_blocks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         (without_statistics, 'bn1.running_mean of a ResNet-50 v1 is missing'),
         (one_gone, 'layer2.1.bn2.weight of a ResNet-50 v1 is missing'),
         (quantised, 'conv1.weight has the type torch.int8'),
+        (sparse, 'conv1.weight is no dense tensor'),
+        (without_values, 'conv1.weight is no dense tensor'),
+        (numbered, '1 is no tensor: save the state dict alone'),
         (poisoned, 'layer3.1.conv2.weight is not finite'),
         (two_prefixes, 'neck.0.weight is not of the backbone'),
         (three_blocks, r'is no ResNet-18, .* its stages have \(3, 4, 6, 2\) blocks'),
@@ -342,7 +369,10 @@ def test_another_family_is_named(network, message, tmp_path: Path) -> None:
         ([1, 2], 'holds no state dict'),
         ({}, 'holds no state dict'),
         ({'epoch': 1}, 'epoch is no tensor'),
-        ({'state_dict': {'student.conv1.weight': torch.ones(1)}}, 'tools/export_backbone.py'),
+        (
+            {'state_dict': {'student.layer1.0.conv1.weight': torch.ones(1)}},
+            'tools/export_backbone.py',
+        ),
     ],
 )
 def test_no_state_dict_is_an_error(content, message, tmp_path: Path) -> None:
