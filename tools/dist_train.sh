@@ -14,20 +14,4 @@ shift 2
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$tools/../.venv/bin/python
 [ -x "$python" ] || python=python3
-nodes=${NNODES:-1}
-
-# Once, before the processes start: a mistake is one sentence and not one traceback a process.
-"$python" "$tools/train.py" "$config" "$@" --check "$gpus" --nodes "$nodes"
-
-if [ "$nodes" -eq 1 ]; then
-  rendezvous=(--standalone)
-else
-  rendezvous=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}"
-    --master_addr "${MASTER_ADDR:?set it to the address of node 0}"
-    --master_port "${MASTER_PORT:-29500}")
-fi
-cores=$("$python" -c 'import os
-print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > gpus ? cores / gpus : 1))}
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$gpus" \
-  "$tools/train.py" "$config" "$@"
+exec "$python" "$tools/train.py" "$config" --gpus "$gpus" "$@"

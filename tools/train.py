@@ -1,7 +1,7 @@
 """Train any config, pretraining and downstream alike.
 
-python tools/train.py CONFIG [--resume] [--start-from CHECKPOINT] [--work-dir DIR]
-    [--cfg-options KEY=VALUE ...]
+python tools/train.py CONFIG [--gpus N] [--resume] [--start-from CHECKPOINT] [--work-dir DIR]
+    [--check] [--cfg-options KEY=VALUE ...]
 """
 
 from pretrain.runs.cli import run

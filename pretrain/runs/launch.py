@@ -22,7 +22,6 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 # Which of the ``jobs`` places the run of this thread has.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
@@ -30,7 +29,7 @@ PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ da
 
 @dataclass(frozen=True)
 class Run:
-    """One run of ``tools/train.py``.
+    """One run of :mod:`pretrain.runs.start`.
 
     Args:
         title: what the progress lines call it.
@@ -127,10 +126,10 @@ class Launcher:
     def _launch(self, run: Run) -> None:
         log = run.work_dir / 'train.log'
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(TOOLS / 'train.py'), str(run.config)]
-        if self.gpus:
-            command = ['bash', str(TOOLS / 'dist_train.sh'), str(run.config), str(self.gpus)]
+        command = [sys.executable, '-m', 'pretrain.runs.start', str(run.config)]
         command += ['--work-dir', str(run.work_dir), '--resume']
+        if self.gpus:
+            command += ['--gpus', str(self.gpus)]
         if run.start_from:
             command += ['--start-from', str(run.start_from)]
         command += ['--cfg-options', *run.options]

@@ -7,7 +7,9 @@ installed.
 import argparse
 import importlib
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from mmengine.config import Config
@@ -33,9 +35,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     parser.add_argument(
-        '--check', type=int, metavar='GPUS', help='check that so many a node can run it, and stop'
+        '--gpus', type=int, metavar='N', help='start N processes, each with a GPU or a CPU core'
     )
-    parser.add_argument('--nodes', type=int, default=1, help='with --check: number of nodes')
+    parser.add_argument('--check', action='store_true', help='check that it can run, and stop')
     return parser.parse_args()
 
 
@@ -76,20 +78,50 @@ def choose_start(config: Config, args: argparse.Namespace) -> None:
         check_resume(config.load_from, config.identity.to_dict(), another_run=not checkpoints)
 
 
+def become_torchrun(processes: int, nodes: int) -> NoReturn:
+    """Replace this process by torchrun, which starts this command in each of its processes.
+
+    Several nodes find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``.
+
+    Raises:
+        UserError: if there are several nodes and no ``MASTER_ADDR``.
+    """
+    environment = os.environ
+    rendezvous = ['--standalone']
+    if nodes > 1:
+        if 'MASTER_ADDR' not in environment:
+            raise UserError(f'NNODES={nodes} without MASTER_ADDR: set it to the address of node 0.')
+        rendezvous = [
+            f'--nnodes={nodes}',
+            f'--node_rank={environment.get("NODE_RANK", 0)}',
+            f'--master_addr={environment["MASTER_ADDR"]}',
+            f'--master_port={environment.get("MASTER_PORT", 29500)}',
+        ]
+    environment.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
+    torchrun = ['-m', 'torch.distributed.run', *rendezvous, f'--nproc_per_node={processes}']
+    os.execv(
+        sys.executable,
+        [sys.executable, *torchrun, '-m', 'pretrain.runs.start', *sys.argv[1:]],
+    )
+
+
 def main() -> None:
     args = parse_args()
     launched = 'LOCAL_RANK' in os.environ
-    world_size = (
-        args.check * args.nodes if args.check is not None else int(os.environ.get('WORLD_SIZE', 1))
-    )
+    # Once, before the processes start: a mistake is one sentence and not one traceback a process.
+    launches = args.gpus is not None and not launched
+    nodes = int(os.environ.get('NNODES', 1))
+    world_size = args.gpus * nodes if launches else int(os.environ.get('WORLD_SIZE', 1))
     config = load_config(args.config, args.cfg_options)
     config.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
-    if args.check is not None:
-        check_processes(args.check)
+    if launches:
+        check_processes(args.gpus)
     config = prepare(config, world_size)
     choose_start(config, args)
-    if args.check is not None:
+    if args.check:
         return
+    if launches:
+        become_torchrun(args.gpus, nodes)
     config.launcher = 'pytorch' if launched else 'none'
     if launched and not torch.cuda.is_available():
         # mmengine's own start-up would ask for a CUDA device.

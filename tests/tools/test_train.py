@@ -94,7 +94,7 @@ def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> No
     result = call(
         'bash', 'tools/dist_train.sh', str(tmp_path / 'probed_sd.py'), '2',
         '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options,
-        PYTHONPATH=str(tmp_path), PROBE_DIR=str(tmp_path),
+        PYTHONPATH=f'{tmp_path}:{ROOT}', PROBE_DIR=str(tmp_path),
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     first, second = (torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in (0, 1))
@@ -120,7 +120,7 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
         out.mkdir()
         result = call(
             *start, '--work-dir', str(out / 'run'), '--cfg-options', *options,
-            PYTHONPATH=str(tmp_path), PROBE_DIR=str(out),
+            PYTHONPATH=f'{tmp_path}:{ROOT}', PROBE_DIR=str(out),
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
         weights.append(torch.load(out / 'rank0.pth', weights_only=True))

@@ -25,6 +25,27 @@ def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (work_dir / 'train.log').read_text() == 'error: no luck\n'
 
 
+@pytest.mark.parametrize('gpus', [0, 2])
+def test_run_is_started_as_an_installed_module(
+    gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by a file of ``tools/``, which is not installed."""
+    commands = []
+
+    def start(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise UserError('enough')
+
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    with pytest.raises(UserError, match='enough'):
+        Launcher(gpus).run(Run('title', Path('configs/x.py'), tmp_path, ['a=1']))
+    (command,) = commands
+    assert command[:4] == [sys.executable, '-m', 'pretrain.runs.start', 'configs/x.py']
+    assert command[-2:] == ['--cfg-options', 'a=1']
+    assert ('--gpus' in command) == bool(gpus)
+    assert not any('tools' in Path(part).parts for part in command[1:])
+
+
 @pytest.mark.parametrize(
     ('gpus', 'visible', 'names'),
     [
