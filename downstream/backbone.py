@@ -1,4 +1,4 @@
-"""The hand-off of a pretrained backbone: all of it arrives and everything agrees, or an error.
+"""The strict hand-off of a pretrained backbone: every tensor arrives, or the run stops.
 
 "All layers before the final pooling layer" are transferred (Section 4.3). A detector keeps them in
 two places, a C4 Faster R-CNN's ``backbone`` and its ``shared_head``; a segmenter in one.

@@ -1,14 +1,14 @@
 """Run mmcv's operators on torchvision where mmcv's compiled extension is missing.
 
-``mmcv.ops`` is Python code around one compiled module, ``mmcv._ext``; the ``mmcv-lite`` wheel has
-the former without the latter, so ``import mmdet.models`` fails. Of all those operators Faster R-CNN
-calls three, and torchvision has kernels for the same three: :func:`install` serves a ``mmcv._ext``
-made of them. An operator that is not covered imports, and raises when it is called.
+``mmcv.ops`` is Python code around one compiled module, ``mmcv._ext``. The ``mmcv-lite`` wheel does
+not contain that module, so ``import mmdet.models`` fails. Faster R-CNN calls three of its
+operators, and torchvision has kernels for these three: :func:`install` provides a ``mmcv._ext``
+made of them. All other operators can be imported and raise an error when they are called.
 
-The functions keep the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and give what the kernels
-behind them give: ``tests/downstream/test_mmcv_ops_parity.py`` holds the outputs of those. float16
-and bfloat16 are computed in float32, as torchvision does under autocast, and the result is cast
-back.
+The functions have the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and return what mmcv's
+kernels return: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs of
+those kernels. float16 and bfloat16 are computed in float32, as torchvision does under autocast, and
+the result is cast back.
 """
 
 import functools
@@ -34,7 +34,7 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def _c_float(value: float) -> float:
-    """``value`` as it reaches mmcv's kernels, whose signatures say float; torchvision's, double."""
+    """Round ``value`` to float32, as mmcv's kernels do; torchvision's take a double."""
     return torch.tensor(value, dtype=torch.float32).item()
 
 
@@ -46,21 +46,20 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         scores: ``(N,)``.
         iou_threshold: rounded to float32 before it is compared.
         offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates. With 1 and
-            fractional coordinates a side is rounded elsewhere than in mmcv, so a box whose IoU is
-            within rounding of the threshold can be kept in one and dropped in the other. mmcv's
-            CPU and CUDA kernels differ there too: one divides, the other multiplies.
+            fractional coordinates, mmcv rounds at another step, so the two can differ on a box
+            whose IoU is within rounding of the threshold. mmcv's CPU and CUDA kernels differ there
+            as well: one divides, the other multiplies.
 
     Returns:
-        ``(K,)`` int64 indices by descending score. Equal scores keep the input order, which mmcv's
-        unstable sort leaves open.
+        ``(K,)`` int64 indices by descending score. Boxes with equal scores keep the order of the
+        input; in mmcv their order is undefined.
     """
     dtype = _compute_dtype(boxes, scores)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
     if offset:
-        # Moving x2, y2 by the offset turns every side, of a box and of an intersection alike,
-        # from x2 - x1 into x2 - x1 + offset.
+        # Adding the offset to x2 and y2 adds it to every side of a box and of an intersection.
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # Unrounded, a float32 IoU of exactly 0.1 would exceed a threshold of 0.1.
+    # A float32 IoU of exactly 0.1 would exceed the double 0.1.
     return torchvision.ops.nms(boxes, scores, _c_float(iou_threshold))
 
 
@@ -81,17 +80,17 @@ def roi_align_forward(
 
     ``input`` is ``(B, C, H, W)``, ``output`` ``(K, C, aligned_height, aligned_width)`` and ``rois``
     ``(K, 5)``: batch index, x1, y1, x2, y2, in image pixels, of which ``spatial_scale`` makes
-    feature pixels. A bin averages ``sampling_ratio`` samples along each axis, or as many as its
-    size asks for where that is <= 0, in mmcv as in torchvision. ``aligned`` shifts by half a pixel;
-    False is the legacy grid, with sides of at least 1. ``argmax_y`` and ``argmax_x`` stay as they
-    are: they serve max pooling only.
+    feature pixels. A bin averages ``sampling_ratio`` samples along each axis; where that is 0 or
+    less, the number follows from the size of the bin. ``aligned`` shifts by half a pixel; False is
+    the legacy grid, whose sides are at least 1. ``argmax_y`` and ``argmax_x`` are for max pooling
+    and are not used.
 
     Raises:
         NotImplementedError: ``pool_mode`` is not average.
         RuntimeError: on the CPU, a coordinate is not finite or, with ``aligned``, a side negative.
     """
     _check_pool_mode(pool_mode)
-    if rois.device.type == 'cpu':  # on CUDA mmcv checks nothing either: it would wait for the GPU
+    if rois.device.type == 'cpu':  # on CUDA the check would wait for the GPU; mmcv has none either
         _check_rois(rois, aligned)
     dtype = _compute_dtype(input, rois)
     pooled = torch.ops.torchvision.roi_align(
@@ -145,7 +144,8 @@ def _check_pool_mode(pool_mode: int) -> None:
 
 
 def _check_rois(rois: Tensor, aligned: bool) -> None:
-    # mmcv's kernel asserts the sides. A NaN or infinity makes torchvision's read outside the map.
+    # mmcv's kernel checks the sides as well. With a NaN or infinity torchvision's kernel would read
+    # outside the feature map.
     usable = rois.isfinite().all(dim=1)
     if aligned:
         usable &= (rois[:, 1:3] <= rois[:, 3:]).all(dim=1)
@@ -164,7 +164,7 @@ def _not_covered(what: str) -> NotImplementedError:
 
 def _uncovered_op(name: str) -> Callable[..., NoReturn]:
     """The served module's ``__getattr__``: mmcv looks up every operator when it is imported."""
-    if name.startswith('__'):  # importlib and inspect probe these; they are no operators
+    if name.startswith('__'):  # importlib and inspect look these up; they are not operators
         raise AttributeError(f'module {_EXTENSION!r} has no attribute {name!r}')
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
@@ -184,7 +184,7 @@ class _OpsFinder(MetaPathFinder, Loader):
             nms=nms,
             roi_align_forward=roi_align_forward,
             roi_align_backward=roi_align_backward,
-            # mmcv.utils.collect_env calls these; without mmcv.ops it reports the same "n/a".
+            # mmcv.utils.collect_env calls these and reports "n/a" where mmcv.ops is missing.
             get_compiler_version=lambda: 'n/a',
             get_compiling_cuda_version=lambda: 'n/a',
             __getattr__=_uncovered_op,
@@ -197,7 +197,7 @@ def install() -> bool:
     A compiled ``mmcv._ext`` is used as it is. Calling this again changes nothing.
 
     Returns:
-        True where torchvision serves the operators, False where compiled mmcv does.
+        True if torchvision provides the operators, False if compiled mmcv does.
 
     Raises:
         ModuleNotFoundError: mmcv is not installed, neither compiled nor lite.

@@ -1,4 +1,4 @@
-"""A few validation images of each run: the truth on the left, the prediction on the right."""
+"""Pictures of a run: ground truth on the left, prediction on the right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ COUNT = 8
 
 @HOOKS.register_module()
 class PicturesHook(Hook):
-    """Writes ``pictures/<image>.png`` into the work directory at the last evaluation.
+    """Writes ``pictures/<image>.png`` for eight validation images at the last evaluation.
 
-    The images are evenly spaced among those that the first process evaluates, so that runs on as
-    many processes show the same ones. Where a resumed run evaluates again, it draws again.
+    The images are spaced evenly over those of the first process, so two runs with the same number
+    of processes draw the same images. A resumed run that evaluates again overwrites them.
 
     Args:
-        visualizer: config of mmdet's or mmseg's visualizer; mmdet's draws boxes that score above
-            0.3.
+        visualizer: config of mmdet's or mmseg's visualizer. mmdet's draws the boxes with a score
+            above 0.3.
     """
 
     def __init__(self, visualizer: dict) -> None:
@@ -35,7 +35,7 @@ class PicturesHook(Hook):
         self.chosen = {i * batches // count for i in range(count)}
         meta = dict(runner.val_dataloader.dataset.metainfo)
         if len(meta['palette']) < len(meta['classes']):
-            del meta['palette']  # VOC's; mmdet chooses colours then
+            del meta['palette']  # it is VOC's and too short; mmdet then chooses the colours
         self.visualizer.dataset_meta = meta
 
     @master_only
@@ -50,7 +50,7 @@ class PicturesHook(Hook):
             return
         sample = outputs[0].new()
         if 'ignored_instances' in sample:
-            sample.gt_instances = self._truth(sample)
+            sample.gt_instances = self._ground_truth(sample)
         source = Path(sample.img_path)
         self.visualizer.add_datasample(
             source.stem,
@@ -59,10 +59,10 @@ class PicturesHook(Hook):
             out_file=str(Path(runner.work_dir) / 'pictures' / f'{source.stem}.png'),
         )
 
-    def _truth(self, sample: BaseDataElement) -> InstanceData:
-        """The objects with the difficult ones, which mmdet's visualizer would not show."""
+    def _ground_truth(self, sample: BaseDataElement) -> InstanceData:
+        """All objects of an image. mmdet's visualizer alone would leave out the difficult ones."""
         usual, difficult = sample.gt_instances, sample.ignored_instances
-        # A box that is invalid is ignored as well, and cannot be drawn.
+        # Invalid boxes are among the ignored ones and cannot be drawn.
         corners = difficult.bboxes
         difficult = difficult[(corners[:, 2:] > corners[:, :2]).all(dim=1)]
         truth = InstanceData.cat([usual, difficult])

@@ -1,4 +1,4 @@
-"""The part of the augmentation that a device does for a whole batch: mirror, rotation, jitter."""
+"""The augmentation that the device applies to a whole batch: jitter, flip and rotation."""
 
 import math
 
@@ -15,14 +15,15 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def draw_augmentation() -> Tensor:
-    """What shall be done to one picture, from torch's generator: float32 (5,).
+    """Draw the augmentation of one image from torch's generator.
 
-    Mirrored (1) or not (0), the angle in radians, and the factors of brightness, contrast and
-    saturation.
+    Returns:
+        float32 (5,): flipped (1) or not (0), the angle in radians, and the factors of brightness,
+        contrast and saturation.
     """
-    mirrored, angle, *factors = torch.rand(5).tolist()
+    flipped, angle, *factors = torch.rand(5).tolist()
     factors = [1 + JITTER * (2 * factor - 1) for factor in factors]
-    return torch.tensor([mirrored < 0.5, MAX_ANGLE * (2 * angle - 1), *factors])
+    return torch.tensor([flipped < 0.5, MAX_ANGLE * (2 * angle - 1), *factors])
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
@@ -44,16 +45,18 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     return images.lerp_(luma.expand_as(images), 1 - saturation).clamp_(0, 255)
 
 
-def turn(images: Tensor, mirrored: Tensor, angles: Tensor) -> Tensor:
-    """Mirror and rotate about the centre, bilinearly; what a rotation uncovers is 0.
+def flip_and_rotate(images: Tensor, flipped: Tensor, angles: Tensor) -> Tensor:
+    """Flip images horizontally and rotate them about their centres, with bilinear interpolation.
+
+    The corners that a rotation leaves empty are filled with 0.
 
     Args:
         images: float32 (N, C, S, S).
-        mirrored: (N,), 1 or 0.
+        flipped: (N,), 1 or 0.
         angles: (N,), in radians, counter-clockwise.
     """
     cos, sin = angles.cos(), angles.sin()
-    sign = 1 - 2 * mirrored
+    sign = 1 - 2 * flipped
     rows = torch.stack([sign * cos, -sign * sin, sin, cos], dim=1).view(-1, 2, 2)
     theta = F.pad(rows, (0, 1))
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -62,10 +65,11 @@ def turn(images: Tensor, mirrored: Tensor, angles: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class AugmentingPreprocessor(ImgDataPreprocessor):
-    """mmengine's normalisation, with the augmentation of Section 4.2 that a batch can have at once.
+    """Normalises a batch as mmengine does and applies the augmentation of Section 4.2.
 
-    A batch that has ``augmentation``, rows of :func:`draw_augmentation` of shape (N, 5), is
-    augmented with it. The grey that normalisation maps to 0 fills the corners.
+    A batch with the key ``augmentation``, one row of :func:`draw_augmentation` an image, is
+    augmented; a batch without it is only normalised. Empty corners get the grey that normalisation
+    maps to 0.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -75,5 +79,5 @@ class AugmentingPreprocessor(ImgDataPreprocessor):
             return super().forward(data, training)
         data['inputs'] = jitter(data['inputs'].float(), augmentation[:, 2:])
         data = super().forward(data, training)
-        data['inputs'] = turn(data['inputs'], augmentation[:, 0], augmentation[:, 1])
+        data['inputs'] = flip_and_rotate(data['inputs'], augmentation[:, 0], augmentation[:, 1])
         return data

@@ -1,4 +1,4 @@
-"""Training and testing curves with a magnified part, as in Figure 1, from run records."""
+"""Training and testing curves from run records, with a magnified part (Figure 1)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,11 @@ STYLES = {'train': '--', 'test': '-'}
 
 
 def curves(record: dict) -> dict[str, tuple[list[int], list[float]]]:
-    """Epochs and top-1 errors in percent of a run: 'train', the mean over an epoch's augmented
-    batches while the weights move, and 'test', after the epoch.
+    """The epochs and top-1 errors (percent) of a run.
 
-    The record has each epoch once, whatever the number of resumes.
+    Returns:
+        ``train``: the mean error over the augmented batches of an epoch, measured while the weights
+        change. ``test``: the error after the epoch.
     """
     history = record['history']
     train = [(e['epoch'], e['train']['error']) for e in history if 'train' in e]
@@ -31,15 +32,15 @@ def curves(record: dict) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None = None) -> None:
-    """Draw the curves of some runs, on the left as a whole and on the right their last part.
+    """Draw the curves of several runs: all epochs on the left, the last ones on the right.
 
     Args:
         records: label to record; BL and SD in Figure 1.
-        out: the picture to write, of a type that its suffix says.
-        first_epoch: where the magnified part begins; by default in the last third.
+        out: the image file; its suffix chooses the format.
+        first_epoch: the first epoch of the magnified part (default: the last third begins).
 
     Raises:
-        UserError: if a run has no epochs, or the part to magnify none.
+        UserError: if a run, or the magnified part, has no epochs.
     """
     runs = {label: curves(record) for label, record in records.items()}
     for label, run in runs.items():
@@ -48,7 +49,9 @@ def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None 
     last = max(run['test'][0][-1] for run in runs.values())
     start = first_epoch if first_epoch is not None else last - max(1, last // 3)
     if not 0 <= start < last:
-        raise UserError(f'The magnified part begins at epoch {start} of {last}: choose an earlier.')
+        raise UserError(
+            f'The magnified part begins at epoch {start} of {last}: choose an earlier epoch.'
+        )
     with matplotlib.rc_context({'font.size': 9}):
         figure = Figure(figsize=(9, 3.6), layout='constrained')
         whole, part = figure.subplots(1, 2)

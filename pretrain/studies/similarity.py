@@ -1,4 +1,4 @@
-"""The protocol of Section 3.3.2: how much may teacher and student have in common? (Table 2)"""
+"""Table 2: how similar may a teacher and its student be? The protocol of Section 3.3.2."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,27 +10,30 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
 
-# A teacher goes on from its snapshot with other random numbers than its source.
+# Added to the seed of a teacher, which sees the images in another order than its source.
 DATA_SEED = 1000
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Sources M, teachers M^T_#E and the students that they teach.
+    """Trains the sources M, the teachers M^T_#E and the students of Table 2.
 
-    The source M is a whole run without a teacher. M^T_#E goes on from M's first E epochs with the
-    same configuration and another randomness. The student M_#E2 goes on from M's first E2 epochs,
-    with M's randomness, and is taught from there on by M^T_#E1 (Eqn 2), with which it shares the
-    first min(E1, E2) epochs. Of pairs that are equal in probability, only E1 <= E2 is run.
+    - The source M is a whole run without a teacher.
+    - The teacher M^T_#E continues M after epoch E with the same config and another data seed.
+    - The student M_#E2 continues M after epoch E2 with M's data seed. The teacher M^T_#E1 teaches
+      it from there on (Eqn 2). The two share the first min(E1, E2) epochs.
 
-    The paper also says that the first min(E1, E2) epochs, rather than E2, use Eqn 1; then the
-    entries of a row would be equal in probability to the first row's, which it reports apart.
+    The pairs (E1, E2) and (E2, E1) have the same distribution, so only E1 <= E2 is trained.
+
+    The paper says that Eqn 1 is used in the first min(E1, E2) epochs. With E1 < E2 we use it until
+    E2: otherwise all entries of a row would have the distribution of its first entry, but the
+    paper reports them as different.
 
     Args:
         config: the source's pretraining config, a baseline.
-        shared_epochs: E, in ascending order; 0 is the initial weights.
-        seeds: of the individual runs that the table averages.
-        work_dir: everything is written below it.
+        shared_epochs: the values of E in ascending order; 0 stands for the initial weights.
+        seeds: the table shows the mean over them.
+        work_dir: the folder of all runs.
         options: ``key=value`` overrides of the config.
         launcher: how the runs are started.
     """
@@ -43,7 +46,7 @@ class Similarity:
     launcher: Launcher = field(default_factory=Launcher)
 
     def run(self) -> list[dict]:
-        """Train what is not trained yet; return the records of the teachers and the students.
+        """Train the runs that are not finished; return the records of teachers and students.
 
         Raises:
             UserError: before anything is trained, if a setting or the data cannot work.
@@ -105,5 +108,5 @@ class Similarity:
         )
 
     def _folder(self, seed: int, label: str) -> Path:
-        # '<' and '#' are a shell's: M_75_T_0 is what M#75<T#0 left.
+        # A shell gives '<' and '#' a meaning, so the folder of M#75<T#0 is M_75_T_0.
         return self.work_dir / f'seed{seed}' / label.replace('<', '_').replace('#', '_')

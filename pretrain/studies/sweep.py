@@ -1,4 +1,4 @@
-"""Every config with every seed, computing a shared mini-generation once."""
+"""Trains every config with every seed; a mini-generation that configs share is trained once."""
 
 import json
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from pretrain.runs.launch import Launcher, Run
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is trained: ``configs`` times ``seeds``.
+    """All ``configs`` with all ``seeds``.
 
     Args:
         configs: pretraining configs.
-        seeds: of weights, order and augmentation; all configs of a network begin a seed with the
-            same weights.
+        seeds: of weights, order and augmentation. With one seed, all configs of a network start
+            from the same weights.
         work_dir: each run lives in ``<work_dir>/<config>/seed<seed>``.
         options: ``key=value`` overrides of all configs.
         launcher: how the runs are started.
@@ -34,10 +34,10 @@ class Sweep:
     launcher: Launcher = field(default_factory=Launcher)
 
     def run(self) -> list[dict]:
-        """Train what is not trained yet; return the records.
+        """Train the runs that are not finished; return all records.
 
-        Of the configs that share their first mini-generation (Section 4.1), SE and SD, the first
-        computes it, and the others start from its end.
+        SE and SD share their first mini-generation (Section 4.1): the first of such configs trains
+        it, and the others start from its snapshot.
 
         Raises:
             UserError: before anything is trained, if a config or the data cannot work.
@@ -57,7 +57,7 @@ class Sweep:
         records, number = [], 0
         for paths in (first, second):
             tasks = []
-            # Seed by seed, so that a sweep that is stopped leaves whole seeds.
+            # Seed by seed: a sweep that is stopped early has complete seeds.
             for seed in self.seeds:
                 for path in paths:
                     number += 1
@@ -80,7 +80,7 @@ class Sweep:
 
 
 def _first_generation(config: Config) -> str:
-    """What decides the course of a run up to the end of its first mini-generation."""
+    """The settings that determine a run until the end of its first mini-generation."""
     identity = config.identity.to_dict()
     algorithm = identity.pop('algorithm')
     shared = ('generations', 'confidence_penalty')

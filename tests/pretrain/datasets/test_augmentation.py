@@ -4,7 +4,12 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pretrain.datasets.augmentation import AugmentingPreprocessor, draw_augmentation, jitter, turn
+from pretrain.datasets.augmentation import (
+    AugmentingPreprocessor,
+    draw_augmentation,
+    flip_and_rotate,
+    jitter,
+)
 from pretrain.runs.randomness import torch_seed
 
 MEAN = [123.675, 116.28, 103.53]
@@ -35,7 +40,11 @@ def test_turn_is_mirror_then_rotation(images: torch.Tensor) -> None:
     angles = torch.tensor([0.0, 0.0, 0.1, -0.17, 0.17, math.pi / 2])
     mirrored = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     for image, angle, mirror, result in zip(
-        images, angles.tolist(), mirrored.tolist(), turn(images, mirrored, angles), strict=True
+        images,
+        angles.tolist(),
+        mirrored.tolist(),
+        flip_and_rotate(images, mirrored, angles),
+        strict=True,
     ):
         expected = image.flip(-1) if mirror else image
         expected = reference.rotate(
