@@ -15,6 +15,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.checkpoint import tensor_mismatch
 from pretrain.runs.errors import UserError
 
 # ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
@@ -129,21 +130,12 @@ def select(
     Raises:
         UserError: naming tensors that one side lacks or that differ in shape.
     """
-    target = module.state_dict()
     chosen = {name: tensor for name, tensor in weights.items() if name.split('.')[0] in layers}
-    reshaped = [n for n in target if n in chosen and target[n].shape != chosen[n].shape]
-    problems = {
-        'lacks {} tensors that the model has': [n for n in target if n not in chosen],
-        'has {} tensors that the model lacks': [n for n in chosen if n not in target],
-        'has {} tensors in another shape than the model': reshaped,
-    }
-    for problem, names in problems.items():
-        if names:
-            shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-            raise UserError(
-                f'The backbone file {problem.format(len(names))} ({shown}): give the file of the '
-                'ResNet that the config builds.'
-            )
+    if mismatch := tensor_mismatch(chosen, module.state_dict(), 'the model'):
+        raise UserError(
+            f'The backbone file does not fit: {mismatch}. Give the file of the ResNet that the '
+            'config builds.'
+        )
     return chosen
 
 

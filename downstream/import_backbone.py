@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from downstream.backbone import agree
 from pretrain.models.resnet import build_resnet
 from pretrain.runs.backbone_file import write_backbone_file
-from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
 from pretrain.runs.errors import UserError
 
 STYLES = ('pytorch', 'caffe')
@@ -170,23 +170,14 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
 def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDict[str, Tensor]:
     """The tensors in a ResNet's order and types; they must be that ResNet's and nothing else."""
     layout = _layout(depth, stem)
-    network = f'a ResNet-{depth} {stem}'
-    advice = 'only plain ResNets can be transferred.'
     if not any(name.endswith(_COUNTER) for name in weights):  # older than torch 0.4.1
         counters = {name: torch.tensor(0) for name in layout if name.endswith(_COUNTER)}
         weights = {**weights, **counters}
+    if mismatch := tensor_mismatch(weights, layout, f'a ResNet-{depth} {stem}'):
+        raise UserError(f'{mismatch}: only plain ResNets can be transferred.')
     for name, tensor in weights.items():
-        if name not in layout:
-            raise UserError(f'{network} has no {name}: {advice}')
-        expected = layout[name]
-        if tensor.shape != expected.shape:
-            shapes = f'{tuple(tensor.shape)}, {network} has {tuple(expected.shape)}'
-            raise UserError(f'{name} has the shape {shapes}: {advice}')
-        if tensor.is_floating_point() != expected.is_floating_point():
+        if tensor.is_floating_point() != layout[name].is_floating_point():
             raise UserError(f'{name} has the type {tensor.dtype}: save the weights as float32.')
-    for name in layout:
-        if name not in weights:
-            raise UserError(f'{name} of {network} is missing: take a whole state dict.')
     return OrderedDict((name, weights[name].to(layout[name].dtype)) for name in layout)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain.classifier import SnapshotClassifier, student_weights
 from pretrain.metrics import TopKError
-from pretrain.runs.checkpoint import check_resume, load_from_disk
+from pretrain.runs.checkpoint import check_resume, load_from_disk, tensor_mismatch
 from pretrain.runs.randomness import stable_seed
 from pretrain.schedule import boundaries, generation, teacher_step
 
@@ -116,8 +116,8 @@ class SnapshotHook(Hook):
         for key in weights.keys() - wanted:
             if key.startswith('teacher.'):
                 del weights[key]
-        if differing := sorted(wanted ^ weights.keys()):
-            raise RuntimeError(f'the checkpoint is of another network: {differing[:4]} differ')
+        if mismatch := tensor_mismatch(weights, unwrap(runner).state_dict(), 'the model'):
+            raise RuntimeError(f'The checkpoint is of another network: {mismatch}.')
 
 
 def unwrap(runner: Runner) -> SnapshotClassifier:

@@ -90,6 +90,32 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tensor_mismatch(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str
+) -> str | None:
+    """How two sets of tensors differ in names and shapes, in words; None if they do not.
+
+    Args:
+        given: the tensors of a file.
+        wanted: the tensors of the network that shall take them; they may be on the meta device.
+        owner: what to call that network.
+    """
+    shapes = {
+        name: f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    }
+    problems = {
+        f'tensors that {owner} has are missing': [name for name in wanted if name not in given],
+        f'tensors are not in {owner}': [name for name in given if name not in wanted],
+        f'tensors have another shape than in {owner}': list(shapes.values()),
+    }
+    for problem, names in problems.items():
+        if names:
+            return f'{len(names)} {problem} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})'
+    return None
+
+
 def check_resume(path: str, identity: dict, another_run: bool = False) -> None:
     """Refuse to continue a checkpoint that another run, or another setting, has made.
 

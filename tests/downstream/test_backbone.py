@@ -53,10 +53,19 @@ def test_every_tensor_of_the_file_arrives_and_stays(config, voc, backbone_file):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'drop': ['layer2.1.bn2.running_var']}, 'lacks 1 tensors that the model has .*layer2.1'),
+        (
+            {'drop': ['layer2.1.bn2.running_var']},
+            '1 tensors that the model has are missing .*layer2.1',
+        ),
         ({'drop': ['layer4.0.conv1.weight']}, r'lacks 1 .*layer4\.0\.conv1\.weight'),
-        ({'add': {'layer3.0.se.weight': torch.ones(1)}}, 'has 1 tensors that the model lacks'),
-        ({'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}}, 'in another shape .*conv1.weight'),
+        (
+            {'add': {'layer3.0.se.weight': torch.ones(1)}},
+            r'1 tensors are not in the model \(layer3.0.se.weight',
+        ),
+        (
+            {'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}},
+            'another shape than in the model .*conv1.weight',
+        ),
         ({'add': {'layer5.weight': torch.ones(1)}}, 'layer5, the model takes .* used once'),
         ({'depth': 34}, 'depth 34, the config has 18: change model.backbone.depth'),
         ({'stem': 'v1c'}, 'stem v1c, the config has v1: change model.backbone.deep_stem'),
