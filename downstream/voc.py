@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
 
-from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, kind_of_picture
+from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import fingerprint, parallel_map, remembered, report
+from pretrain.runs.file_checks import cached, describe_findings, fingerprint, parallel_map
 
 INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects
@@ -102,18 +102,18 @@ def _check(
 
     files = (folder / (name + suffix) for folder, suffix in folders.items() for name in complete)
     state = fingerprint(files, 1, look.args)  # 2 when the kinds change
-    found = remembered(look.func.__name__.strip('_'), split.resolve(), state, find)
+    found = cached(look.func.__name__.strip('_'), split.resolve(), state, find)
     if repeated := [name for name, count in counts.items() if count > 1]:
         found['names given twice'] = repeated
-    if ignored := report(found, tolerated):
+    if ignored := describe_findings(found, tolerated):
         print(f'Ignored in {split}: {ignored}.')
     wrong = []
     for folder, suffix in folders.items():
         if files := [name + suffix for name in missing[folder]]:
-            wrong.append(f'{folder} lacks {report({"files": files}, ["files"])}')
+            wrong.append(f'{folder} lacks {describe_findings({"files": files}, ["files"])}')
     kinds = [kind for kind in found if kind not in tolerated]
     if kinds:
-        wrong.append(f'there are {report(found, kinds)}')
+        wrong.append(f'there are {describe_findings(found, kinds)}')
     if wrong:
         hint = ', or have such boxes ignored by drop_invalid_boxes=True'
         raise UserError(
@@ -133,7 +133,7 @@ def _missing(folder: Path, suffix: str, names: Iterable[str]) -> list[str]:
 def _look_at_boxes(year: Path, classes: Sequence[str], name: str) -> Problems:
     picture = year / 'JPEGImages' / f'{name}.jpg'
     annotation = year / 'Annotations' / f'{name}.xml'
-    if (kind := kind_of_picture(picture)) in UNUSABLE:
+    if (kind := check_picture(picture)) in UNUSABLE:
         return [(kind, picture.name)]
     width, height = _size(picture)
     try:
@@ -182,7 +182,7 @@ def _text(node: ElementTree.Element, path: str) -> str:
 
 def _look_at_mask(pictures: Path, masks: Path, num_classes: int, name: str) -> Problems:
     picture, mask = pictures / f'{name}.jpg', masks / f'{name}.png'
-    kinds = ((kind_of_picture(path), path.name) for path in (picture, mask))
+    kinds = ((check_picture(path), path.name) for path in (picture, mask))
     if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
         return unusable
     with Image.open(mask) as image:

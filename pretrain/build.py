@@ -75,7 +75,8 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     batch_size = batch_per_process(config, world_size)
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
     root = Path(str(config.data_root))
-    num_classes = dataset_class.check(root, config.batch_size, world_size)
+    skip_unusable = config.get('skip_unusable', False)  # CIFAR-100 has no such setting
+    num_classes, skip = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
     if config.model.network.num_classes != num_classes:
         raise UserError(
             f'{config.data_root} holds {num_classes} classes, the model '
@@ -83,7 +84,6 @@ def _fill_loaders(config: Config, world_size: int) -> None:
             f'model.network.num_classes={num_classes} to --cfg-options.'
         )
     folder = 'image_size' in config  # and not pictures on the device
-    skip = dataset_class.unusable(root, config.skip_unusable) if folder else []
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         loader.batch_size = batch_size

@@ -1,19 +1,20 @@
-"""Check a data set, and prepare it, once before the runs on it.
+"""Check a data set, and prepare it, before the first run on it.
 
 python tools/prepare_data.py imagenet --root DIR [--out DIR --max-side N] [--processes P]
 python tools/prepare_data.py cifar100 --root DIR
 python tools/prepare_data.py voc07 --root DIR
 python tools/prepare_data.py voc12aug --root DIR [--sbd DIR]
 
-Missing and damaged files are named and an error (exit code 1); other numbers of pictures than the
-paper's are printed alone. Nothing is downloaded, and no file that exists is changed.
+Missing and damaged files are named, and the exit code is 1. If the data are sound but not as many
+pictures as the paper used, that is printed and is no error. Nothing is downloaded, and no existing
+file is changed.
 """
 
 import argparse
 from pathlib import Path
 
-from downstream.voc_devkit import check_voc07, check_voc12aug
-from pretrain.datasets.official import check_cifar100, check_imagenet
+from downstream.voc_preparation import check_voc07, check_voc12aug
+from pretrain.datasets.preparation import check_cifar100, check_imagenet
 from pretrain.datasets.shrink import shrink_folder
 from pretrain.runs.cli import run
 

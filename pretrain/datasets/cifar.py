@@ -17,16 +17,16 @@ from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import stable_seed
 
-# Of the official Python version's files.
+# Checksums of the official Python version's files.
 MD5 = {
     'train': '16019d7e3df5f24257cddd939b257f8d',
     'test': 'f0ef6b0ae62326f3e7ffdfab6717acfc',
     'meta': '7973b15100ade9c7d40fb424638fde48',
 }
-# Of the 50,000 training pictures, RGB, 0-255.
+# Mean and standard deviation of the 50,000 training pictures, RGB, 0-255.
 MEAN = (129.3, 124.1, 112.4)
 STD = (68.2, 65.4, 70.4)
-# The grey that the normalisation maps to 0, for the margin.
+# The colour of the margin: the grey that the normalisation maps to 0.
 FILL = (129, 124, 112)
 SIZE = 32
 MARGIN = 4
@@ -36,19 +36,19 @@ MARGIN = 4
 class Cifar100(Dataset):
     """CIFAR-100 as uint8 on the device that trains: a batch is one gather there.
 
-    The training pictures get a grey margin of 4 pixels, of the 40x40 a random 32x32 is cut out, and
-    half of them are mirrored; the others are left alone.
+    A training picture gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
+    pixels and mirrored with probability 1/2. Test pictures are not changed.
 
-    Samples are asked for by (epoch, index), as
+    Samples are requested by (epoch, index), as
     :class:`pretrain.datasets.image_folder.EpochSampler` gives them, and drawn from
-    (seed, epoch, index) alone: the batch that a sample is in, a resume or a second process change
-    none. Loader workers gain nothing.
+    (seed, epoch, index) alone, so they do not depend on the batch, on the number of processes, or
+    on whether the run was resumed. Loader workers would gain nothing.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
         split: 'train' or 'val', the official test set.
         seed: the run's seed.
-        images: of 'train', keep so many, evenly the first of each class; None keeps all.
+        images: train on so many pictures, the first ones of each class; None keeps all.
 
     Raises:
         UserError: if a file is missing or not the official one, or ``images`` is impossible.
@@ -74,7 +74,7 @@ class Cifar100(Dataset):
         padded[:, inner, inner] = pixels.view(-1, 3, SIZE, SIZE).permute(0, 2, 3, 1)
         self.pixels = padded.view(-1, 3)
         self.labels = torch.from_numpy(labels[kept]).to(device)
-        # How far the pixels of a crop are from its first, as they are and mirrored.
+        # Offsets of a crop's pixels from its first pixel, unmirrored and mirrored.
         crop = torch.arange(side * side, device=device).view(side, side)[:SIZE, :SIZE]
         self.crops = torch.stack([crop, crop.flip(1)]).flatten(1)
         self.side = side
@@ -85,16 +85,19 @@ class Cifar100(Dataset):
         self.metainfo = {'classes': tuple(names)}
 
     @staticmethod
-    def check(root: Path, batch_size: int, processes: int = 1) -> int:
-        """Look at the folder ``cifar-100-python`` before a run.
+    def check(
+        root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
+    ) -> tuple[int, list[str]]:
+        """Check the folder ``cifar-100-python`` before a run.
 
         Args:
             root: the folder.
             batch_size: at least so many training pictures must be there.
             processes: at least so many test pictures must be there.
+            skip_unusable: for other data sets; the official files have no unusable picture.
 
         Returns:
-            The number of classes.
+            The number of classes, and the pictures to skip: none.
 
         Raises:
             UserError: if a file is missing or not the official one, or there are too few pictures.
@@ -102,7 +105,7 @@ class Cifar100(Dataset):
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
-        return len(contents['meta']['fine_label_names'])
+        return len(contents['meta']['fine_label_names']), []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -134,10 +137,10 @@ class Cifar100(Dataset):
         return self.files
 
     def _draws(self, epoch: int) -> Tensor:
-        """Of each picture the position in ``pixels`` at which its crop starts, and whether it is
+        """For each picture, the position in ``pixels`` where its crop starts, and whether it is
         mirrored (0 or 1): int64 (2, N)."""
         if self.drawn is None or self.drawn[0] != epoch:
-            # The length tells this key from the sampler's: to stable_seed (s,) is (s, 0).
+            # With the length this key differs from the sampler's: stable_seed(s) is that of (s, 0).
             seed = stable_seed(self.seed, epoch, len(self))
             generator = torch.Generator().manual_seed(seed)
             y, x, mirrored = (
@@ -151,7 +154,7 @@ class Cifar100(Dataset):
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The collate function of data sets that give whole batches: there is nothing to collate."""
+    """The collate function for data sets that return whole batches: it changes nothing."""
     return batch
 
 
@@ -164,7 +167,7 @@ def _load(root: Path, name: str) -> dict[str, Any]:
             'folder cifar-100-python (--cfg-options data_root=DIR).'
         )
     data = path.read_bytes()
-    # A pickle can run code: only the very bytes that were published are unpickled.
+    # A pickle can run code, so only the published bytes are unpickled.
     if hashlib.md5(data).hexdigest() != MD5[name]:
         raise UserError(
             f'{path} is damaged or not the official file (its md5 is not {MD5[name]}): unpack '

@@ -2,32 +2,112 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
-import torchvision
+import numpy as np
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import Picture, centre_box, random_box
-from pretrain.datasets.picture_checks import UNUSABLE, scan
+from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import report
+from pretrain.runs.file_checks import describe_findings
 from pretrain.runs.randomness import stable_seed, torch_seed
 
 
+class PictureList(NamedTuple):
+    """The pictures of a split, in arrays: the workers of a loader share them with their parent, but
+    would copy a million Python objects each.
+
+    Attributes:
+        classes: the sorted names of the class folders.
+        paths: (N,) of bytes, the files relative to the split's folder, such as b'n01/a.JPEG'.
+        labels: (N,) int32, the index of each picture's class.
+    """
+
+    classes: tuple[str, ...]
+    paths: np.ndarray
+    labels: np.ndarray
+
+    def names(self, split: str) -> list[str]:
+        """The paths relative to the folder that holds the split's."""
+        return [f'{split}/{os.fsdecode(path)}' for path in self.paths]
+
+
+def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
+    """List the files that torchvision's ImageFolder takes for pictures, in its order.
+
+    Args:
+        root: holds ``<split>/<class>/``, with pictures at any depth.
+        split: 'train' or 'val'.
+        skip: pictures to leave out, by their paths relative to ``root``.
+
+    Raises:
+        UserError: if there is no class, a class has no picture, a folder is hidden or is a link to
+            one that holds it, or a name is not UTF-8.
+    """
+    folder, left_out = root / split, set(skip)
+    if not folder.is_dir():
+        raise UserError(
+            f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
+            'val/<class>/ pictures (--cfg-options data_root=DIR).'
+        )
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not classes:
+        raise UserError(f'{folder} has no class folder: it must hold one for each class.')
+    paths, counts = [], []
+    for name in classes:
+        before = len(paths)
+        for parent, files in sorted(_walk(folder / name)):
+            prefix = os.path.relpath(parent, folder)
+            kept = (f'{prefix}/{file}' for file in sorted(files))
+            paths += [
+                os.fsencode(path)
+                for path in kept
+                if path.lower().endswith(IMG_EXTENSIONS) and f'{split}/{path}' not in left_out
+            ]
+        counts.append(len(paths) - before)
+        if not counts[-1]:
+            what = 'usable picture' if skip else 'picture'
+            raise UserError(f'{folder / name} has no {what}: fill the class or remove it.')
+    try:
+        b'\n'.join(paths).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{folder} has a name that is not UTF-8 ({error}): rename it.') from error
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return PictureList(tuple(classes), np.array(paths), labels)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder within ``folder``, through links, with the names of its files."""
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        if Path(parent).name.startswith('.'):
+            raise UserError(
+                f'{parent} is a hidden folder in a folder of pictures, which would be trained on: '
+                'delete it.'
+            )
+        for name in subfolders:
+            path = Path(parent, name)
+            if path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve()):
+                raise UserError(f'{path} is a link to a folder that holds it: delete it.')
+        yield parent, files
+
+
 @DATASETS.register_module()
-class ClassFolder(torchvision.datasets.ImageFolder):
+class ClassFolder(Dataset):
     """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
     ``data_samples``, mmengine's name for the target: here the class index. A sample to train on has
     ``augmentation`` as well, for :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
-    Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
-    (seed, epoch, index) alone: the number of workers, a resume or a second process change none.
+    Samples are requested by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
+    (seed, epoch, index) alone, so they do not depend on the number of workers or processes, or on
+    whether the run was resumed.
 
     Args:
         root: the folder that holds the splits.
@@ -48,18 +128,20 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         crop_area: Sequence[float] | None = None,
         skip: Sequence[str] = (),
     ) -> None:
-        super().__init__(str(Path(root) / split))
-        left_out = {str(Path(root) / name) for name in skip}
-        self.samples = [sample for sample in self.samples if sample[0] not in left_out]
+        self.folder = Path(root, split)
+        classes, self.paths, self.labels = list_pictures(Path(root), split, skip)
         self.seed = seed
         self.size = size
         self.crop_area = crop_area
-        self.metainfo = {'classes': tuple(self.classes)}
+        self.metainfo = {'classes': classes}
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def __getitem__(self, position: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = position
-        path, label = self.samples[index]
-        picture = Picture(path)
+        label = int(self.labels[index])
+        picture = Picture(self.folder / os.fsdecode(self.paths[index]))
         shape = picture.height, picture.width
         if self.crop_area is None:
             image = picture.crop(centre_box(*shape), self.size)
@@ -71,92 +153,70 @@ class ClassFolder(torchvision.datasets.ImageFolder):
         return {'inputs': image, 'data_samples': label, 'augmentation': augmentation}
 
     @classmethod
-    def check(cls, root: Path, batch_size: int, processes: int = 1) -> int:
-        """Look at an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
+    def check(
+        cls,
+        root: Path,
+        batch_size: int,
+        processes: int = 1,
+        skip_unusable: bool = False,
+        workers: int | None = None,
+    ) -> tuple[int, list[str]]:
+        """Check an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
 
         Args:
             root: the folder that holds both splits.
             batch_size: at least so many training pictures must be there.
             processes: at least so many test pictures must be there.
+            skip_unusable: print which pictures cannot be trained with instead of raising an error.
+            workers: processes that look at the pictures; without it as many as there are cores.
 
         Returns:
-            The number of classes.
+            The number of classes, and the pictures to skip: their sorted paths relative to
+            ``root``.
 
         Raises:
-            UserError: if a split is missing, the splits' classes differ, a class has no picture or
-                there are too few.
+            UserError: naming what is missing, differs between the splits or cannot be used.
         """
-        classes = {}
-        for split in ('train', 'val'):
-            folder = root / split
-            if not folder.is_dir():
-                raise UserError(
-                    f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
-                    'val/<class>/ pictures (--cfg-options data_root=DIR).'
-                )
-            classes[split] = sorted(p.name for p in folder.iterdir() if p.is_dir())
-            if not classes[split]:
-                raise UserError(f'{folder} has no class folder: it must hold one for each class.')
-            for name in classes[split]:
-                if next(_pictures(folder / name), None) is None:
-                    raise UserError(f'{folder / name} has no picture: fill the class or remove it.')
-        if differing := sorted(set(classes['train']) ^ set(classes['val'])):
+        train, val = (list_pictures(root, split) for split in ('train', 'val'))
+        if differing := sorted(set(train.classes) ^ set(val.classes)):
             raise UserError(
                 f'train and val of {root} do not hold the same classes: {", ".join(differing[:4])} '
                 'is in one of them only.'
             )
-        counts = {}
-        for split, least in (('train', batch_size), ('val', processes)):
-            # Class by class, since a class may be a link and rglob follows none.
-            pictures = chain.from_iterable(_pictures(root / split / c) for c in classes[split])
-            counts[split] = len(list(islice(pictures, least)))
-        check_counts(root, **counts, batch_size=batch_size, processes=processes)
-        return len(classes['train'])
-
-    @staticmethod
-    def unusable(root: Path, skip: bool) -> list[str]:
-        """The pictures of an ImageNet-style root that cannot be trained with.
-
-        Args:
-            root: as for :meth:`check`.
-            skip: whether there may be any.
-
-        Returns:
-            Their paths relative to ``root``, sorted.
-
-        Raises:
-            UserError: naming them, unless ``skip``.
-        """
-        found = scan(root)
-        bad = report(found, UNUSABLE)
-        if bad and not skip:
-            raise UserError(
-                f'{root} holds pictures that cannot be trained with: {bad}. Replace or delete '
-                'them, or add --cfg-options skip_unusable=True.'
-            )
-        if bad:
+        for name in train.classes:
+            if (root / 'train' / name).samefile(root / 'val' / name):
+                raise UserError(
+                    f'train/{name} and val/{name} of {root} are the same folder: a run would be '
+                    'tested on its training pictures.'
+                )
+        found = check_pictures(root, [*train.names('train'), *val.names('val')], workers)
+        if bad := describe_findings(found, UNUSABLE):
+            if not skip_unusable:
+                raise UserError(
+                    f'{root} holds pictures that cannot be trained with: {bad}. Replace or delete '
+                    'them, or add --cfg-options skip_unusable=True.'
+                )
             print(f'Left out of {root}: {bad}.')
-        return sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
+        skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
+        if skip:
+            train, val = (list_pictures(root, split, skip) for split in ('train', 'val'))
+        counts = {'train': len(train.paths), 'val': len(val.paths)}
+        check_counts(root, **counts, batch_size=batch_size, processes=processes)
+        return len(train.classes), skip
 
     def file_list(self) -> list[str]:
-        """The pictures' paths relative to the root, in the order of the labels."""
-        return [path.removeprefix(f'{self.root}{os.sep}') for path, _ in self.samples]
+        """The pictures' paths relative to the split's folder, in the order of the labels."""
+        return list(map(os.fsdecode, self.paths))
 
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(DefaultSampler):
-    """mmengine's sampler, yielding (epoch, index).
-
-    The epoch reaches persistent workers this way, and no two seeds share a permutation
-    (``DefaultSampler`` shuffles with seed + epoch).
-    """
+    """mmengine's sampler, but it yields (epoch, index), so that the epoch reaches persistent
+    workers, and two seeds never share a permutation (``DefaultSampler`` shuffles with
+    seed + epoch)."""
 
     def __init__(self, dataset: ClassFolder, shuffle: bool, seed: int) -> None:
         super().__init__(dataset, shuffle=shuffle, seed=stable_seed(seed))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob('*') if path.suffix.lower() in IMG_EXTENSIONS)

@@ -1,69 +1,65 @@
-"""A look at every picture of an ImageNet-style root, before a run over them that takes days.
+"""Which picture files a run would fail on, found before a run that takes days.
 
-Of JPEG, PNG and WebP files the header and the end are read alone. Files of other formats, and
-those whose end is not where it belongs, are decoded.
+Of JPEG, PNG and WebP files only the header and the end are read. Files of other formats, rare kinds
+of JPEG and files that do not end where they should are decoded.
 """
 
 import io
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from pretrain.runs.file_checks import fingerprint, parallel_map, remembered
+from pretrain.runs.file_checks import cached, fingerprint, parallel_map
 
-# Unreadable is a link to nowhere or a file without permission, too large more than PIL's 179
-# million pixels.
+# 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
+# pixels, PIL's limit.
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
 CONVERTED = ('CMYK', 'grey')  # usable, and read as RGB
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, of damage
 _TAIL = 4096  # bytes
 _CHUNK = 512  # files at a time for a process
+# Nearly all JPEGs have chroma at full resolution, at half the width or at half of both.
+_USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 
 
-def pictures(root: Path) -> list[str]:
-    """The paths of what torchvision's ImageFolder takes for pictures in ``train/<class>/`` and
-    ``val/<class>/`` of ``root``. Raises FileNotFoundError if a split or its classes lack."""
-    splits = [
-        make_dataset(root / split, extensions=IMG_EXTENSIONS, allow_empty=True)
-        for split in ('train', 'val')
-    ]
-    return [path for samples in splits for path, _ in samples]
-
-
-def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
-    """Find the pictures that a run would stumble over and those that it converts. The result is
-    kept in the user's cache directory, until a picture is added, removed or changed.
+def check_pictures(
+    root: Path, names: Sequence[str], processes: int | None = None
+) -> dict[str, list[str]]:
+    """Find the pictures that a run would fail on and those that it converts. The user's cache
+    directory keeps the result until a picture is added, removed or changed.
 
     Args:
-        root: as for :func:`pictures`.
+        root: the folder that holds the pictures.
+        names: their paths relative to ``root``.
         processes: for many pictures; without it as many as the machine has cores.
 
     Returns:
-        The sorted paths relative to ``root`` of each kind of ``UNUSABLE`` and ``CONVERTED`` that
-        occurs; a picture is of one kind at most.
+        The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; a picture is of
+        one kind at most.
     """
     root = root.resolve()
-    paths = pictures(root)
+    paths = [f'{root}/{name}' for name in names]
 
-    def look() -> dict[str, list[str]]:
+    def check() -> dict[str, list[str]]:
         if len(paths) > 10_000:
-            print(f'Looking at {len(paths):,} pictures of {root} ...', flush=True)
-        found = {kind: [] for kind in UNUSABLE + CONVERTED}
-        kinds = parallel_map(kind_of_picture, paths, _CHUNK, processes)
-        for path, kind in zip(paths, kinds, strict=True):
+            print(f'Checking {len(paths):,} pictures of {root} ...', flush=True)
+        found = {}
+        kinds = parallel_map(check_picture, paths, _CHUNK, processes)
+        for name, kind in zip(names, kinds, strict=True):
             if kind is not None:
-                found[kind].append(path.removeprefix(f'{root}/'))
-        return {kind: sorted(names) for kind, names in found.items() if names}
+                found.setdefault(kind, []).append(name)
+        return {kind: sorted(names) for kind, names in found.items()}
 
-    return remembered('scan', root, fingerprint(paths, 1), look)  # 2 when the kinds change
+    return cached('pictures', root, fingerprint(paths, 2), check)  # 3 when the kinds change
 
 
-def kind_of_picture(path: str | Path) -> str | None:
-    """Of ``UNUSABLE`` and ``CONVERTED`` the kind of a file; None of an ordinary picture."""
+def check_picture(path: str | Path) -> str | None:
+    """Return the kind of ``UNUSABLE`` or ``CONVERTED`` that a file is, None for an ordinary
+    picture."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)
@@ -78,9 +74,10 @@ def kind_of_picture(path: str | Path) -> str | None:
 def _is_complete(head: bytes, tail: bytes, size: int) -> bool | None:
     """Whether a file ends as its format does; None if its head and tail cannot tell.
 
-    The pixels of a JPEG contain no marker, so an FFD9 in its tail ends them, whatever follows,
-    unless it is that of a thumbnail in the header: then the FFDA that begins the pixels follows, or
-    the file has none. An end further in front is left to the decoder; damage in the middle passes.
+    The pixels of a JPEG contain no marker, so an FFD9 in its tail ends them, whatever comes after.
+    Only a thumbnail in the header has an FFD9 of its own; the FFDA that begins the pixels comes
+    after that one, or is missing. The decoder decides where the end is not in the tail. Damage in
+    the middle is not found.
     """
     if head.startswith(b'\xff\xd8\xff'):
         return tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
@@ -96,7 +93,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
         file = io.BytesIO(file.read().rstrip(b'\0'))
     try:
         image = Image.open(file)
-        if not complete or (image.format == 'JPEG' and not image.tile):  # no pixels: load() fails
+        if not complete or (image.format in ('JPEG', 'MPO') and not _is_usual_jpeg(image)):
             image.load()
         # A photo of several views, or with a preview, is not animated.
         animated = image.format != 'MPO' and getattr(image, 'is_animated', False)
@@ -111,3 +108,11 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
     if image.mode.startswith(('I', 'F')):
         return '16-bit'
     return {'CMYK': 'CMYK', '1': 'grey', 'L': 'grey', 'LA': 'grey'}.get(image.mode)
+
+
+def _is_usual_jpeg(image: Image.Image) -> bool:
+    """Whether the header leaves no doubt that the pixels can be decoded."""
+    if not image.tile:  # no pixels follow
+        return False
+    luma, *chroma = [(layer[1], layer[2]) for layer in image.layer]
+    return luma in _USUAL_SAMPLING and len(chroma) < 3 and set(chroma) <= {(1, 1)}

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.datasets.image_folder import ClassFolder
-from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, pictures, scan
+from pretrain.datasets.image_folder import ClassFolder, list_pictures
+from pretrain.datasets.picture_checks import DECODE_ERRORS
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import parallel_map, report
+from pretrain.runs.file_checks import parallel_map
 
 
 def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = None) -> None:
     """Write ``root``'s pictures, with shorter sides of at most ``max_side`` pixels, into ``out``
-    under their own names, and print how it goes. A call that was stopped is continued.
+    under their own names, and print the progress. To continue a stopped call, repeat it.
 
     Args:
         root: holds ``train/<class>/`` and ``val/<class>/``; nothing in it changes.
@@ -36,12 +36,10 @@ def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = 
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
         raise UserError(f'{out} and {root} are not apart: choose another --out.')
-    ClassFolder.check(root, batch_size=1)
-    if bad := report(scan(root, processes), UNUSABLE):
-        raise UserError(f'{root} has unusable pictures: {bad}. Replace or delete them.')
+    ClassFolder.check(root, batch_size=1, workers=processes)
     _begin(out, json.dumps({'root': str(root), 'max_side': max_side}, indent=2) + '\n')
 
-    names = [path.removeprefix(f'{root}/') for path in pictures(root)]
+    names = [name for split in ('train', 'val') for name in list_pictures(root, split).names(split)]
     done, before, after = Counter(), 0, 0
     start = shown = time.monotonic()
     shrink = partial(_shrink_file, root, out, max_side)
@@ -50,7 +48,7 @@ def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = 
         before, after = before + old, after + new
         now = time.monotonic()
         if now - shown > 10:
-            # The files of an earlier call took no time, so they do not count.
+            # The files of an earlier call took no time now, so they are not counted.
             pace = (now - start) / max(1, number - done['there already'])
             left = timedelta(seconds=round(pace * (len(names) - number)))
             print(f'{number:,} of {len(names):,} pictures, about {left} left', flush=True)
@@ -68,7 +66,7 @@ def _begin(out: Path, record: str) -> None:
 
 
 def _shrink_file(root: Path, out: Path, max_side: int, name: str) -> tuple[str, int, int]:
-    """What was done with a picture, and its size in bytes before and after."""
+    """Return what was done with a picture, and its size in bytes before and after."""
     source, target = root / name, out / name
     old = source.stat().st_size
     if target.exists():
@@ -83,11 +81,11 @@ def _shrink_file(root: Path, out: Path, max_side: int, name: str) -> tuple[str, 
 
 
 def shrink_picture(data: bytes, max_side: int) -> bytes:
-    """A picture file as an RGB JPEG whose shorter side has at most ``max_side`` pixels; a JPEG of
-    any colours that has no more already is left as it is.
+    """Turn a picture file into an RGB JPEG whose shorter side has at most ``max_side`` pixels.
+    A JPEG, of any colours, that is small enough is returned as it is.
 
-    Quality 90 with 4:2:0, about that of ImageNet's own files, and not progressive, which takes
-    longer to decode. The EXIF data, whose orientation training does not apply either, is left out.
+    Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is not progressive, which
+    would take longer to decode. The EXIF data is left out: training ignores its orientation too.
     """
     image = Image.open(io.BytesIO(data))
     width, height = image.size
@@ -96,8 +94,8 @@ def shrink_picture(data: bytes, max_side: int) -> bytes:
         return data
     if scale < 1:
         size = round(width * scale), round(height * scale)
-        # A huge JPEG is decoded at a fraction of its size, but at twice the new one at least, so
-        # that the filter and not the decoder decides on the quality.
+        # A huge JPEG is decoded at a fraction of its size, but at least at twice the new size, so
+        # that the filter decides on the quality and not the decoder.
         image.draft(None, (2 * size[0], 2 * size[1]))
         image = image.convert('RGB').resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

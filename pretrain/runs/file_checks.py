@@ -1,4 +1,4 @@
-"""A look at many files: in several processes, and only once until one of them changes."""
+"""Check many files: in several processes, and only once until one of them changes."""
 
 import hashlib
 import json
@@ -15,41 +15,42 @@ from pretrain.runs.checkpoint import write_atomically
 SHOWN = 20  # names of each kind in a message
 
 
-def remembered(name: str, place: Path, fingerprint: str, look: Callable[[], Any]) -> Any:
-    """What ``look`` returns, kept in the user's cache directory until the fingerprint changes.
+def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -> Any:
+    """Return what ``check()`` returned for this fingerprint, which the user's cache directory
+    holds, or call it. Only the latest result of each name and place is kept.
 
     Args:
-        name: of the kind of look.
-        place: the folder or the file that is looked at, as a resolved path.
+        name: what the check is called.
+        place: the folder or the file that is checked, as a resolved path.
         fingerprint: as :func:`fingerprint` makes it.
-        look: called if nothing is kept; returns what JSON can hold.
+        check: returns what JSON can hold.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
     cache = base / 'snapshot-distillation' / f'{name}-{key}.json'
-    # A missing, a damaged and an outdated result are the same: a new one takes their place.
+    # A damaged or outdated result is treated as a missing one: a new one replaces it.
     try:
-        cached = json.loads(cache.read_bytes())
+        results = json.loads(cache.read_bytes())
     except (OSError, ValueError):
-        cached = None
-    if isinstance(cached, dict) and fingerprint in cached:
-        return cached[fingerprint]
-    result = look()
+        results = None
+    if isinstance(results, dict) and fingerprint in results:
+        return results[fingerprint]
+    result = check()
     try:
         write_atomically(cache, json.dumps({fingerprint: result}).encode())
     except OSError as error:
-        print(f'warning: the next run looks at {place} again: {error}', file=sys.stderr)
+        print(f'warning: the next run checks {place} again: {error}', file=sys.stderr)
     return result
 
 
 def fingerprint(paths: Iterable[str | Path], *facts: object) -> str:
-    """A hash of the paths, sizes and times of files, and of what else a look at them depends on."""
+    """Hash the paths, sizes and times of files, and the other facts that a check depends on."""
     digest = hashlib.sha256(f'{facts}\n'.encode())
     for path in paths:
         try:
-            # Of a million files; Path.stat takes several times as long.
+            # Path.stat takes several times as long, and there may be a million files.
             info = os.stat(path)  # noqa: PTH116
-        except OSError:  # a link to nowhere, which the look reports
+        except OSError:  # a broken link, which the check reports
             info = os.lstat(path)
         digest.update(os.fsencode(f'{path}\0{info.st_size} {info.st_mtime_ns}\n'))
     return digest.hexdigest()
@@ -58,21 +59,26 @@ def fingerprint(paths: Iterable[str | Path], *facts: object) -> str:
 def parallel_map(
     function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None
 ) -> Iterator:
-    """``map`` in several processes, if there are the 32 chunks that make up for starting them."""
+    """``map`` in several processes; in this one if there are fewer than 32 chunks, which would
+    take less time than starting the processes."""
     if processes == 1 or len(items) < 32 * chunk:
         yield from map(function, items)
         return
-    # Not forked from this process, whose threads may hold locks, but from one without threads that
-    # has imported the function's module, and torch with it, once for all.
+    # This process has threads that may hold locks, so it is not forked. The fork server has none,
+    # and imports the function's module, and torch with it, once for all processes.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(function, 'func', function).__module__])
     with ProcessPoolExecutor(processes, context) as pool:
         yield from pool.map(function, items, chunksize=chunk)
 
 
-def report(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Some kinds of what a look has found, with up to ``SHOWN`` names each, such as
-    '2 truncated (train/n01/a.JPEG, train/n02/b.JPEG), 1 empty (val/n01/c.JPEG)'."""
+def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
+    """Count the findings of the given kinds and name up to ``SHOWN`` of each kind.
+
+    Example:
+        >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], 'grey': ['c.jpg']}, ['empty'])
+        '2 empty (a.jpg, b.jpg)'
+    """
     return ', '.join(
         f'{len(names):,} {kind} ({", ".join(names[:SHOWN])}{", ..." if len(names) > SHOWN else ""})'
         for kind in kinds

@@ -85,11 +85,11 @@ def test_seeds_do_not_add_up() -> None:
 
 
 def test_folder_is_counted(image_folder: Path) -> None:
-    assert ClassFolder.check(image_folder, batch_size=32) == 4
+    assert ClassFolder.check(image_folder, batch_size=32) == (4, [])
     with pytest.raises(UserError, match='32 training pictures, less than batch_size=33'):
         ClassFolder.check(image_folder, batch_size=33)
     val = len(list((image_folder / 'val').rglob('*.*')))
-    assert ClassFolder.check(image_folder, batch_size=2, processes=val) == 4
+    assert ClassFolder.check(image_folder, batch_size=2, processes=val) == (4, [])
     with pytest.raises(UserError, match=f'has {val} test pictures for {val + 1} processes'):
         ClassFolder.check(image_folder, batch_size=2, processes=val + 1)
 

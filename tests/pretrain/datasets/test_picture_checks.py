@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import picture_checks as module
-from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, scan
+from pretrain.datasets.image_folder import list_pictures
+from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, check_pictures
 
 
 def picture(mode: str = 'RGB', side: int = 64) -> Image.Image:
@@ -45,11 +46,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
+    lists = {split: list_pictures(root, split) for split in ('train', 'val')}
+    names = [name for split, pictures in lists.items() for name in pictures.names(split)]
+    return check_pictures(root, names, processes)
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are looked at, in this process."""
-    paths, look = [], module.kind_of_picture
-    monkeypatch.setattr(module, 'kind_of_picture', lambda path: paths.append(path) or look(path))
+    paths, look = [], module.check_picture
+    monkeypatch.setattr(module, 'check_picture', lambda path: paths.append(path) or look(path))
     return paths
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runs.file_checks import fingerprint, parallel_map, remembered, report
+from pretrain.runs.file_checks import cached, describe_findings, fingerprint, parallel_map
 
 
 def test_many_items_leave_this_process() -> None:
@@ -15,18 +15,18 @@ def test_many_items_leave_this_process() -> None:
     assert os.getpid() not in pids(32)
 
 
-def test_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     looks = []
 
-    def remember(name: str, place: str, print_of_it: str) -> int:
-        return remembered(name, Path(place), print_of_it, lambda: looks.append(name) or len(looks))
+    def check(name: str, place: str, print_of_it: str) -> int:
+        return cached(name, Path(place), print_of_it, lambda: looks.append(name) or len(looks))
 
-    assert [remember('boxes', '/a', 'x') for _ in range(3)] == [1, 1, 1]
-    assert remember('masks', '/a', 'x') == 2
-    assert remember('boxes', '/b', 'x') == 3
-    assert remember('boxes', '/a', 'y') == 4
-    assert remember('boxes', '/a', 'x') == 5  # the last result alone is kept
+    assert [check('boxes', '/a', 'x') for _ in range(3)] == [1, 1, 1]
+    assert check('masks', '/a', 'x') == 2
+    assert check('boxes', '/b', 'x') == 3
+    assert check('boxes', '/a', 'y') == 4
+    assert check('boxes', '/a', 'x') == 5  # the last result alone is kept
 
 
 def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
@@ -42,11 +42,11 @@ def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
     assert fingerprint([file], 'cat') not in seen
 
 
-def test_report_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe_findings_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('pretrain.runs.file_checks.SHOWN', 3)
     kinds = ('empty', 'truncated', '16-bit')
     found = {'empty': ['a'], 'grey': ['b'], 'truncated': ['c', 'd', 'e'], '16-bit': list('fghi')}
     text = 'empty (a), 3 truncated (c, d, e), 4 16-bit (f, g, h, ...)'
-    assert report(found, kinds) == f'1 {text}'
-    assert report(found, ['grey']) == '1 grey (b)'
-    assert report({}, kinds) == ''
+    assert describe_findings(found, kinds) == f'1 {text}'
+    assert describe_findings(found, ['grey']) == '1 grey (b)'
+    assert describe_findings({}, kinds) == ''

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from downstream.builtin import write_vocdevkit
-from downstream.voc_devkit import check_voc07, check_voc12aug
+from downstream.voc_preparation import check_voc07, check_voc12aug
 from pretrain.runs.errors import UserError
 
 

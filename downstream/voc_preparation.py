@@ -16,10 +16,10 @@ from scipy.io.matlab import MatReadError
 
 from downstream.builtin import CLASSES, voc_palette
 from downstream.voc import check_detection, check_segmentation
-from pretrain.datasets.official import pieces, print_counts
+from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError, make_all
-from pretrain.runs.file_checks import parallel_map, report
+from pretrain.runs.file_checks import describe_findings, parallel_map
 
 _LISTS = 'ImageSets/Segmentation'
 _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
@@ -42,7 +42,7 @@ def check_voc07(root: Path) -> None:
         'ImageSets/Main/test.txt': test,
     }
     year = root / 'VOC2007'
-    make_all(pieces(year, {k: f'{v} of PASCAL VOC 2007' for k, v in sources.items()}))
+    require_paths({year / k: f'{v} of PASCAL VOC 2007' for k, v in sources.items()})
     official = {'trainval': 5_011, 'test': 4_952}
     lists = [year / f'ImageSets/Main/{split}.txt' for split in official]
     counts = make_all(partial(check_detection, split, year, CLASSES) for split in lists)
@@ -61,13 +61,13 @@ def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
     """
     year = root / 'VOC2012'
     voc = ('JPEGImages', 'SegmentationClass', f'{_LISTS}/train.txt', f'{_LISTS}/val.txt')
-    sources = dict.fromkeys(voc, 'VOCtrainval_11-May-2012.tar of PASCAL VOC 2012')
+    sources = {year / name: 'VOCtrainval_11-May-2012.tar of PASCAL VOC 2012' for name in voc}
     if sbd is None:
-        aug = ('SegmentationClassAug', f'{_LISTS}/aug.txt')
-        make_all(pieces(year, sources | dict.fromkeys(aug, f'{_SBD} and add --sbd DIR')))
+        aug = (year / 'SegmentationClassAug', year / _LISTS / 'aug.txt')
+        require_paths(sources | dict.fromkeys(aug, f'{_SBD} and add --sbd DIR'))
     else:
-        theirs = ('dataset/cls', 'dataset/train.txt', 'dataset/val.txt')
-        make_all([*pieces(year, sources), *pieces(sbd, dict.fromkeys(theirs, _SBD))])
+        theirs = (sbd / 'dataset' / name for name in ('cls', 'train.txt', 'val.txt'))
+        require_paths(sources | dict.fromkeys(theirs, _SBD))
         convert_sbd(sbd, root)
     masks = {
         'train': year / 'SegmentationClass',
@@ -91,7 +91,7 @@ def _check_apart(lists: Path) -> None:
         f'of {split}.txt': sorted(_names(aug) & _names(lists / f'{split}.txt'))
         for split in ('train', 'val')
     }
-    if common := report(shared, shared):
+    if common := describe_findings(shared, shared):
         raise UserError(f'{aug} names images {common}: delete it and convert SBD with --sbd DIR.')
 
 
@@ -118,7 +118,7 @@ def convert_sbd(sbd: Path, root: Path) -> None:
         raise UserError(f'{aug} exists with other names: delete it to have it written anew.')
     present = {path.stem for path in files.glob('*.mat')}
     missing = {'files': [f'{name}.mat' for name in names if name not in present]}
-    if lacking := report(missing, missing):
+    if lacking := describe_findings(missing, missing):
         raise UserError(f'{files} lacks {lacking}: unpack {_SBD} again.')
     done = Counter(parallel_map(partial(_convert, files, masks), names, 16, None))
     if not aug.exists():

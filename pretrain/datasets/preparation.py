@@ -1,0 +1,71 @@
+"""Is a folder the data set that the paper used? For tools/prepare_data.py.
+
+Whatever is missing is named, with what to unpack for it. Nothing is downloaded or changed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pretrain.datasets.cifar import MD5, Cifar100
+from pretrain.datasets.image_folder import ClassFolder, list_pictures
+from pretrain.runs.errors import UserError
+
+
+def require_paths(sources: Mapping[Path, str]) -> None:
+    """Check that files and folders exist.
+
+    Args:
+        sources: for each of them, what to unpack to get it.
+
+    Raises:
+        UserError: with a line for each one that is missing.
+    """
+    missing = [f'No {path}: unpack {what}.' for path, what in sources.items() if not path.exists()]
+    if missing:
+        raise UserError('\n'.join(missing))
+
+
+def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None:
+    """Print the number of pictures of each split, and whether it is the paper's.
+    Another number is no error: a part of the data is good enough for trying things out."""
+    for split, count in counts.items():
+        paper = official[split]
+        verdict = (
+            'as in the paper' if count == paper else f"not the paper's data, which has {paper:,}"
+        )
+        print(f'{split}: {count:,} pictures, {verdict}')
+
+
+def check_imagenet(root: Path, processes: int | None = None) -> None:
+    """Check all pictures of ImageNet's classification challenge of 2012 and print how many there
+    are.
+
+    Args:
+        root: holds ``train/<class>/`` and ``val/<class>/``.
+        processes: without it as many as the machine has cores.
+
+    Raises:
+        UserError: naming each folder that is missing and each picture that is damaged.
+    """
+    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the pictures to one folder a class'
+    require_paths({root / split: source.format(split) for split in ('train', 'val')})
+    classes, _ = ClassFolder.check(root, batch_size=1, workers=processes)
+    counts = {split: len(list_pictures(root, split).paths) for split in ('train', 'val')}
+    print_counts(counts, {'train': 1_281_167, 'val': 50_000})
+    print(f'{classes:,} classes')
+
+
+def check_cifar100(root: Path) -> None:
+    """Compare the files of CIFAR-100 with their published checksums and print how many pictures
+    they hold.
+
+    Args:
+        root: the folder ``cifar-100-python``.
+
+    Raises:
+        UserError: naming each file that is missing, or one that is not the official one.
+    """
+    source = 'cifar-100-python.tar.gz of the CIFAR page of the University of Toronto'
+    require_paths({root / name: source for name in MD5})
+    counts = {split: len(Cifar100(str(root), split, seed=0)) for split in ('train', 'val')}
+    print_counts(counts, {'train': 50_000, 'val': 10_000})
