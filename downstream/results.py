@@ -1,98 +1,36 @@
 """From run.json records to the transfer table (Table 5). Nothing else is read, nothing is typed."""
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import fmean
 
-from scipy.stats import ttest_1samp
-
+from downstream.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import SHORTENED, format_p, markdown, mean_std
+from pretrain.runs.report import MISSING, SHORTENED, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
 # The paper's training and test pictures and epochs (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10), 'segmentation': (10_582, 1_449, 50)}
-LEVEL = 0.05  # of the tests
-ROUNDING = 1e-9  # points: differences that are no further apart are equal
-ABOUT_SEEDS = (
-    'Differences are paired by seed; p is that of a two-sided paired t-test, not corrected for '
-    'the number of comparisons. Seeds vary fine-tuning alone: a backbone is pretrained once, so '
-    'that another pretraining may differ by more.'
+COLUMNS = 'task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n'
+COLUMNS += "paper's gain", 'gain', '95 % interval', 'p'
+ABOUT_SPREADS = (
+    'n: pretrainings × fine-tunings of each. The mean gives each pretraining the same weight. '
+    'Between and within: standard deviations between pretrainings, and between the fine-tunings of '
+    'one, by analysis of variance. After ≤, where each was fine-tuned once, it contains both.'
+)
+ABOUT_GAINS = (
+    'Pretrainings are paired by their seeds, or compared by an unpaired test (Welch) if they have '
+    'none in common; those of one pretraining each are paired by the fine-tuning seeds. p: '
+    'two-sided t-test, not corrected for the number of comparisons.'
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One backbone on one task.
-
-    Attributes:
-        values: seed to the metric in percent, after the last epoch.
-        paper: the paper's number, if it has one for this config.
-    """
-
-    values: dict[int, float]
-    paper: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A backbone against the baseline, over the seeds of fine-tuning that both have.
-
-    Attributes:
-        differences: one a shared seed, in points; above 0 where the backbone is better.
-        left_out: number of runs of either whose seed the other lacks.
-    """
-
-    differences: tuple[float, ...]
-    left_out: int
-
-    @classmethod
-    def of(cls, cell: Cell, baseline: Cell) -> 'Comparison':
-        ours, theirs = cell.values, baseline.values
-        shared = sorted(ours.keys() & theirs.keys())
-        return cls(tuple(ours[s] - theirs[s] for s in shared), len(ours.keys() ^ theirs.keys()))
-
-    @property
-    def p(self) -> float | None:
-        """Two-sided p-value of the paired t-test, which is that of the differences against 0; None
-        with fewer than two pairs, or where the differences do not vary."""
-        if len(self.differences) < 2 or max(self.differences) - min(self.differences) < ROUNDING:
-            return None
-        return float(ttest_1samp(self.differences, 0.0).pvalue)
-
-    def cells(self) -> tuple[str, str]:
-        """The difference, as mean ± standard deviation of the pairs, and p."""
-        gain = mean_std(self.differences, '+') if self.differences else '–'
-        return gain, format_p(self.p)
-
-    def verdict(self) -> str:
-        """What the difference means, in words."""
-        pairs = len(self.differences)
-        if not pairs:
-            return 'no seed in common: no comparison is possible.'
-        gain, p = self.cells()
-        seeds = 'one seed' if pairs == 1 else f'{pairs} seeds'
-        if self.left_out:
-            runs = 'run' if self.left_out == 1 else 'runs'
-            seeds += f' that both have, {self.left_out} other {runs} left out'
-        if self.p is None:
-            equal = ', the same with each' if pairs > 1 else ''
-            return f'{gain} over {seeds}{equal}: no test is possible.'
-        if self.p >= LEVEL:
-            meaning = 'not distinguishable'
-        else:
-            better = statistics.fmean(self.differences) > 0
-            meaning = f'{"better" if better else "worse"} at the {100 * LEVEL:.0f} % level'
-        equals = '' if p.startswith('<') else '= '
-        return f'{gain} over {seeds} (p {equals}{p}): {meaning}.'
-
-
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
-    """The table in Markdown: paper, ours (mean ± std over seeds), n, and the gain over the first
-    with a paired test; below it a sentence for each comparison. Configs of the same task go by
-    their own names.
+    """The table in Markdown: mean, spreads and n of each backbone, and its gain in points over the
+    first; below it a sentence for each comparison. Configs of the same task go by their own names.
+
+    Columns without any entry, such as the paper's for configs that it does not have, are left out.
 
     Args:
         records: as :func:`pretrain.runs.report.find_records` gives them for ``TASKS``.
@@ -100,8 +38,9 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             default those of the records, BL first.
 
     Raises:
-        UserError: if there is no record, if two are of the same backbone, config and seed, or if
-            those of a config differ in more than seed and backbone.
+        UserError: if there is no record, if two are of the same backbone, config and seed, if those
+            of a config differ in more than seed and backbone, or if replicates of a backbone
+            differ in more than their seed.
     """
     if not records:
         raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
@@ -110,38 +49,34 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     )
     configs = sorted({(r['task'], r['config']) for r in records})
     tasks = [task for task, _ in configs]
-    header = 'task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours', 'p'
-    rows = []
-    notes = []
+    rows, notes = [], []
     for task, config in configs:
         mine = [r for r in records if r['config'] == config]
         name = task if tasks.count(task) == 1 else config
         _one_setting(config, mine)
         metric, full = mine[0]['paper']['metric'], _size(mine[0]) == FULL[task]
-        cells = {label: _cell(mine, label, metric, full) for label in labels}
-        baseline = cells[labels[0]]
+        paper = mine[0]['paper'] if full else {}
         shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
         notes.append(shortened + _note(config, mine))
-        for label, cell in cells.items():
-            deltas = '', '', ''
+        arms = {label: [r for r in mine if r['label'] == label] for label in labels}
+        values = {label: _values(label, arm, metric) for label, arm in arms.items()}
+        for label, arm in arms.items():
+            row = {'task': f'{name}, {metric} (%)', 'backbone': label}
+            row |= _level(arm, values[label], paper.get(label))
             if label != labels[0]:
-                comparison = Comparison.of(cell, baseline)
-                deltas = _delta(cell.paper, baseline.paper), *comparison.cells()
+                comparison = Comparison.of(values[label], values[labels[0]])
+                row |= zip(COLUMNS[-3:], comparison.cells(), strict=True)
+                if {label, labels[0]} <= paper.keys():
+                    row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 notes.append(f'{name}, {label} against {labels[0]}: {comparison.verdict()}')
-            rows.append(
-                (
-                    name,
-                    f'{metric} (%)',
-                    label,
-                    '–' if cell.paper is None else f'{cell.paper:.2f}',
-                    mean_std(list(cell.values.values())),
-                    str(len(cell.values)),
-                    *deltas,
-                )
-            )
+            rows.append(row)
+    notes.append(ABOUT_SPREADS)
     if len(labels) > 1:
-        notes.append(ABOUT_SEEDS)
-    return markdown(header, rows, notes, texts=3)
+        notes.append(ABOUT_GAINS)
+    header = [column for column in COLUMNS if any(column in row for row in rows)]
+    cells = [[row.get(column, '') for column in header] for row in rows]
+    header = [f'gain over {labels[0]}' if column == 'gain' else column for column in header]
+    return markdown(header, cells, notes, texts=2)
 
 
 def _one_setting(config: str, records: Sequence[dict]) -> None:
@@ -167,20 +102,43 @@ def _size(record: dict) -> tuple[int, int, int]:
     return data['train']['count'], data['val']['count'], record['history'][-1]['epoch']
 
 
-def _cell(records: Sequence[dict], label: str, metric: str, full: bool) -> Cell:
-    mine = [r for r in records if r['label'] == label]
-    seeds = [r['identity']['seed'] for r in mine]
-    if len(set(seeds)) != len(seeds):
-        raise UserError(
-            f'Two records are of {label}, {mine[0]["config"]} and the same seed: keep one of them.'
-        )
-    values = [r['generations'][-1]['last'][metric] * PERCENT[metric] for r in mine]
-    paper = records[0]['paper'].get(label) if full else None
-    return Cell(dict(zip(seeds, values, strict=True)), paper)
+def _values(label: str, records: Sequence[dict], metric: str) -> Values:
+    """The metric in percent after the last epoch, by replicate and fine-tuning seed."""
+    backbones = {(b := r['identity']['backbone'])['weights_sha256']: b for r in records}
+    check_replicates(label, [*backbones.values()])
+    values = {}
+    for record in records:
+        runs = values.setdefault(replicate(record['identity']['backbone']), {})
+        if (seed := record['identity']['seed']) in runs:
+            raise UserError(
+                f'Two records are of {label}, {record["config"]} and the same seed: keep one of '
+                'them.'
+            )
+        runs[seed] = record['generations'][-1]['last'][metric] * PERCENT[metric]
+    return values
 
 
-def _delta(value: float | None, base: float | None) -> str:
-    return '–' if value is None or base is None else f'{value - base:+.2f}'
+def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:
+    """The cells of one backbone, of those that it has an entry for."""
+    row = {} if paper is None else {'paper': f'{paper:.2f}'}
+    errors = {
+        replicate(b): b['top1_error']
+        for r in records
+        if 'top1_error' in (b := r['identity']['backbone'])
+    }
+    if errors:
+        row['top-1 error'] = mean_std([*errors.values()])
+    if not values:
+        return row | {'mean': MISSING, 'n': '0'}
+    between, within = spreads([[*runs.values()] for runs in values.values()])
+    most = '≤ ' if within is None else ''
+    counts = sorted({len(runs) for runs in values.values()})
+    return row | {
+        'mean': f'{fmean(fmean(runs.values()) for runs in values.values()):.2f}',
+        'between': '–' if between is None else f'{most}{between:.2f}',
+        'within': '–' if within is None else f'{within:.2f}',
+        'n': f'{len(values)} × {" or ".join(map(str, counts))}',
+    }
 
 
 def _note(config: str, records: Sequence[dict]) -> str:

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.report import find_records
 
 
-def record(label: str, seed: int, value: float, task: str = 'detection', **extra: object) -> dict:
+def record(
+    label: str,
+    seed: int,
+    value: float,
+    task: str = 'detection',
+    pretrained: int = 0,
+    **extra: object,
+) -> dict:
     metric = 'mAP' if task == 'detection' else 'mIoU'
     train, val, epochs = (5_011, 4_952, 10) if task == 'detection' else (10_582, 1_449, 50)
     return {
@@ -19,7 +27,7 @@ def record(label: str, seed: int, value: float, task: str = 'detection', **extra
         'config': f'{task}_config',
         'label': label,
         'device': 'CPU, 2 cores',
-        'identity': {'seed': seed},
+        'identity': {'seed': seed, 'backbone': backbone(label, pretrained)},
         'paper': {'metric': metric, 'BL': 73.49, 'SD': 74.93},
         'data': {'train': {'count': train}, 'val': {'count': val}},
         'history': [{'epoch': epochs}],
@@ -27,41 +35,101 @@ def record(label: str, seed: int, value: float, task: str = 'detection', **extra
     } | extra
 
 
+def backbone(label: str, seed: int = 0, **extra: object) -> dict:
+    return {'weights_sha256': f'{label}{seed}', 'seed': seed, 'depth': 152} | extra
+
+
 def rows(table: str) -> list[list[str]]:
     lines = [line for line in table.splitlines() if line.startswith('|')]
     return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+
+
+def named(table: str) -> list[dict[str, str]]:
+    """The cells of each row by their column."""
+    header, _, *body = rows(table)
+    return [dict(zip(header, row, strict=True)) for row in body]
 
 
 def test_table_against_plain_statistics() -> None:
     values = {'BL': [0.701, 0.723, 0.718], 'SD': [0.731, 0.742, 0.729]}
     records = [record(b, s, v) for b, vs in values.items() for s, v in enumerate(vs)]
     table = transfer_table(records)
-    header, _, baseline, distilled = rows(table)
-    assert header == [
-        'task', 'metric', 'backbone', 'paper', 'ours', 'n', 'delta paper', 'delta ours', 'p',
+    baseline, distilled = named(table)
+    assert list(baseline) == [
+        'task', 'backbone', 'paper', 'mean', 'between', 'within', 'n',
+        "paper's gain", 'gain over BL', '95 % interval', 'p',
     ]  # fmt: skip
-    mean = {b: 100 * statistics.fmean(vs) for b, vs in values.items()}
-    std = {b: 100 * statistics.stdev(vs) for b, vs in values.items()}
-    assert baseline[3:] == ['73.49', f'{mean["BL"]:.2f} ± {std["BL"]:.2f}', '3', '', '', '']
-    assert distilled[3:7] == ['74.93', f'{mean["SD"]:.2f} ± {std["SD"]:.2f}', '3', '+1.44']
+    for label, paper, row in (('BL', '73.49', baseline), ('SD', '74.93', distilled)):
+        assert row['task'] == 'detection, mAP (%)'
+        assert (row['backbone'], row['paper'], row['between']) == (label, paper, '–')
+        assert row['mean'] == f'{100 * statistics.fmean(values[label]):.2f}'
+        assert row['within'] == f'{100 * statistics.stdev(values[label]):.2f}'
+        assert row['n'] == '1 × 3'
+    assert list(baseline.values())[7:] == ['', '', '', '']
     # Differences 3.0, 1.9, 1.1: mean 2.0, variance (1.0² + 0.1² + 0.9²) / 2 = 0.91, so that
-    # t = 2 / sqrt(0.91 / 3); with 2 degrees of freedom p = 1 - t / sqrt(t² + 2).
-    t = 2 / math.sqrt(0.91 / 3)
-    p = f'{1 - t / math.sqrt(t**2 + 2):.3f}'
-    assert distilled[7:] == [f'+2.00 ± {math.sqrt(0.91):.2f}', p]
-    assert f'+2.00 ± 0.95 over 3 seeds (p = {p}): not distinguishable.' in table
+    # t = 2 / sqrt(0.91 / 3); with 2 degrees of freedom p = 1 - t / sqrt(t² + 2), and the interval
+    # reaches to 0.95 * sqrt(2 / (1 - 0.95²)) standard errors.
+    error = math.sqrt(0.91 / 3)
+    p = f'{1 - 2 / error / math.sqrt((2 / error) ** 2 + 2):.3f}'
+    margin = 0.95 * math.sqrt(2 / (1 - 0.95**2)) * error
+    interval = f'{2 - margin:+.2f} to {2 + margin:+.2f}'
+    assert list(distilled.values())[7:] == ['+1.44', '+2.00', interval, p]
+    assert f'+2.00 ({interval}, p = {p}) over 3 fine-tuning seeds: not disting' in table
+
+
+def test_replicates_of_both_kinds() -> None:
+    """Two pretrainings, each fine-tuned twice: means 70, 72 and 71, 75."""
+    values = {'BL': [(69.5, 70.5), (71.0, 73.0)], 'SD': [(70.0, 72.0), (74.5, 75.5)]}
+    records = [
+        record(label, seed, value / 100, pretrained=pretrained)
+        for label, replicates in values.items()
+        for pretrained, runs in enumerate(replicates)
+        for seed, value in enumerate(runs)
+    ]
+    table = transfer_table(records)
+    baseline, distilled = named(table)
+    # Within: variances 0.5 and 2.0, mean 1.25. Between: that of the means, less 1.25 / 2.
+    assert (baseline['mean'], baseline['n']) == ('71.00', '2 × 2')
+    assert baseline['within'] == distilled['within'] == f'{math.sqrt(1.25):.2f}'
+    assert baseline['between'] == f'{math.sqrt(2.0 - 0.625):.2f}'
+    assert distilled['between'] == f'{math.sqrt(8.0 - 0.625):.2f}'
+    # Differences 1 and 3: t = 2 / 1 with 1 degree of freedom.
+    p = f'{1 - 2 * math.atan(2) / math.pi:.3f}'
+    assert (distilled['gain over BL'], distilled['p']) == ('+2.00', p)
+    assert 'over 2 pretraining seeds × 2 fine-tuning seeds: not distinguishable' in table
+    records[-1]['identity']['backbone']['depth'] = 50
+    with pytest.raises(UserError, match='replicates of SD differ in depth'):
+        transfer_table(records)
+
+
+def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
+    (row,) = named(
+        transfer_table([record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))])
+    )
+    assert (row['between'], row['within'], row['n']) == ('≤ 1.41', '–', '2 × 1')
+
+
+def test_errors_of_pretraining_stand_beside() -> None:
+    records = [record('BL', s, 0.7, pretrained=p) for s in (0, 1) for p in (0, 1)]
+    assert 'top-1 error' not in transfer_table(records)
+    for r in records:
+        own = r['identity']['backbone']
+        own['top1_error'] = 30.0 + own['seed']
+    table = transfer_table([*records, record('random', 0, 0.1)])
+    assert [row['top-1 error'] for row in named(table)] == ['30.50 ± 0.71', '']
 
 
 def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
-    """What the table says of these values, seed to points, after 'detection, SD against BL: '."""
+    """What the table says of these values, seed to points, after 'detection, SD against BL: ' and
+    before what it covers."""
     cells = {'BL': baseline, 'SD': ours}
     records = [record(b, s, v / 100) for b, values in cells.items() for s, v in values.items()]
     table = transfer_table(records, ['BL', 'SD'])
     (line,) = (line for line in table.splitlines() if ' against ' in line)
     start, _, words = line.partition(': ')
     assert start == '- detection, SD against BL'
-    assert words.startswith(rows(table)[3][7].replace('–', 'no seed'))
-    return words
+    assert words.startswith(named(table)[1].get('gain over BL', '').replace('–', 'no seed'))
+    return words.partition(';')[0]
 
 
 @pytest.mark.parametrize('sign', [1, -1])
@@ -71,56 +139,69 @@ def test_a_difference_is_better_or_worse_or_neither(sign: int) -> None:
     ours = {seed: value + sign * (1.8 + 0.2 * seed) for seed, value in baseline.items()}
     t = 2 / math.sqrt(0.04 / 3)
     p = 1 - t / math.sqrt(t**2 + 2)
+    margin = 0.95 * math.sqrt(2 / (1 - 0.95**2)) * math.sqrt(0.04 / 3)
+    interval = f'{2 * sign - margin:+.2f} to {2 * sign + margin:+.2f}'
     word = 'better' if sign > 0 else 'worse'
     assert sentence(baseline, ours) == (
-        f'{2 * sign:+.2f} ± 0.20 over 3 seeds (p = {p:.3f}): {word} at the 5 % level.'
+        f'{2 * sign:+.2f} ({interval}, p = {p:.3f}) over 3 fine-tuning seeds: {word} at the '
+        '5 % level'
     )
     ours[1] = baseline[1] - sign * 4.0
-    assert sentence(baseline, ours).endswith('not distinguishable.')
+    assert sentence(baseline, ours).endswith('not distinguishable')
 
 
 def test_p_of_two_pairs_and_of_many() -> None:
-    # Differences 1 and 2: t = 1.5 / 0.5 = 3; with 1 degree of freedom p = 1 - 2 atan(t) / pi.
+    # Differences 1 and 2: t = 1.5 / 0.5 = 3; with 1 degree of freedom p = 1 - 2 atan(t) / pi, and
+    # the interval reaches to tan(0.95 pi / 2) standard errors.
     p = 1 - 2 * math.atan(3) / math.pi
+    margin = 0.5 * math.tan(0.95 * math.pi / 2)
     two = sentence({0: 70.0, 1: 70.0}, {0: 71.0, 1: 72.0})
-    assert two == f'+1.50 ± 0.71 over 2 seeds (p = {p:.3f}): not distinguishable.'
+    assert two == (
+        f'+1.50 ({1.5 - margin:+.2f} to {1.5 + margin:+.2f}, p = {p:.3f}) over 2 fine-tuning seeds:'
+        ' not distinguishable'
+    )
     many = sentence(dict.fromkeys(range(20), 70.0), {s: 71.0 + 0.02 * (s % 2) for s in range(20)})
-    assert many == '+1.01 ± 0.01 over 20 seeds (p <0.001): better at the 5 % level.'
+    assert re.fullmatch(
+        r'\+1\.01 \(.*, p <0\.001\) over 20 fine-tuning seeds: better at the 5 % level', many
+    )
 
 
 def test_only_shared_seeds_are_paired() -> None:
     words = sentence({0: 70.0, 1: 71.0, 2: 90.0}, {1: 72.0, 0: 73.0, 5: 10.0, 6: 11.0})
-    assert words.startswith('+2.00 ± 1.41 over 2 seeds that both have, 3 other runs left out (p')
+    assert words.startswith('+2.00 (-10.71 to +14.71, p = 0.295) over 2 fine-tuning seeds that')
+    assert ' that both have, 3 other runs left out: not' in words
     words = sentence({0: 70.0, 1: 71.0}, {1: 72.5})
     assert words == (
-        '+1.50 over one seed that both have, 1 other run left out: no test is possible.'
+        '+1.50 over 1 fine-tuning seed that both have, 1 other run left out: no test is possible'
     )
 
 
 def test_where_no_test_is_possible() -> None:
-    assert sentence({0: 70.0}, {0: 69.5}) == '-0.50 over one seed: no test is possible.'
+    assert sentence({0: 70.0}, {0: 69.5}) == '-0.50 over 1 fine-tuning seed: no test is possible'
     # 0.1 twice, as far as binary fractions can say so.
     same = sentence({0: 70.1, 1: 71.3}, {0: 70.2, 1: 71.4})
-    assert same == '+0.10 ± 0.00 over 2 seeds, the same with each: no test is possible.'
+    assert same == '+0.10 over 2 fine-tuning seeds, the same with each: no test is possible'
     assert sentence({0: 70.0}, {}) == 'no seed in common: no comparison is possible.'
     assert sentence({0: 70.0}, {1: 70.0}) == 'no seed in common: no comparison is possible.'
 
 
 def test_what_seeds_do_not_vary_is_said_where_backbones_are_compared() -> None:
-    said = 'a backbone is pretrained once'
+    said = 'no claim about the method is possible, only about these backbones'
     assert said in transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7)])
     assert said not in transfer_table([record('BL', 0, 0.7), record('BL', 1, 0.7)])
 
 
 def test_one_seed_has_no_spread_and_miou_is_in_percent() -> None:
     table = transfer_table([record('BL', 0, 77.5, 'segmentation')])
-    assert rows(table)[2][4:6] == ['77.50', '1']
+    (row,) = named(table)
+    assert (row['mean'], row['between'], row['within']) == ('77.50', '–', '–')
+    assert row['n'] == '1 × 1'
 
 
 def test_missing_run_is_a_hole() -> None:
     records = [record('BL', 0, 0.7)]
-    assert rows(transfer_table(records, ['BL', 'SD']))[3][3:] == [
-        '74.93', 'missing', '0', '+1.44', '–', '–',
+    assert rows(transfer_table(records, ['BL', 'SD']))[3][2:] == [
+        '74.93', 'missing', '', '', '0', '+1.44', '–', '–', '–',
     ]  # fmt: skip
 
 
@@ -129,13 +210,13 @@ SHORT = {'data': {'train': {'count': 240}, 'val': {'count': 80}}, 'history': [{'
 
 def test_demo_configs_have_no_paper_number() -> None:
     table = transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'}, **SHORT)])
-    assert rows(table)[2][3] == '–'
+    assert 'paper' not in table
     assert '- detection_config: 240 training and 80 test pictures, 3 epochs, on CPU' in table
 
 
 def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
     table = transfer_table([record(label, 0, 0.7, **SHORT) for label in ('BL', 'SD')])
-    assert [row[3] for row in rows(table)[2:]] == ['–', '–']
+    assert not {'paper', "paper's gain"} & named(table)[1].keys()
     assert '- SHORTENED, not comparable with the paper. detection_config: 240 training' in table
 
 
@@ -144,13 +225,14 @@ def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
     [
         (SHORT | {'history': [{'epoch': 10}]}, 'data'),
         ({'history': [{'epoch': 9}]}, 'epochs'),
-        ({'identity': {'seed': 0, 'batch_size': 4}}, 'batch_size'),
+        ({'identity': {'seed': 0, 'batch_size': 4, 'backbone': backbone('SD')}}, 'batch_size'),
     ],
 )
 def test_unlike_runs_are_not_compared(other: dict, names: str) -> None:
     with pytest.raises(UserError, match=f'detection_config differ in {names}, and do not'):
         transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **other)])
-    own = {'identity': {'seed': 0, 'backbone': {'style': 'caffe'}, 'model': {'style': 'caffe'}}}
+    caffe = {'backbone': backbone('SD', style='caffe'), 'model': {'style': 'caffe'}}
+    own = {'identity': {'seed': 0} | caffe}
     assert transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **own)])
 
 
@@ -163,9 +245,9 @@ def test_two_configs_of_one_task_are_told_apart() -> None:
         ]
         + [record('BL', 0, 70.0, 'segmentation')]
     )
-    names = [row[0] for row in rows(table)[2:]]
+    names = [row['task'].split(', ')[0] for row in named(table)]
     assert names == ['c4', 'c4', 'fpn', 'fpn', 'segmentation', 'segmentation']
-    assert 'fpn, SD against BL: +0.00 over one seed' in table
+    assert 'fpn, SD against BL: +0.00 over 1 fine-tuning seed' in table
 
 
 def test_two_records_of_one_run_are_an_error() -> None:

@@ -20,7 +20,7 @@ def call(*command: str) -> subprocess.CompletedProcess:
 def test_every_table_has_its_command() -> None:
     table = call('tools/table.py', '5', 'configs/demo/results/small')
     assert table.returncode == 0
-    assert 'mAP (%)  | BL ' in table.stdout
+    assert ', mAP (%)  | BL ' in table.stdout
 
 
 @pytest.mark.parametrize(

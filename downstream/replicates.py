@@ -1,0 +1,177 @@
+"""One pretraining with several seeds: how far its replicates spread, what a difference is worth.
+
+The model is a mixed one: value = method + pretraining (random) + fine-tuning (random). A method is
+known by its replicates, so each counts once, as the mean over its fine-tuning seeds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_1samp, ttest_ind
+
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import format_p
+
+LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
+ROUNDING = 1e-9  # points: values that are no further apart are equal
+# What one pretraining's replicates may differ in.
+_OF_ITS_OWN = ('seed', 'weights_sha256', 'source', 'source_sha256', 'top1_error')
+
+# The metric of each fine-tuning seed, by replicate. The key of a replicate is its pretraining
+# seed, or where the backbone does not tell it, the hash of its weights.
+Values = Mapping[int | str, Mapping[int, float]]
+
+
+def replicate(provenance: Mapping[str, Any]) -> int | str:
+    """The key of a backbone among the replicates of its label."""
+    return provenance.get('seed', provenance['weights_sha256'])
+
+
+def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that backbones are of one pretraining, each with a seed of its own.
+
+    Args:
+        label: what they are called.
+        provenances: of different weights, as
+            :func:`pretrain.runs.backbone_file.load_backbone_file` gives them.
+
+    Raises:
+        UserError: naming the facts that differ, or the seed that two of them have.
+    """
+    facts = {key: p.get(key) for p in provenances for key in p if key not in _OF_ITS_OWN}
+    if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
+        raise UserError(
+            f'The replicates of {label} differ in {", ".join(differing)}: give backbones that '
+            'differ in the pretraining seed alone, and other ones another name.'
+        )
+    keys = [*map(replicate, provenances)]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise UserError(
+            f'Two replicates of {label} have the pretraining seed {min(twice)}: keep one of them.'
+        )
+
+
+def spreads(values: Iterable[Sequence[float]]) -> tuple[float | None, float | None]:
+    """The standard deviations between pretrainings and within one, between its fine-tunings.
+
+    These are the ANOVA estimates of the mixed model: the mean square within replicates, and what
+    that of their means exceeds it by, which is no less than 0. Both are in the values' unit.
+
+    Args:
+        values: the fine-tunings of each replicate.
+
+    Returns:
+        Between and within. Between is None with one replicate, within where no replicate was
+        fine-tuned twice; between then is that of the values, which contains both.
+
+    Example:
+        >>> spreads([[70.0, 71.0], [74.0, 75.0]])
+        (2.7838821814150108, 0.7071067811865476)
+    """
+    groups = [np.asarray(group, float) for group in values]
+    counts = np.array([len(group) for group in groups])
+    means = np.array([group.mean() for group in groups])
+    total, free = counts.sum(), counts.sum() - len(groups)
+    square = sum(((g - g.mean()) ** 2).sum() for g in groups) / free if free else None
+    within = float(np.sqrt(square)) if free else None
+    if len(groups) < 2:
+        return None, within
+    above = counts @ (means - counts @ means / total) ** 2 / (len(groups) - 1) - (square or 0.0)
+    size = (total - counts @ counts / total) / (
+        len(groups) - 1
+    )  # of a replicate, where they differ
+    return float(np.sqrt(max(0.0, above) / size)), within
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A label against the baseline.
+
+    Attributes:
+        difference: in points; above 0 where the label is better, None without a common seed.
+        interval: of 95 % confidence; None with too few values, or where they do not vary.
+        p: the two-sided p-value of the t-test; None as the interval.
+        over: what it is taken over, and what is left out, in words.
+        method: whether they are replicates, so that the test speaks of the method; else the test
+            is over fine-tuning seeds, and speaks of the backbones at hand alone.
+    """
+
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    over: str
+    method: bool
+
+    @classmethod
+    def of(cls, ours: Values, baseline: Values) -> 'Comparison':
+        """Compare over the fine-tuning seeds that all replicates have.
+
+        With pretraining seeds in common, replicates are paired by them and the others left out.
+        With none in common the replicates are independent samples (Welch's test). With one
+        replicate on a side no variance between pretrainings is known, so the test is paired over
+        the fine-tuning seeds instead.
+        """
+        shared = [key for key in ours if key in baseline]
+        arms = [[arm[key] for key in shared or arm] for arm in (ours, baseline)]
+        seeds = set.intersection(*({*runs} for arm in arms for runs in arm)) if all(arms) else set()
+        if not seeds:
+            return cls(None, None, None, 'no seed in common', False)
+        # (replicates, fine-tuning seeds)
+        mine, theirs = (
+            np.array([[runs[s] for s in sorted(seeds)] for runs in arm]) for arm in arms
+        )
+        method = min(len(mine), len(theirs)) > 1
+        tunings = _count(len(seeds), 'fine-tuning seed')
+        if not method:
+            samples = [mine.mean(axis=0) - theirs.mean(axis=0)]
+            over = tunings
+        elif shared:
+            samples = [(mine - theirs).mean(axis=1)]
+            over = f'{len(shared)} pretraining seeds × {tunings}'
+        else:
+            samples = [mine.mean(axis=1), theirs.mean(axis=1)]
+            over = f'{len(mine)} and {len(theirs)} unpaired pretrainings × {tunings}'
+        total = sum(len(runs) for arm in (ours, baseline) for runs in arm.values())
+        if left_out := total - mine.size - theirs.size:
+            over += f' that both have, {_count(left_out, "other run")} left out'
+        difference, interval, p = float(mine.mean() - theirs.mean()), None, None
+        if len(samples[0]) > 1 and max(map(np.ptp, samples)) < ROUNDING:
+            over += ', the same with each'
+        elif len(samples[0]) > 1:
+            paired = len(samples) == 1
+            test = ttest_1samp(*samples, 0.0) if paired else ttest_ind(*samples, equal_var=False)
+            interval, p = tuple(map(float, test.confidence_interval(1 - LEVEL))), float(test.pvalue)
+        return cls(difference, interval, p, over, method)
+
+    def cells(self) -> tuple[str, str, str]:
+        """The difference, its interval and p."""
+        difference = '–' if self.difference is None else f'{self.difference:+.2f}'
+        interval = '–' if self.interval is None else '{:+.2f} to {:+.2f}'.format(*self.interval)
+        return difference, interval, format_p(self.p)
+
+    def verdict(self) -> str:
+        """What the difference means, and what it does not, in words."""
+        if self.difference is None:
+            return f'{self.over}: no comparison is possible.'
+        difference, interval, p = self.cells()
+        if self.p is None:
+            found = f'{difference} over {self.over}: no test is possible'
+        else:
+            p = p if p.startswith('<') else f'= {p}'
+            meaning = 'not distinguishable'
+            if self.p < LEVEL:
+                word = 'better' if self.difference > 0 else 'worse'
+                meaning = f'{word} at the {100 * LEVEL:.0f} % level'
+            found = f'{difference} ({interval}, p {p}) over {self.over}: {meaning}'
+        if self.method:
+            return f'{found}; this covers pretraining and fine-tuning.'
+        return (
+            f'{found}; this covers fine-tuning alone, so no claim about the method is possible, '
+            'only about these backbones.'
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f'{number} {what}' if number == 1 else f'{number} {what}s'
