@@ -14,7 +14,9 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+# These register what a config may name: in mmengine's registries, under our own names.
 import downstream.pictures  # noqa: F401
+import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.builtin import CLASSES
 from downstream.mmcv_ops import install

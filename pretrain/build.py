@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
+# These register what a config may name: in mmengine's registries, under our own names.
 import pretrain.classifier
 import pretrain.datasets.augmentation
 import pretrain.datasets.cifar
@@ -15,7 +16,8 @@ import pretrain.datasets.image_folder
 import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
-import pretrain.models  # noqa: F401
+import pretrain.models
+import pretrain.runs.record  # noqa: F401
 from pretrain.classifier import student_weights
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.config import batch_per_process

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from pretrain.build import prepare
+from pretrain.runs.checkpoint import install
 from pretrain.runs.config import load_config
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.start import choose_start
@@ -54,6 +55,12 @@ class TinyNet(nn.Sequential):
 @pytest.fixture(scope='session', autouse=True)
 def deterministic() -> None:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
+
+
+@pytest.fixture(scope='session', autouse=True)
+def installed() -> None:
+    """What ``pretrain.runs.start`` does for a run that a command starts."""
+    install()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -41,7 +41,7 @@ from pretrain.classifier import SnapshotClassifier
 from pretrain.datasets.augmentation import AugmentingPreprocessor, draw_augmentation
 from pretrain.datasets.decode import Picture, random_box
 from pretrain.datasets.shrink import shrink_picture
-from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.checkpoint import install, write_atomically
 from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -221,6 +221,7 @@ class Stopwatch(Hook):
 def run_seconds(config: Config, work_dir: str) -> float:
     """The median iteration of a run of the config but the first, which warms up."""
     config.work_dir = config.experiment_name = work_dir
+    install()
     runner = RUNNERS.build(config)
     watch = Stopwatch()
     runner.register_hook(watch, priority='LOWEST')

@@ -10,7 +10,6 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-custom_imports = dict(imports=['pretrain.runs.record'])
 custom_hooks = [dict(type='RunRecordHook')]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -38,11 +38,20 @@ _MMENGINE_GLOBALS = [
 ]
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
+def install() -> None:
+    """Have mmengine load checkpoints with :func:`load_from_disk` and write local files whole.
+
+    It replaces mmengine's own loader and file backend for the whole process: call it where a run
+    starts. Calling it again changes nothing.
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_disk, force=True)
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+
+
 def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     """Load a local checkpoint without running code that it carries.
 
-    It takes the place of mmengine's loader, which unpickles whatever it finds.
+    mmengine's own loader unpickles whatever it finds.
 
     Raises:
         UserError: if the file is missing, damaged or holds more than tensors and plain values.
@@ -72,7 +81,6 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     part.replace(path)
 
 
-@register_backend('local', prefixes='', force=True)
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local files, whole or absent: a run killed while saving loses nothing."""
 

@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from pretrain.runs.checkpoint import check_resume
+from pretrain.runs.checkpoint import check_resume, install
 from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -122,6 +122,7 @@ def main() -> None:
         return
     if launches:
         become_torchrun(args.gpus, nodes)
+    install()
     config.launcher = 'pytorch' if launched else 'none'
     if launched and not torch.cuda.is_available():
         # mmengine's own start-up would ask for a CUDA device.
