@@ -1,6 +1,10 @@
 """Draw training and testing curves, as in Figure 1, from run records.
 
 python tools/plot_curves.py BL=work_dirs/r152_bl/run.json SD=work_dirs/r152_sd/run.json curves.png
+python tools/plot_curves.py BL=RECORDS:resnet20_bl:0 SD=RECORDS:resnet20_sd_t3:0 curves.png
+
+The second form takes one of many records, by config and seed: RECORDS is a folder with run.json
+files, or a .jsonl file of tools/collect_records.py.
 """
 
 import argparse
@@ -8,28 +12,35 @@ from pathlib import Path
 
 from pretrain.runs.cli import named_path, run
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import read_record
+from pretrain.runs.record import read_records
 from pretrain.studies.curves import COLOURS, plot_curves
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=run.json')
+    parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
     parser.add_argument('out', type=Path, help='the picture to write: .png, .pdf or .svg')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
     return parser.parse_args()
+
+
+def one_record(run: Path) -> dict:
+    """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names."""
+    source, *chosen = [run] if run.exists() else str(run).split(':')
+    records = read_records(Path(source))
+    if chosen:
+        names = [[r['config'], str(r['identity']['seed'])][: len(chosen)] for r in records]
+        records = [r for r, name in zip(records, names, strict=True) if name == chosen]
+    if len(records) != 1:
+        raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')
+    return records[0]
 
 
 def main() -> None:
     args = parse_args()
     if len(args.runs) > len(COLOURS):
         raise UserError(f'{len(args.runs)} runs: at most {len(COLOURS)} can be told apart.')
-    records = {}
-    for name, path in args.runs:
-        records[name] = read_record(path)
-        if records[name] is None:
-            raise UserError(f'No record {path}: give the run.json of a run.')
-    plot_curves(records, args.out, args.from_epoch)
+    plot_curves({name: one_record(run) for name, run in args.runs}, args.out, args.from_epoch)
     print(f'The curves are in {args.out}.')
 
 

@@ -1,7 +1,9 @@
 """Print a table of the paper from run records: paper, ours, delta, mean ± std, n.
 
-python tools/table.py 3 RECORDS [--backbones resnet20]    # RECORDS: a folder with run.json files
-python tools/table.py {2,4,5,methods} RECORDS
+python tools/table.py 3 RECORDS [--backbones resnet20]
+python tools/table.py {2,4,5,methods,cost} RECORDS
+
+RECORDS is a folder with run.json files, or a .jsonl file of tools/collect_records.py.
 """
 
 import argparse
@@ -10,7 +12,6 @@ from pathlib import Path
 from downstream.results import TASKS, transfer_table
 from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
-from pretrain.runs.errors import UserError
 from pretrain.runs.report import find_records
 from pretrain.studies.tables import methods_table, table_2, table_3, table_4
 
@@ -25,16 +26,14 @@ BACKBONES = ('resnet20', 'resnet32', 'resnet56', 'resnet110', 'densenet100', 'de
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('table', choices=['2', '3', '4', '5', 'methods'])
-    parser.add_argument('records', type=Path, help='a folder; its run.json files are read')
+    parser.add_argument('table', choices=['2', '3', '4', '5', 'methods', 'cost'])
+    parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if not args.records.is_dir():
-        raise UserError(f'No folder {args.records}: give one that holds run.json files.')
     if args.table == '5':
         print(transfer_table(find_records(args.records, TASKS)))
         return
@@ -44,8 +43,9 @@ def main() -> None:
         print(table_3(records, [load_config(path) for path in paths]))
     elif args.table == '4':
         print(table_4(records, [load_config(CONFIGS / f'{row}.py') for row in TABLE_4]))
-    elif args.table == 'methods':
-        print(methods_table(records, [load_config(CIFAR / f'resnet20_{m}.py') for m in METHODS]))
+    elif args.table in ('methods', 'cost'):
+        configs = [load_config(CIFAR / f'resnet20_{m}.py') for m in METHODS]
+        print(methods_table(records, configs, errors=args.table == 'methods'))
     else:
         print(table_2(records))
 

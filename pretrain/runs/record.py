@@ -1,4 +1,7 @@
-"""run.json: what a run was and what came out of it. Tables read nothing else."""
+"""run.json: what a run was and what came out of it. Tables read nothing else.
+
+The records of a table are committed as one ``results/<set>.jsonl``, a record a line.
+"""
 
 import hashlib
 import json
@@ -23,12 +26,57 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.schedule import generation
 
+FORMAT = 1  # of the records written; those of earlier formats stay readable
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
 def read_record(path: Path) -> dict | None:
-    """The record at ``path``, or None if there is none yet."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The record of a ``run.json`` file, in today's format, or None if there is none yet.
+
+    Raises:
+        UserError: if the file holds no record, or one of a later version of the suite.
+    """
+    return _parse(path.read_text(), path) if path.is_file() else None
+
+
+def read_records(source: Path) -> list[dict]:
+    """The records of many runs, finished or not.
+
+    Args:
+        source: a folder, whose ``run.json`` files are read in the order of their paths, or a file:
+            a single ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.report.collect_records`.
+
+    Raises:
+        UserError: as :func:`read_record`, or if there is no such folder or file.
+
+    Example:
+        >>> read_records(Path('configs/demo/results/bccd.jsonl'))[0]['config']
+        'faster_rcnn_r18_bccd'
+    """
+    source = Path(source)
+    if source.is_dir():
+        return [read_record(path) for path in sorted(source.rglob('run.json'))]
+    if not source.is_file():
+        raise UserError(f'No folder or file {source}: give run.json files or a .jsonl file.')
+    if source.suffix != '.jsonl':
+        return [read_record(source)]
+    lines = source.read_text().splitlines()
+    return [_parse(line, f'line {n} of {source}') for n, line in enumerate(lines, 1)]
+
+
+def _parse(text: str, place: Path | str) -> dict:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f'{place} is not the record of a run: restore it, or delete it.')
+    if record.get('format', FORMAT) > FORMAT:
+        raise UserError(
+            f'{place} has format {record["format"]}, this version of the suite reads up to '
+            f'{FORMAT}: update the suite.'
+        )
+    return record
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
@@ -161,7 +209,7 @@ def describe(config: Config) -> dict:
     origin = identity.get('backbone', identity)
     name = origin['algorithm']['name'] if 'algorithm' in origin else Path(origin['source']).stem
     return {
-        'format': 1,
+        'format': FORMAT,
         'config': Path(config.filename).stem,
         'label': config.label or name,
         'task': config.task,

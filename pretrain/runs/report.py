@@ -1,19 +1,48 @@
 """Records to tables: what the tables of both stages have in common."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.runs.record import read_record
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_records
 
 MISSING = 'missing'
 SHORTENED = 'SHORTENED, not comparable with the paper. '
 
 
-def find_records(folder: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
-    """The finished records of the tasks below ``folder``, in the order of their paths."""
-    records = [read_record(path) for path in sorted(Path(folder).rglob('run.json'))]
-    return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
+def find_records(source: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
+    """The finished records of the tasks in a folder or file, as
+    :func:`pretrain.runs.record.read_records` reads them."""
+    return [r for r in read_records(source) if r['status'] == 'finished' and r['task'] in tasks]
+
+
+def collect_records(source: Path, out: Path) -> int:
+    """Write the finished records of ``source`` to a ``.jsonl`` file, a record a line.
+
+    The lines are sorted by config, label and seed, so that the same runs give the same file.
+
+    Args:
+        source: as in :func:`pretrain.runs.record.read_records`.
+        out: the file, which is replaced.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        UserError: if there is no finished record, or ``out`` is not called ``.jsonl``.
+    """
+    if out.suffix != '.jsonl':
+        raise UserError(f'{out} would not be read as records: give it the suffix .jsonl.')
+    records = [r for r in read_records(source) if r['status'] == 'finished']
+    if not records:
+        raise UserError(f'There is no record of a finished run in {source}.')
+    records.sort(key=lambda r: (r['config'], r['label'], r['identity']['seed'], json.dumps(r)))
+    lines = [json.dumps(record, separators=(',', ':')) + '\n' for record in records]
+    write_atomically(out, ''.join(lines).encode())
+    return len(records)
 
 
 def mean_std(values: Sequence[float], sign: str = '-') -> str:

@@ -97,31 +97,34 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
     return markdown(header, rows, notes, texts=3)
 
 
-def methods_table(records: Sequence[dict], configs: Sequence[Config]) -> str:
+def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bool = True) -> str:
     """The error and the cost of each method, as measured, beside those of the first, the baseline.
 
     Iterations and seconds are those of training alone, over all generations; each is a mean over
-    the seeds. Args and errors are those of :func:`table_3`.
+    the seeds.
+
+    Args:
+        records: as :func:`find_records` gives them.
+        configs: of the rows, in their order.
+        errors: whether the errors are shown too, and not the cost alone.
+
+    Raises:
+        UserError: if the records of the rows do not belong in one table.
     """
     groups = _group(records, configs)
     notes, _ = _setting(groups, configs)
-    header = ['method', 'generations', 'error (%)', 'n', 'gain over BL', 'p', 'iterations']
-    header += ['× BL', 'seconds', '× BL']
+    header = ['method', 'generations', 'n', 'iterations', '× BL', 'seconds', '× BL']
+    if errors:
+        header[2:3] = 'error (%)', 'n', 'gain over BL', 'p'
     base = groups[0]
     rows = []
     for config, mine in zip(configs, groups, strict=True):
-        rows.append(
-            [
-                config.algorithm.name,
-                str(config.algorithm.generations)
-                + (' whole' if config.algorithm.fresh_student else ''),
-                mean_std(_finals(mine)),
-                str(len(mine)),
-                *_against(_finals(mine), _finals(base) if mine is not base else []),
-                *_cost(mine, base, 'iterations'),
-                *_cost(mine, base, 'seconds'),
-            ]
-        )
+        whole = ' whole' if config.algorithm.fresh_student else ''
+        row = [config.algorithm.name, f'{config.algorithm.generations}{whole}', str(len(mine))]
+        if errors:
+            row.insert(2, mean_std(_finals(mine)))
+            row += _against(_finals(mine), _finals(base) if mine is not base else [])
+        rows.append([*row, *_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')])
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
     return markdown(header, rows, notes, texts=2)
 

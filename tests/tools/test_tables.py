@@ -18,18 +18,21 @@ def call(*command: str) -> subprocess.CompletedProcess:
 
 
 def test_every_table_has_its_command() -> None:
-    table = call('tools/table.py', '5', 'configs/demo/results/small')
+    table = call('tools/table.py', '5', 'configs/demo/results/bccd.jsonl')
     assert table.returncode == 0
-    assert ', mAP (%)  | BL ' in table.stdout
+    assert ', mAP (%) | BL ' in table.stdout
 
 
 @pytest.mark.parametrize(
     ('command', 'message'),
     [
-        (['tools/table.py', '3', 'nowhere'], 'No folder nowhere'),
+        (['tools/table.py', '3', 'nowhere'], 'No folder or file nowhere'),
         (['tools/table.py', '2', 'tests'], 'no record of Table 2'),
         (['tools/table.py', '5', 'tests'], 'no finished downstream run'),
-        (['tools/plot_curves.py', 'BL=nowhere/run.json', 'x.png'], 'No record nowhere/run.json'),
+        (
+            ['tools/plot_curves.py', 'BL=nowhere/run.json', 'x.png'],
+            'No folder or file nowhere/run.json',
+        ),
         (['tools/sweep.py', 'configs/nowhere.py'], 'No config configs/nowhere.py'),
         (
             ['tools/similarity.py', '--cfg-options', 'data_root=nowhere'],
@@ -46,11 +49,19 @@ def test_mistakes_are_one_sentence(command: list[str], message: str) -> None:
 
 
 def test_curves_of_a_record(tmp_path: Path) -> None:
+    """Of a record alone, and of one chosen by config and seed from a file of several."""
     history = [
         {'epoch': e, 'train': {'error': 9.0 - e}, 'metrics': {'top1_error': 9.5 - e}}
         for e in (1, 2, 3)
     ]
     (tmp_path / 'run.json').write_text(json.dumps({'history': history}))
-    result = call('tools/plot_curves.py', f'BL={tmp_path}/run.json', f'{tmp_path}/out.svg')
+    records = [{'config': 'a', 'identity': {'seed': s}, 'history': history} for s in (0, 1)]
+    (tmp_path / 'set.jsonl').write_text('\n'.join(map(json.dumps, records)))
+    result = call(
+        'tools/plot_curves.py', f'BL={tmp_path}/run.json', f'SD={tmp_path}/set.jsonl:a:1',
+        f'{tmp_path}/out.svg',
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'out.svg').stat().st_size > 1000
+    result = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a', f'{tmp_path}/out.svg')
+    assert 'set.jsonl:a names 2 records: name one as FILE:CONFIG:SEED' in result.stderr

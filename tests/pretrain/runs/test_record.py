@@ -9,7 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import is_better, read_record, summarise
+from pretrain.runs.record import FORMAT, is_better, read_record, read_records, summarise
+from tests.conftest import ROOT
 
 
 def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
@@ -125,3 +126,26 @@ def test_which_way_is_better() -> None:
     assert is_better('top1_error', 1.0, 2.0)
     assert is_better('mAP', 2.0, 1.0)
     assert not is_better('mIoU', 1.0, 1.0)
+
+
+def test_what_is_no_record_is_refused_by_its_place(tmp_path: Path) -> None:
+    newer = json.dumps({'format': FORMAT + 1})
+    for text in ('', '[]', '{"format": 1', newer):
+        (tmp_path / 'run.json').write_text(text)
+        with pytest.raises(UserError, match=r'^\S*run\.json '):
+            read_record(tmp_path / 'run.json')
+    (tmp_path / 'set.jsonl').write_text(f'{{"format": 1}}\n{newer}\n')
+    with pytest.raises(UserError, match=rf'^line 2 of .*set\.jsonl has format {FORMAT + 1}'):
+        read_records(tmp_path / 'set.jsonl')
+    with pytest.raises(UserError, match=r'No folder or file .*nowhere'):
+        read_records(tmp_path / 'nowhere')
+
+
+def test_committed_records_stay_readable() -> None:
+    files = sorted(ROOT.glob('configs/**/results/*.jsonl'))
+    assert files
+    for path in files:
+        for record in read_records(path):
+            assert record['status'] == 'finished'
+            assert record['history'][-1]['epoch'] == record['generations'][-1]['last_epoch']
+            assert isinstance(record['identity']['seed'], int)

@@ -137,6 +137,8 @@ def test_methods_cost_what_was_measured(records: Path) -> None:
     assert cells(table, 'SD T=3')[5:] == [str(164 * 391), '1.00', '328', '1.00']
     assert cells(table, 'SD T=2')[1:3] == ['missing', '0']
     assert cells(table, 'BL')[3:5] == ['', '']
+    cost = methods_table(find_records(records), configs, errors=False)
+    assert cells(cost, 'BAN') == ['4 whole', '1', str(4 * 164 * 391), '4.00', '1312', '4.00']
 
 
 def test_table_4(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Write the records of finished runs to one file, a record a line, to be committed.
+
+python tools/collect_records.py WORK_DIR configs/pretrain/cifar100/results/table3.jsonl
+"""
+
+import argparse
+from pathlib import Path
+
+from pretrain.runs.cli import run
+from pretrain.runs.report import collect_records
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
+    parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    print(f'{collect_records(args.records, args.out)} records are in {args.out}.')
+
+
+if __name__ == '__main__':
+    run(main)
