@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from pretrain.runs.errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Where a run finds its things; not part of what it computes.
 PLACE_KEYS = ('data_root', 'backbone_file', 'load_from', 'resume')
 
@@ -20,17 +21,25 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """Read a config file and override some of its keys.
 
     Args:
-        path: the file.
+        path: the file. If the working directory has none of this name, it is one of the suite's
+            own: ``configs/...`` names it, in the repository and where the suite is installed.
         options: ``key=value`` strings; a key is a dotted path that the config already has
             (``train_dataloader.num_workers``, ``algorithm.generations``), a value a Python
             literal or a plain string.
 
     Raises:
         UserError: if the file or a key does not exist; names the nearest key that does.
+
+    Example:
+        >>> load_config('configs/pretrain/r152_sd.py', ['batch_size=512']).batch_size
+        512
     """
-    if not Path(path).is_file():
+    # An installed suite has its configs in the package, the repository beside it.
+    places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise UserError(f'No config {path}: give the path of a file, such as those in configs/.')
-    config = Config.fromfile(str(path))
+    config = Config.fromfile(str(file))
     known = dict(_walk(config.to_dict()))
     overrides = {}
     for option in options:
