@@ -1,0 +1,42 @@
+"""Snapshot Distillation: training in mini-generations, each taught by the one before.
+
+What happens in a pretraining run, in this order. Fine-tuning has the steps without a snapshot.
+
+The start, in :mod:`pretrain.runs.start`:
+
+1. ``load_config`` reads the config and its overrides (``runs/config.py``).
+2. ``prepare`` checks the data and turns the few settings of the config into loss, schedule, loaders
+   and hooks (``build.py``; ``downstream/build.py`` for fine-tuning).
+3. ``choose_start`` takes the last ``epoch_*.pth`` of the work directory, else the checkpoint of
+   ``--start-from``, else new weights. ``check_resume`` refuses a checkpoint that another setting
+   has made (``runs/checkpoint.py``).
+4. With ``--gpus N`` the command is then started once for each process.
+
+mmengine's Runner takes over. Hooks of the same moment run in the order of this list:
+
+5. ``SnapshotHook.after_load_checkpoint`` checks that the checkpoint is of this network
+   (``hooks.py``).
+6. ``SnapshotHook.before_train`` loads the one teacher of a run that has ``teacher_file``.
+7. ``RunRecordHook.before_train`` opens ``run.json`` and validates the last epoch if the run was
+   stopped before it could (``runs/record.py``).
+
+Each epoch:
+
+8. ``SnapshotHook.before_train_epoch`` makes the student the teacher if a mini-generation has just
+   ended (Eqn 4; ``schedule.py``).
+9. ``SnapshotClassifier.train_step`` is an iteration: the teacher's logits, the student's logits,
+   the loss of Eqn 3, one update (``classifier.py``, ``losses.py``).
+10. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5).
+11. ``RunRecordHook.after_train_iter`` stops the run if the loss is not finite.
+12. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
+    the end of mini-generation k, writes ``snapshot_k.pth``.
+13. ``CheckpointHook.after_train_epoch`` writes ``epoch_*.pth``.
+14. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
+15. ``ValLoop.run`` computes the errors on the test pictures (``metrics.py``).
+16. ``RunRecordHook.after_val_epoch`` enters them.
+
+The end:
+
+17. ``EnsembleHook.after_train`` evaluates the snapshots together.
+18. ``RunRecordHook.after_train`` marks the record as finished. Tables read nothing but records.
+"""

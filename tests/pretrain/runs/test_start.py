@@ -1,8 +1,14 @@
 import os
+import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from mmengine.registry import HOOKS, LOOPS, MODELS
 
+import pretrain
+from pretrain.runs import start
 from pretrain.runs.errors import UserError
 from pretrain.runs.start import become_torchrun
 
@@ -37,3 +43,36 @@ def test_several_nodes_meet_at_the_first(executed: list[list[str]]) -> None:
         '--nproc_per_node=4',
     ]  # fmt: skip
     assert os.environ['OMP_NUM_THREADS'] == '5'
+
+
+def test_a_run_goes_as_the_page_says(
+    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbered steps of pretrain's docstring, in the order in which a run first meets them."""
+    steps = re.findall(r'^ *\d+\. ``(\w+)(?:\.(\w+))?``', pretrain.__doc__, re.MULTILINE)
+    assert len(steps) > 12
+    done = []
+
+    def note(owner: object, name: str, step: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: object, **kwargs: object) -> object:
+            if step not in done:
+                done.append(step)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    def main(method: str, **algorithm: object) -> None:
+        config = tiny_file(method, generations=2, **algorithm)
+        command = ['start.py', str(config), '--work-dir', str(tmp_path / method)]
+        begun = ['--start-from', str(tmp_path / 'se/snapshot_1.pth')] if method == 'sd' else []
+        monkeypatch.setattr(sys, 'argv', [*command, *begun])
+        start.main()
+
+    main('se')
+    for name, method in steps:
+        owner = next((r.get(name) for r in (HOOKS, LOOPS, MODELS) if r.get(name)), start)
+        note(owner, method or name, f'{name}.{method}')
+    main('sd', teacher_weight=1.0)
+    assert done == [f'{name}.{method}' for name, method in steps]
