@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, RUNNERS
-from mmengine.runner import Runner
-from torch import nn
+from mmengine.registry import MODELS
 
 # These register what a config may name: in mmengine's registries, under our own names.
-import downstream.pictures  # noqa: F401
+import downstream.pictures
+import downstream.precision  # noqa: F401
 import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.builtin import CLASSES
@@ -24,6 +23,7 @@ from downstream.voc import check_detection, check_segmentation
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError, make_all
+from pretrain.runs.precision import resolve_precision
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
 _VISUALIZERS = {
@@ -50,6 +50,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     install()
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
+    config.runner_type = 'DownstreamRunner'
+    config.precision = resolve_precision(config.precision)
     _fill_loaders(config, world_size)
     config.optim_wrapper.accumulative_counts = config.micro_batches
     # Images of many sizes would have cuDNN search anew for each.
@@ -70,6 +72,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         seed=config.randomness.seed,
         batch_size=config.batch_size,
         micro_batches=config.micro_batches,
+        precision=config.precision,
         image_scale=config.image_scale,
         crop_size=config.get('crop_size'),
         classes=config.get('classes'),
@@ -172,7 +175,6 @@ def _fill_detection(config: Config) -> None:
 
 
 def _fill_segmentation(config: Config, world_size: int) -> None:
-    config.runner_type = 'ChannelsLastRunner'
     config.model.data_preprocessor.size = config.crop_size
     if world_size > 1 and torch.cuda.is_available():
         config.sync_bn = 'torch'  # statistics over the whole batch, whatever the number of GPUs
@@ -193,14 +195,3 @@ def _check_split(config: Config, dataset: ConfigDict) -> int:
     masks = root / prefix.seg_map_path
     num_classes = config.model.decode_head.num_classes
     return check_segmentation(split, root / prefix.img_path, masks, num_classes)
-
-
-@RUNNERS.register_module()
-class ChannelsLastRunner(Runner):
-    """mmengine's, with the model in the memory format that convolutions are fastest in.
-
-    Not for detectors: mmcv's compiled RoIAlign reads every feature map as if it were contiguous.
-    """
-
-    def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:
-        return super().build_model(model).to(memory_format=torch.channels_last)

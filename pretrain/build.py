@@ -22,6 +22,7 @@ from pretrain.classifier import student_weights
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
+from pretrain.runs.precision import resolve_precision
 from pretrain.schedule import cosine_restarts, mini_generations
 
 LOSS_SETTINGS = (
@@ -56,6 +57,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     if config.data_seed is None:
         config.data_seed = config.randomness.seed
     _fill_loaders(config, world_size)
+    config.precision = config.model.precision = resolve_precision(config.precision)
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
     )
@@ -130,7 +132,7 @@ def _identity(config: Config) -> dict[str, Any]:
         dataset={key: value for key, value in dataset.items() if key not in places},
         data_preprocessor=config.model.data_preprocessor.to_dict(),
         network=config.model.network.to_dict(),
-        bf16=config.model.bf16,
+        precision=config.precision,
         micro_batches=config.model.micro_batches,
         compiled=config.model.compiled,
         optimizer=config.optim_wrapper.optimizer.to_dict(),

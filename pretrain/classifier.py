@@ -1,6 +1,7 @@
 """The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 from pretrain.metrics import TrainingStatistics
 from pretrain.runs.errors import UserError
 from pretrain.runs.micro_batches import train_in_pieces
+from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
 
 
@@ -29,6 +31,33 @@ def freeze(network: nn.Module) -> nn.Module:
             delattr(module, name)
             module.register_buffer(name, parameter.detach())
     return network
+
+
+def fold(teacher: nn.Module, precision: str) -> nn.Module:
+    """A copy of a network in evaluation mode that gives its logits with fewer kernels.
+
+    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here,
+    once; autocast would cast them at each forward, since it keeps only the casts of weights that
+    need a gradient. A network that torch.fx cannot trace is copied as it is, and a warning says so.
+
+    Args:
+        teacher: from :func:`freeze`; it is not changed.
+        precision: 'bf16' or 'float32'.
+    """
+    try:
+        folded = fuse(teacher)
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        warnings.warn(
+            f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
+            'into the convolutions. The results are the same, its forward is slower.',
+            stacklevel=2,
+        )
+        folded = copy.deepcopy(teacher)
+    if precision == 'bf16':
+        for module in folded.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return folded.to(memory_format=torch.channels_last)
 
 
 @MODELS.register_module()
@@ -51,8 +80,8 @@ class SnapshotClassifier(BaseModel):
         network: config of the network, images (N, 3, H, W) to logits (N, C).
         loss: config of :class:`pretrain.losses.SnapshotDistillationLoss`.
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
-        bf16: whether both networks compute in bfloat16 where autocast allows it, on a GPU; on the
-            CPU they compute in float32. Weights and the loss are float32 anyway.
+        precision: 'bf16' or 'float32', in which both networks compute. Weights, statistics and the
+            loss are float32 anyway.
         micro_batches: pieces in which a process computes its share of a batch, for want of memory.
         compiled: whether both networks go through ``torch.compile``.
 
@@ -70,7 +99,7 @@ class SnapshotClassifier(BaseModel):
         network: dict,
         loss: dict,
         data_preprocessor: dict,
-        bf16: bool = True,
+        precision: str = 'float32',
         micro_batches: int = 1,
         compiled: bool = False,
     ) -> None:
@@ -86,7 +115,7 @@ class SnapshotClassifier(BaseModel):
         self.statistics = TrainingStatistics()
         if micro_batches < 1:
             raise UserError(f'model.micro_batches is {micro_batches}: it must be 1 or more.')
-        self.bf16 = bf16
+        self.precision = precision
         self.micro_batches = micro_batches
         self.compiled = compiled
         self._network = network
@@ -105,7 +134,7 @@ class SnapshotClassifier(BaseModel):
     def teach(self, inputs: Tensor) -> Tensor:
         """The teacher's logits (N, C), without gradient."""
         if not self._folded:  # a new teacher, or a resumed run
-            self._folded.append(fuse(self.teacher).to(memory_format=torch.channels_last))
+            self._folded.append(fold(self.teacher, self.precision))
             if self.compiled:
                 self._folded[0].compile()
         with torch.inference_mode():
@@ -154,7 +183,7 @@ class SnapshotClassifier(BaseModel):
         return losses
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        with torch.autocast('cuda', torch.bfloat16, enabled=self.bf16 and inputs.is_cuda):
+        with autocast(self.precision, inputs.device.type):
             return network(inputs).float()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
@@ -25,6 +25,7 @@ from pretrain.runs.start import choose_start
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
+    'precision=float32',  # runs are compared to the bit, and with torch alone
     'image_size=32',
     'batch_size=8',
     'epochs=3',
@@ -69,6 +70,15 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         yield
+
+
+@pytest.fixture(autouse=True)
+def default_scope() -> Iterator[None]:
+    """A Runner of mmdet or mmseg leaves its registry in use, for the tests after it as well."""
+    before = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='session')
@@ -118,6 +128,7 @@ def train(tiny_config: Callable[..., Config]) -> Callable[..., Runner]:
 TINY_CONFIG = """
 _base_ = ['{root}/configs/_base_/runtime.py', '{root}/configs/_base_/pretrain/demo.py']
 data_root = '{data}'
+precision = 'float32'
 image_size = 32
 batch_size = 8
 epochs = 4

@@ -3,6 +3,10 @@
 default_scope = 'mmengine'
 label = ''  # the row of this run in tables; by default the name of the algorithm
 randomness = dict(seed=0)
+# Of both stages: 'bf16', 'float32', or 'auto': bf16 where the GPU (Ampere or later) or the CPU
+# (AVX512-BF16 or AMX) computes in it, float32 elsewhere. Loss, statistics and metrics are float32
+# in any case. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
+precision = 'auto'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),

@@ -4,7 +4,7 @@
         --cfg-options backbone_file=work_dirs/r152_sd/backbone.pth
 
 Ours: not measured yet. Cost: not measured yet. The schedule of the C4 detector: 10 epochs, batch
-16, learning rate 0.01, divided by 10 after 8 epochs. An image gives mmdet's 512 regions, not 128.
+16, learning rate 0.01, divided by 10 after 8 epochs. Regions as there, 128 an image (mmdet: 512).
 """
 
 _base_ = [

@@ -20,6 +20,7 @@ from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import usable_cores
+from pretrain.runs.precision import forbid_tf32
 from pretrain.runs.record import read_record
 
 
@@ -129,6 +130,7 @@ def main() -> None:
         torch.distributed.init_process_group('gloo')
         wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
         config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    forbid_tf32()
     RUNNERS.build(config).train()
 
 

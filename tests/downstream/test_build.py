@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS, RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import Dataset
@@ -28,7 +28,8 @@ DEMO_BCCD = 'configs/demo/faster_rcnn_r18_bccd.py'
 
 
 def with_files(config, voc, backbone_file, *options):
-    return load_config(config, (f'data_root={voc}', f'backbone_file={backbone_file}', *options))
+    files = (f'data_root={voc}', f'backbone_file={backbone_file}')
+    return load_config(config, (*files, 'precision=float32', *options))
 
 
 class Images(Dataset):
@@ -374,7 +375,7 @@ def test_other_classes_are_trained_and_evaluated(cells, backbone_file, tmp_path)
     assert config.model.roi_head.bbox_head.num_classes == 3
     assert config.identity.drop_invalid_boxes
     config.work_dir = str(tmp_path / 'run')
-    runner = Runner.from_cfg(config)
+    runner = RUNNERS.build(config)
     runner.train()
     assert runner.model.roi_head.bbox_head.fc_cls.out_features == 4  # with the background
     assert math.isfinite(runner.message_hub.get_scalar('val/pascal_voc/mAP').current())
@@ -431,7 +432,7 @@ def test_trains_evaluates_and_resumes(config, metric, voc, backbone_file, tmp_pa
 
     def run(folder):
         config.work_dir = str(tmp_path / folder)
-        runner = Runner.from_cfg(config)
+        runner = RUNNERS.build(config)
         runner.train()
         assert (runner.epoch, runner.iter) == (2, 2 * 8 // 4)
         assert math.isfinite(runner.message_hub.get_scalar(f'val/{metric}').current())

@@ -18,4 +18,6 @@ model = dict(
         norm_cfg=dict(requires_grad=False),
         init_cfg=None,
     ),
+    # 128 regions an image, as the C4 detector; RoIAlign's backward pass is slow on a CPU.
+    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )

@@ -18,7 +18,6 @@ algorithm = dict(
 )
 model = dict(
     type='SnapshotClassifier',
-    bf16=True,  # on a GPU; CPU runs are float32
     micro_batches=1,  # pieces of a process's batch, where its memory cannot hold it at once
     compiled=False,  # torch.compile
     data_preprocessor=dict(type='ImgDataPreprocessor'),

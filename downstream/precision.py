@@ -1,0 +1,67 @@
+"""The precision and the memory format in which detectors and segmenters compute."""
+
+import functools
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pretrain.runs.precision import autocast
+
+# The parts made of convolutions and products; those that a loss or a box is computed from give
+# float32.
+FEATURES = ('backbone', 'neck', 'roi_head.shared_head')
+HEADS = ('rpn_head', 'roi_head.bbox_head', 'decode_head')
+POOLING = 'roi_head.bbox_roi_extractor'
+
+
+@RUNNERS.register_module()
+class DownstreamRunner(Runner):
+    """mmengine's, with the model in ``precision`` and in the memory format that convolutions are
+    fastest in."""
+
+    def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:
+        model = super().build_model(model).to(memory_format=torch.channels_last)
+        return set_precision(model, self.cfg.precision)
+
+
+def set_precision(model: nn.Module, precision: str) -> nn.Module:
+    """Have the layers of a detector or segmenter compute in ``precision``, in place.
+
+    Regions, their pooling, non-maximum suppression and losses stay float32.
+
+    Args:
+        model: of mmdet or mmseg, built.
+        precision: 'bf16' or 'float32'.
+    """
+    parts = dict(model.named_modules())
+    for name in (*FEATURES, *HEADS):
+        if name in parts:
+            part = parts[name]
+            forward = autocast(precision, get_device())(part.forward)
+            part.forward = _float32(forward) if name in HEADS else forward
+    if POOLING in parts:
+        parts[POOLING].register_forward_pre_hook(_plain_maps)
+    return model
+
+
+def _float32(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return tree_map(
+            lambda x: x.float() if isinstance(x, Tensor) else x, forward(*args, **kwargs)
+        )
+
+    return wrapped
+
+
+def _plain_maps(_: nn.Module, args: tuple) -> tuple:
+    """Feature maps for RoIAlign: float32, since mmdet gives the regions the type of the maps, and
+    contiguous, since mmcv's compiled RoIAlign reads every map as if it were."""
+    maps, *rest = args
+    return tuple(x.float().contiguous() for x in maps), *rest

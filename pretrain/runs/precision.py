@@ -1,0 +1,67 @@
+"""The number format that networks compute in: one setting for GPU and CPU, both stages."""
+
+import torch
+
+from pretrain.runs.errors import UserError
+
+
+def resolve_precision(precision: str) -> str:
+    """What ``precision`` of a config means on this machine.
+
+    Args:
+        precision: 'auto', 'bf16' or 'float32'. 'auto' is bf16 where the hardware computes in it and
+            float32 elsewhere; an emulated bf16 is slower than float32 and does not count.
+
+    Returns:
+        'bf16' or 'float32'.
+
+    Raises:
+        UserError: if it is none of the three, or bf16 on hardware that has none.
+
+    Example:
+        >>> resolve_precision('float32')
+        'float32'
+    """
+    if precision not in ('auto', 'bf16', 'float32'):
+        raise UserError(f"precision is {precision!r}: choose 'auto', 'bf16' or 'float32'.")
+    without = _device_without_bf16()
+    if precision == 'auto':
+        return 'float32' if without else 'bf16'
+    if precision == 'bf16' and without:
+        raise UserError(
+            f"precision='bf16', but {without} does not compute in bfloat16: set precision='auto', "
+            'which is float32 there.'
+        )
+    return precision
+
+
+def _device_without_bf16() -> str | None:
+    """The device of a run that has no arithmetic for bfloat16, or None if all have it."""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.get_device_capability(index) < (8, 0):
+                return f'GPU {index}, a {torch.cuda.get_device_name(index)} older than Ampere,'
+        return None
+    # torch.ops.mkldnn._is_mkldnn_bf16_supported() is true of every AVX512 processor, most of which
+    # emulate bfloat16.
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return None
+    return 'this processor (neither AVX512-BF16 nor AMX)'
+
+
+def autocast(precision: str, device_type: str) -> torch.autocast:
+    """A context, or decorator, in which layers compute in ``precision``.
+
+    Weights, the statistics of batch normalisation and gradients of weights stay float32.
+
+    Args:
+        precision: 'bf16' or 'float32'.
+        device_type: 'cuda' or 'cpu'.
+    """
+    return torch.autocast(device_type, torch.bfloat16, enabled=precision == 'bf16')
+
+
+def forbid_tf32() -> None:
+    """Have a GPU compute float32 as float32: torch lets cuDNN's convolutions use TF32 unasked."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
