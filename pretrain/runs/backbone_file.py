@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.runs.checkpoint import load_from_disk, weights_sha256, write_atomically
+from pretrain.runs.checkpoint import load_from_disk, seal, weights_sha256, write_atomically
 from pretrain.runs.errors import UserError
 
 
@@ -43,7 +43,7 @@ def write_backbone_file(
     }
     buffer = io.BytesIO()
     torch.save(weights, buffer)
-    write_atomically(out, buffer.getvalue())
+    write_atomically(out, seal(buffer.getvalue()))
     return weights.provenance
 
 

@@ -3,6 +3,10 @@
 import hashlib
 import os
 import pickle
+import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,34 +62,125 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     """
     if not Path(path).is_file():
         raise UserError(f'No checkpoint {path}: give the path of an existing .pth file.')
+    if _is_zip(path) and not is_whole(path):
+        raise UserError(f'{path} is damaged: take an intact copy.')
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
             "take an intact file, or one of which its owner saved the ['state_dict'] alone."
         ) from error
 
 
+def _is_zip(path: str | Path) -> bool:
+    """Whether torch will read a file as a zip archive. Before 2020 it wrote plain pickles."""
+    with Path(path).open('rb') as file:
+        return file.read(4) == b'PK\3\4'
+
+
+def seal(data: bytes) -> bytes:
+    """Add a checksum to a file that ``torch.save`` made.
+
+    The file stays a zip archive that every program reads: the checksum is the archive's comment.
+
+    Args:
+        data: the file, a zip archive without a comment.
+
+    Returns:
+        The same archive, with the SHA-256 of all bytes before the comment as its comment.
+    """
+    sealed = bytearray(data)
+    sealed[-2:] = struct.pack('<H', _SEAL_LENGTH)  # the length of the comment that follows
+    sealed += _SEAL + hashlib.sha256(sealed).hexdigest().encode()
+    return bytes(sealed)
+
+
+_SEAL = b'sha256:'
+_SEAL_LENGTH = len(_SEAL) + 64
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a file of ``torch.save`` holds the bytes that were written.
+
+    A sealed file (see :func:`seal`) is compared with its checksum, so that a change of any bit is
+    found. A file of another program is compared with the checksums that zip keeps of each record;
+    ``torch.load`` ignores them.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with Path(path).open('rb') as file:
+        left = max(0, file.seek(0, os.SEEK_END) - _SEAL_LENGTH)
+        file.seek(left)
+        end = file.read()
+        if not end.startswith(_SEAL):
+            return end.endswith(b'\0\0') and _records_are_whole(path)
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(min(left, 2**20)):
+            digest.update(chunk)
+            left -= len(chunk)
+    return end == _SEAL + digest.hexdigest().encode()
+
+
+def _records_are_whole(path: str | Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError):
+        return False
+
+
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a run after a power cut, sees the old file
-    or the new one, never a part."""
+    or the new one, never a part.
+
+    Raises:
+        OSError: naming ``path``, if there is no room or no right to write; the old file stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
-    with part.open('wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open('wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)  # it would keep a full disk full
+        error.filename = str(path)
+        raise
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, whole or absent: a run killed while saving loses nothing."""
+    """mmengine's local files, whole or absent: a run killed while saving loses nothing.
+    Checkpoints are sealed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        write_atomically(filepath, obj)
+        write_atomically(filepath, seal(obj) if str(filepath).endswith('.pth') else obj)
+
+
+_CHECKPOINT_NAME = re.compile(r'epoch_(\d+)(?:_iter_(\d+))?\.pth')
+
+
+def progress(path: Path) -> tuple[int, int] | None:
+    """The finished epochs, and iterations of the next, that a checkpoint's name tells; None for
+    another file.
+
+    Example:
+        >>> progress(Path('epoch_3_iter_57.pth'))
+        (3, 57)
+    """
+    match = _CHECKPOINT_NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def checkpoints(work_dir: Path) -> list[Path]:
+    """The checkpoints that a run in ``work_dir`` can go on from, oldest first."""
+    return sorted(filter(progress, work_dir.glob('epoch_*.pth')), key=progress)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

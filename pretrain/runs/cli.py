@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,34 @@ from pretrain.runs.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a user's mistake is one sentence on stderr and exit code 1."""
+    """Call ``main``; what goes wrong is one sentence on stderr and exit code 1.
+
+    A mistake of the user's, a file that cannot be read and a full disk need no more. A fault of
+    the program's is shown with its traceback. ``--traceback`` on the command line shows every
+    error that way.
+    """
+    if shown := '--traceback' in sys.argv:
+        sys.argv.remove('--traceback')
     try:
         main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    except Exception as error:
+        expected = isinstance(error, UserError | OSError)
+        if shown or not expected:
+            traceback.print_exc()
+        sys.exit(f'error: {_sentence(error) if expected else FAULT}')
+
+
+FAULT = (
+    'this is a fault of the program: please report the command and the lines above as an issue of '
+    'this project.'
+)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    # A loader worker's error holds its whole traceback; the last line says what happened.
+    return str(error) if isinstance(error, UserError) else str(error).strip().splitlines()[-1]
 
 
 def named_path(text: str) -> tuple[str, Path]:

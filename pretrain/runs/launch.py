@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -71,8 +72,9 @@ class Launcher:
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
-        the first failure no further task begins."""
+        the first failure no further task begins; those that have begun are waited for."""
         slots = SimpleQueue()
+        failed = threading.Event()
         for slot in range(self.jobs):
             slots.put(slot)
 
@@ -80,7 +82,13 @@ class Launcher:
             slot = slots.get()
             _SLOT.set(slot)
             try:
-                return task()
+                # The pool has often begun the next task by the time that it learns of a failure.
+                return {} if failed.is_set() else task()
+            except Exception as error:
+                if not failed.is_set():
+                    print(f'{error}\nNo further run begins.', file=sys.stderr, flush=True)
+                failed.set()
+                raise
             finally:
                 slots.put(slot)
 

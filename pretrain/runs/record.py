@@ -36,7 +36,7 @@ def read_record(path: Path) -> dict | None:
     Raises:
         UserError: if the file holds no record, or one of a later version of the suite.
     """
-    return _parse(path.read_text(), path) if path.is_file() else None
+    return _parse(path.read_bytes(), path) if path.exists() else None
 
 
 def read_records(source: Path) -> list[dict]:
@@ -64,12 +64,12 @@ def read_records(source: Path) -> list[dict]:
     return [_parse(line, f'line {n} of {source}') for n, line in enumerate(lines, 1)]
 
 
-def _parse(text: str, place: Path | str) -> dict:
+def _parse(text: str | bytes, place: Path | str) -> dict:
     try:
         record = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         record = None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not {'status', 'task'} <= record.keys():
         raise UserError(f'{place} is not the record of a run: restore it, or delete it.')
     if record.get('format', FORMAT) > FORMAT:
         raise UserError(

@@ -5,17 +5,22 @@ installed.
 """
 
 import argparse
+import errno
+import fcntl
 import importlib
 import os
+import socket
 import sys
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from pretrain.runs.checkpoint import check_resume, install
+from pretrain.runs.checkpoint import check_resume, checkpoints, install, is_whole
 from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -57,6 +62,81 @@ def check_processes(count: int) -> None:
         )
 
 
+def launched_processes() -> int | None:
+    """How many processes a launcher has started for this run; None without a launcher.
+
+    torchrun and ``tools/dist_train.sh`` tell each process all that it needs. Other launchers and
+    schedulers, or what they left in a shell, say less.
+
+    Raises:
+        UserError: if there seem to be several processes that do not know of each other.
+    """
+    needed = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+    missing = [name for name in needed if not os.environ.get(name)]
+    if not missing:
+        return int(os.environ['WORLD_SIZE'])
+    for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
+        if (count := os.environ.get(name) or '1') != '1':
+            raise UserError(
+                f'{name}={count} in the environment, but {", ".join(missing)} missing: start '
+                'several processes with tools/dist_train.sh or torchrun (in each pod of a '
+                'PyTorchJob: NNODES=$WORLD_SIZE NODE_RANK=$RANK tools/dist_train.sh CONFIG GPUS); '
+                f'for a single process, unset {name}.'
+            )
+    return None
+
+
+def check_writable(work_dir: Path) -> None:
+    """Make sure that a run can be written to a folder, which need not exist yet.
+
+    Raises:
+        UserError: if it is no folder, or nothing can be written there.
+    """
+    place = next(path for path in (work_dir, *work_dir.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(
+            f'No run can be written to {work_dir} ({place}: {error.strerror}): choose another '
+            '--work-dir.'
+        ) from error
+
+
+def claim(work_dir: Path) -> TextIO:
+    """Lock a run's folder for this process.
+
+    The operating system takes the lock back when the process ends, however it ends. Loader
+    workers do not inherit it.
+
+    Returns:
+        The lock file, which must stay open as long as the run lasts.
+
+    Raises:
+        UserError: if another process has the lock; names it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    file = (work_dir / '.lock').open('a+')
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            print(
+                f'warning: {work_dir} cannot be locked ({error.strerror}): start no second run '
+                'there.',
+                file=sys.stderr,
+            )
+            return file
+        file.seek(0)
+        raise UserError(
+            f'{work_dir} is in use by {file.read()}: wait until that run ends, stop it, or choose '
+            'another --work-dir.'
+        ) from error
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    return file
+
+
 def prepare(config: Config, world_size: int) -> Config:
     """Have the stage that the config belongs to check it and fill it in."""
     return importlib.import_module(f'{config.stage}.build').prepare(config, world_size)
@@ -65,18 +145,36 @@ def prepare(config: Config, world_size: int) -> Config:
 def choose_start(config: Config, args: argparse.Namespace) -> None:
     """Set where the run begins: afresh, from its last checkpoint or from another run's."""
     work_dir = Path(config.work_dir)
-    checkpoints = sorted(work_dir.glob('epoch_*.pth'), key=lambda p: int(p.stem.split('_')[1]))
-    record = read_record(work_dir / 'run.json')
-    if not args.resume and (checkpoints or record is not None):
+    found = checkpoints(work_dir)
+    if not args.resume and (found or (work_dir / 'run.json').exists()):
         raise UserError(
             f'{config.work_dir} already holds a run: add --resume to go on with it, or --work-dir '
             'for a new one.'
         )
+    record = read_record(work_dir / 'run.json')
+    if found and record is None:
+        raise UserError(
+            f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
+            'it back, or start anew in another --work-dir.'
+        )
     started_from = record['started_from'] if record else None
-    config.load_from = str(checkpoints[-1]) if checkpoints else args.start_from or started_from
+    newest = _newest_whole(found) if found else None
+    config.load_from = str(newest) if newest else args.start_from or started_from
     config.resume = config.load_from is not None
     if config.resume:
-        check_resume(config.load_from, config.identity.to_dict(), another_run=not checkpoints)
+        check_resume(config.load_from, config.identity.to_dict(), another_run=newest is None)
+
+
+def _newest_whole(found: list[Path]) -> Path:
+    """The newest of a run's checkpoints that is not damaged."""
+    for path in reversed(found):
+        if is_whole(path):
+            return path
+        print(f'{path} is damaged: the checkpoint before it is used.', file=sys.stderr)
+    raise UserError(
+        f'All checkpoints of {found[0].parent} are damaged: put an intact copy there, or start '
+        'anew in another --work-dir.'
+    )
 
 
 def become_torchrun(processes: int, nodes: int) -> NoReturn:
@@ -108,30 +206,35 @@ def become_torchrun(processes: int, nodes: int) -> NoReturn:
 
 def main() -> None:
     args = parse_args()
-    launched = 'LOCAL_RANK' in os.environ
-    # Once, before the processes start: a mistake is one sentence and not one traceback a process.
-    launches = args.gpus is not None and not launched
-    nodes = int(os.environ.get('NNODES', 1))
-    world_size = args.gpus * nodes if launches else int(os.environ.get('WORLD_SIZE', 1))
     config = load_config(args.config, args.cfg_options)
-    config.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
+    work_dir = Path(args.work_dir or Path('work_dirs') / Path(args.config).stem)
+    config.work_dir = str(work_dir)
+    check_writable(work_dir)
+    # Once, before the processes start: a mistake is one sentence and not one traceback a process.
+    launches = args.gpus is not None and 'LOCAL_RANK' not in os.environ
+    nodes = int(os.environ.get('NNODES') or 1)
     if launches:
         check_processes(args.gpus)
-    config = prepare(config, world_size)
-    choose_start(config, args)
+    launched = None if launches else launched_processes()
+    config = prepare(config, args.gpus * nodes if launches else launched or 1)
+    if launches or args.check:
+        choose_start(config, args)
     if args.check:
         return
     if launches:
         become_torchrun(args.gpus, nodes)
     install()
-    config.launcher = 'pytorch' if launched else 'none'
-    if launched and not torch.cuda.is_available():
-        # mmengine's own start-up would ask for a CUDA device.
-        torch.distributed.init_process_group('gloo')
-        wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
-        config.model_wrapper_cfg = dict(wrapper, device_ids=None)
     forbid_tf32()
-    RUNNERS.build(config).train()
+    first = not launched or os.environ['RANK'] == '0'
+    with claim(work_dir) if first else nullcontext():
+        choose_start(config, args)
+        config.launcher = 'pytorch' if launched else 'none'
+        if launched and not torch.cuda.is_available():
+            # mmengine's own start-up would ask for a CUDA device.
+            torch.distributed.init_process_group('gloo')
+            wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
+            config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+        RUNNERS.build(config).train()
 
 
 if __name__ == '__main__':

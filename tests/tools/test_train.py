@@ -149,7 +149,7 @@ def test_a_run_is_not_started_over_by_accident(options: list[str], tmp_path: Pat
     result = train(SD, '--work-dir', str(tmp_path), '--cfg-options', *options)
     assert_one_sentence(result, 'already holds a run', '--resume')
     assert (tmp_path / 'run.json').read_text() == '{}'
-    assert [path.name for path in tmp_path.iterdir()] == ['run.json']
+    assert {path.name for path in tmp_path.iterdir()} == {'.lock', 'run.json'}
 
 
 def test_resume_and_start_from(options: list[str], tmp_path: Path) -> None:

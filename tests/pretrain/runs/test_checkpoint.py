@@ -3,11 +3,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mmengine
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from pretrain.runs.checkpoint import check_resume, load_from_disk, write_atomically
+from pretrain.runs.checkpoint import check_resume, is_whole, load_from_disk, write_atomically
 from pretrain.runs.errors import UserError
 
 
@@ -74,12 +75,68 @@ def test_interrupted_write_keeps_the_old_file(
     write_atomically(path, b'old')
 
     def power_cut(_: int) -> None:
-        raise OSError('no space left')
+        raise OSError(28, 'no space left')
 
     monkeypatch.setattr(os, 'fsync', power_cut)
-    with pytest.raises(OSError, match='no space'):
+    with pytest.raises(OSError, match='no space') as error:
         mmengine.fileio.put(b'new', str(path))
+    assert error.value.filename == str(path)
     assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
+    """Whoever has the old file open, as a second name stands for here, still reads all of it."""
+    path = tmp_path / 'file'
+    write_atomically(path, b'old')
+    os.link(path, tmp_path / 'open')
+    write_atomically(path, b'new')
+    assert path.read_bytes() == b'new'
+    assert (tmp_path / 'open').read_bytes() == b'old'
+
+
+@pytest.fixture
+def saved(train: Callable, tmp_path: Path) -> Path:
+    """A checkpoint as a run writes it."""
+    train('sd', tmp_path, 'epochs=2', 'algorithm.generations=2')
+    return tmp_path / 'epoch_2.pth'
+
+
+def test_every_damage_is_found(saved: Path, tmp_path: Path) -> None:
+    """Flipped bits and lost ends at 200 positions each, all of the archive's end among them."""
+    whole, copy = saved.read_bytes(), tmp_path / 'copy.pth'
+    rng = np.random.default_rng(0)
+    ends = np.arange(len(whole) - 100, len(whole))  # the directory's end and the checksum
+    for position in (*rng.integers(0, len(whole), 100), *ends):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.integers(8)
+        for data in (bytes(damaged), whole[:position]):
+            copy.write_bytes(data)
+            assert not is_whole(copy), position
+    copy.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match=r'copy\.pth is damaged'):
+        load_from_disk(copy)
+    copy.write_bytes(whole)
+    assert is_whole(copy)
+
+
+def test_other_programs_read_a_sealed_checkpoint(saved: Path) -> None:
+    theirs = torch.load(saved, weights_only=False)['state_dict']
+    assert theirs.keys() == load_from_disk(saved)['state_dict'].keys()
+    assert torch.load(saved, mmap=True, weights_only=False)['meta']['epoch'] == 2
+
+
+def test_a_flipped_weight_of_another_library_is_found(tmp_path: Path) -> None:
+    """torch.load returns another number without a word."""
+    path = tmp_path / 'weights.pth'
+    torch.save({'weight': torch.full((1000,), 3.0)}, path)
+    assert is_whole(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.full((4,), 3.0).numpy().tobytes()) + 3] ^= 64
+    path.write_bytes(data)
+    assert not torch.load(path)['weight'].eq(3).all()
+    with pytest.raises(UserError, match='damaged'):
+        load_from_disk(path)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,31 @@ def test_runs_are_dealt_out_to_the_gpus(
     assert sorted(given) == names
 
 
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_no_run_begins_after_a_failure(jobs: int, capsys: pytest.CaptureFixture) -> None:
+    """A pool that is told to cancel has often begun the next task; the failure is said at once."""
+    begun, printed = [], []
+
+    def fail() -> dict:
+        raise UserError('no luck')
+
+    def go_on() -> dict:
+        while jobs > 1 and not (text := capsys.readouterr().err):  # until the failure is known
+            time.sleep(0.01)
+        printed.append(text if jobs > 1 else capsys.readouterr().err)
+        return {}
+
+    def next_one() -> dict:
+        begun.append(True)
+        return {}
+
+    tasks = [fail, *[go_on] * (jobs - 1), *[next_one] * 20]
+    with pytest.raises(UserError, match='no luck'):
+        Launcher(jobs=jobs).each(tasks)
+    assert not begun
+    assert all('no luck\nNo further run begins' in text for text in printed)
+
+
 def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
     assert Launcher(4, 2).jobs == 2

@@ -122,6 +122,18 @@ def test_last_and_best_are_kept_apart() -> None:
     assert second['best'] == {'top1_error': 30.0}
 
 
+@pytest.mark.parametrize('text', ['', '{"status": "fin', '[]', '{"id": 1}'])
+def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'run.json').write_text(text)
+    with pytest.raises(UserError, match=r'run\.json is not the record of a run'):
+        read_record(tmp_path / 'run.json')
+
+
+def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'run.json').write_text('{"status": "running", "task": ""}', encoding='utf-8-sig')
+    assert read_record(tmp_path / 'run.json')['status'] == 'running'
+
+
 def test_which_way_is_better() -> None:
     assert is_better('top1_error', 1.0, 2.0)
     assert is_better('mAP', 2.0, 1.0)

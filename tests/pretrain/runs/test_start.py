@@ -1,7 +1,11 @@
+"""Where a run may begin, where it goes on, and how its processes start."""
+
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,118 @@ from mmengine.registry import HOOKS, LOOPS, MODELS
 import pretrain
 from pretrain.runs import start
 from pretrain.runs.errors import UserError
-from pretrain.runs.start import become_torchrun
+from pretrain.runs.start import (
+    become_torchrun,
+    check_writable,
+    choose_start,
+    claim,
+    launched_processes,
+)
+
+RESUME = Namespace(resume=True, start_from=None)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    train: Callable, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train('bl', tmp_path, 'algorithm.generations=1')
+    config = tiny_config('bl', tmp_path, 'algorithm.generations=1')
+    (tmp_path / 'epoch_best.pth').write_bytes(b'')  # not one of ours
+    flip(tmp_path / 'epoch_3.pth')
+    choose_start(config, RESUME)
+    assert config.load_from == str(tmp_path / 'epoch_2.pth')
+    assert 'epoch_3.pth is damaged' in capsys.readouterr().err
+    flip(tmp_path / 'epoch_2.pth')
+    with pytest.raises(UserError, match=r'All checkpoints of .* are damaged'):
+        choose_start(config, RESUME)
+
+
+def test_a_record_that_is_missing_is_not_made_up(
+    train: Callable, tiny_config: Callable, tmp_path: Path
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    (tmp_path / 'run.json').unlink()
+    with pytest.raises(UserError, match=r'no run\.json'):
+        choose_start(tiny_config('bl', tmp_path, 'epochs=1', 'algorithm.generations=1'), RESUME)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[int]:
+    """The id of a process that holds ``tmp_path`` and has a child, as a loader's worker is one.
+    The child outlives it until the test ends."""
+    ready, tell = os.pipe()
+    end, test_runs = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.close(test_runs)
+            lock = claim(tmp_path)
+            if os.fork():
+                os.write(tell, b'.')
+            os.read(end, 1)
+            lock.close()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    assert os.read(ready, 1), 'the holder failed'
+    yield pid
+    os.close(test_runs)
+
+
+def test_a_folder_has_one_run(holder: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f'in use by process {holder} on '):
+        claim(tmp_path)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with claim(tmp_path) as lock:
+        assert Path(lock.name).read_text().startswith(f'process {os.getpid()} on ')
+
+
+LAUNCHED = dict(
+    RANK='3', LOCAL_RANK='1', WORLD_SIZE='4', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500'
+)
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        (LAUNCHED, 4),
+        ({}, None),
+        ({'WORLD_SIZE': ''}, None),
+        ({'WORLD_SIZE': '1', 'RANK': '0'}, None),
+        ({'LOCAL_RANK': '0'}, None),
+        ({'SLURM_JOB_ID': '1', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, None),  # a batch script
+        ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'}, None),
+        ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}, 'OMPI_COMM_WORLD_SIZE=2'),
+        (LAUNCHED | {'LOCAL_RANK': ''}, 'WORLD_SIZE=4 in the environment, but LOCAL_RANK missing'),
+    ],
+)
+def test_what_launchers_tell(
+    environment: dict[str, str], expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*LAUNCHED, 'OMPI_COMM_WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            launched_processes()
+    else:
+        assert launched_processes() == expected
+
+
+def test_where_a_run_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    check_writable(tmp_path / 'new/folder')
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    for place in (tmp_path / 'file', tmp_path / 'file/below', Path('/proc/nowhere')):
+        with pytest.raises(UserError, match=f'No run can be written to {place}'):
+            check_writable(place)
 
 
 @pytest.fixture
