@@ -1,0 +1,59 @@
+"""How fast fine-tuning is beside the libraries' own runs."""
+
+import copy
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from downstream.build import prepare
+from downstream.builtin import write_vocdevkit
+from pretrain.models.resnet import build_resnet
+from pretrain.runs.backbone_file import write_backbone_file
+from pretrain.runs.config import load_config
+from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, row, run_seconds
+
+
+def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
+    """A fine-tuning run against what mmdet's and mmseg's own ``tools/train.py`` make of the same
+    model, data and optimizer: mmengine's Runner as it is.
+
+    Pictures of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
+    random and the batch fits this machine.
+    """
+    config = load_config(path, options)
+    width, height = config.get('crop_size') or config.image_scale
+    least = 2 if config.task == 'segmentation' else 1  # DeepLabv3 normalises over the batch.
+    options = [f'batch_size={fitting_batch(config.batch_size, width * height, least)}', *options]
+    batch = load_config(path, options).batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / 'VOCdevkit'
+        write_vocdevkit(root, trainval=(rounds + 1) * STRETCH * batch, test=1, size=500)
+        options.append(f'data_root={root}')
+        if not config.backbone_file:
+            options.append(f'backbone_file={_random_backbone(config, Path(scratch))}')
+        ours = prepare(load_config(path, options))
+        theirs = copy.deepcopy(ours)
+        theirs.custom_hooks = []
+        theirs.runner_type = 'Runner'
+        runs = {'run': ours, 'library run': theirs}
+        median = median_of_turns(lambda: {n: run_seconds(c, rounds) for n, c in runs.items()})
+    title = f'{Path(path).stem}, batch {batch}'
+    ratio = median['run'] / median['library run']
+    return [
+        row(f'{title}: run / library run', ratio, at_most=1.0),
+        *(row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()),
+        row(f'{title}: run', batch / median['run'], 'images/s'),
+    ]
+
+
+def _random_backbone(config: Config, folder: Path) -> Path:
+    depth, expected = config.model.backbone.depth, config.model.data_preprocessor
+    weights = OrderedDict(build_resnet(depth, 1).state_dict())
+    del weights['fc.weight'], weights['fc.bias']
+    facts = dict(arch='ResNet', depth=depth, stem='v1', style='pytorch', channel_order='RGB')
+    facts |= {'mean': expected.mean, 'std': expected.std}
+    write_backbone_file(folder / 'backbone.pth', weights, Path(config.filename), facts)
+    return folder / 'backbone.pth'

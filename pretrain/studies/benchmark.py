@@ -1,0 +1,343 @@
+"""How fast pretraining is, as ratios that are measured within one run of the benchmark."""
+
+import copy
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, pairwise, repeat
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, RUNNERS
+from mmengine.runner import Runner
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pretrain.build import prepare
+from pretrain.datasets.augmentation import draw_augmentation
+from pretrain.runs.checkpoint import install
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.report import markdown
+
+GPU = torch.cuda.is_available()
+# Steps between two synchronisations. A GPU computes while Python is already at a later step, and a
+# benchmark that waits after each step would hide how much that saves; a CPU has no such queue.
+STRETCH = 20 if GPU else 1
+
+
+def row(
+    name: str,
+    value: float,
+    unit: str = '',
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> dict:
+    """A line of the report, with its goal if it has one."""
+    goal = at_most if at_least is None else at_least
+    met = None
+    if goal is not None:
+        met = value <= goal if at_least is None else value >= goal
+    return {'name': name, 'value': value, 'unit': unit, 'goal': goal, 'met': met}
+
+
+def show(rows: Iterable[dict]) -> str:
+    """A Markdown table of rows, those with a goal first."""
+    cells = []
+    for line in sorted(rows, key=lambda line: line['goal'] is None):
+        goal = verdict = ''
+        if line['goal'] is not None:
+            below = line['met'] == (line['value'] <= line['goal'])
+            goal = f'{"≤" if below else "≥"} {line["goal"]:g}'
+            verdict = 'met' if line['met'] else 'missed'
+        value = f'{line["value"]:.4g} {line["unit"]}'.rstrip()
+        cells.append([line['name'], value, goal, verdict])
+    return markdown(['', 'measured', 'goal', ''], cells, [], texts=1)
+
+
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has finished."""
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median time of each step. They take turns of ``STRETCH`` steps, so that a slow spell
+    hits all of them; the first turn warms up and does not count."""
+    times = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(STRETCH):
+                step()
+            synchronize()
+            if turn:
+                times[name].append((time.perf_counter() - start) / STRETCH)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The medians of three measurements of several things, which take turns within each."""
+    turns = [measure() for _ in range(3)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+
+
+def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
+    """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here.
+
+    That is 4 pictures of 224 pixels square for each gigabyte of a GPU, or 8 on a CPU, with which a
+    step takes seconds and not minutes. ``pixels`` is the area of a picture; with fewer pictures
+    than ``least`` the network cannot be trained.
+    """
+    room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
+    fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
+    return min(wanted, max(least, fitting))
+
+
+# --------------------------------------------------------------------------------- training steps
+
+
+@DATASETS.register_module()
+class OneBatch(Dataset):
+    """Gives the same random batch at each iteration, ready on the device, at no cost. ``root`` is
+    the number of classes; pictures of a given ``size`` say how the device shall augment them."""
+
+    def __init__(
+        self, root: str, split: str, seed: int, size: int | None = None, skip: Sequence[str] = ()
+    ) -> None:
+        self.classes, self.size = int(root), size
+        self.metainfo: dict = {}
+        self.batch: dict[str, Tensor] = {}
+
+    @staticmethod
+    def check(root: Path, *rules: object) -> tuple[int, list[str]]:
+        return int(root.name), []
+
+    def __len__(self) -> int:
+        return 2**14
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        if not self.batch:
+            shape = len(positions), 3, self.size or 32, self.size or 32
+            self.batch = {
+                'inputs': torch.randint(256, shape, dtype=torch.uint8),
+                'data_samples': torch.randint(self.classes, shape[:1]),
+            }
+            if self.size:
+                draws = [draw_augmentation() for _ in positions]
+                self.batch['augmentation'] = torch.stack(draws)
+            self.batch = {key: value.to(get_device()) for key, value in self.batch.items()}
+        return dict(self.batch)
+
+    def file_list(self) -> list[str]:
+        return []
+
+
+def without_data(path: str | Path, options: Sequence[str]) -> Config:
+    """A config of pretraining as its run prepares it, but on one random batch. Unless ``options``
+    have a ``batch_size`` it fits this machine."""
+    config = load_config(path, options)
+    if not any(option.startswith('batch_size=') for option in options):
+        config.batch_size = fitting_batch(config.batch_size, config.get('image_size', 32) ** 2)
+    config.data_root = str(config.model.network.num_classes)
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.num_workers = 0
+        loader.collate_fn = dict(type='whole_batch')
+        loader.dataset = dict(type='OneBatch')
+    return prepare(config)
+
+
+def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]:
+    """The SD config of ``path`` without data, after the baseline that differs in the teacher alone.
+
+    Raises:
+        UserError: if the config has no teacher.
+    """
+    distilled = without_data(path, options)
+    if not distilled.algorithm.teacher_weight > 0:
+        raise UserError(f'{path} has no teacher: give the config of an SD row.')
+    return without_data(path, [*options, 'algorithm.teacher_weight=0.0']), distilled
+
+
+def batch_of(config: Config) -> dict[str, Tensor]:
+    """The batch of a config without data, with nothing for the device to augment."""
+    batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+    return {key: batch[key] for key in ('inputs', 'data_samples')}
+
+
+def bare_step(
+    network: nn.Module,
+    config: Config,
+    memory_format: torch.memory_format = torch.channels_last,
+    amp: torch.dtype = torch.bfloat16,
+) -> Callable[[], object]:
+    """A network in plain PyTorch, with optimizer and batch of a config without data: forward,
+    backward, SGD, nothing else. A GPU computes in ``amp``, a CPU in float32."""
+    device = get_device()
+    network = network.to(device, memory_format=memory_format)
+    options = {key: v for key, v in config.optim_wrapper.optimizer.items() if key != 'type'}
+    optimizer = torch.optim.SGD(network.parameters(), **options)
+    images, labels = batch_of(config).values()
+    images = images.float().sub_(127.0).div_(64.0).contiguous(memory_format=memory_format)
+    scaler = torch.amp.GradScaler(device, enabled=GPU and amp == torch.float16)
+
+    def step() -> None:
+        with torch.autocast('cuda', amp, enabled=GPU):
+            loss = F.cross_entropy(network(images).float(), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def our_step(config: Config, teaching: bool) -> Callable[[], object]:
+    """An iteration of the suite's on the batch of a config without data, as the Runner calls it."""
+    model = MODELS.build(config.model).to(get_device()).train()
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    batch = batch_of(config)
+    model.teaching = teaching
+    return lambda: model.train_step(batch, wrapper)
+
+
+def peak_megabytes(step: Callable[[], object]) -> float:
+    """What a step needs at most on a GPU, once cuDNN has made its choices."""
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
+    """BL against SD with its teacher, and the bare loop."""
+    baseline, distilled = bl_and_sd(path, options)
+    torch.backends.cudnn.benchmark = distilled.env_cfg.cudnn_benchmark
+    title = f'{Path(path).stem}, batch {distilled.batch_size}'
+    rows = []
+    if GPU:
+        bl, sd = (peak_megabytes(our_step(c, c is distilled)) for c in (baseline, distilled))
+        weights = sum(w.nbytes for w in MODELS.build(distilled.model).teacher.buffers()) / 1e6
+        rows += [row(f'{title}: BL, memory', bl, 'MB'), row(f'{title}: SD, memory', sd, 'MB')]
+        extra = (sd - bl) / (2.2 * weights + 0.05 * bl)
+        rows.append(row(f'{title}: extra memory of SD / allowed', extra, at_most=1.0))
+    network = MODELS.build(distilled.model.network)
+    steps = {
+        'BL': our_step(baseline, teaching=False),
+        'SD': our_step(distilled, teaching=True),
+        'bare loop': bare_step(network, distilled),
+    }
+    median = seconds(steps, rounds)
+    rate = distilled.batch_size / median['BL']
+    whole = GPU and distilled.model.network == dict(type='ResNet', depth=152, num_classes=1000)
+    ratio = median['SD'] / median['BL']
+    return [
+        *rows,
+        *(row(f'{title}: {name}, a step', 1000 * value, 'ms') for name, value in median.items()),
+        row(f'{title}: BL', rate, 'images/s', at_least=1900.0 if whole else None),
+        row(f'{title}: SD step / BL step', ratio, at_most=1.22 if GPU else 1.26),
+        row(f'{title}: BL step / bare loop', median['BL'] / median['bare loop']),
+    ]
+
+
+# ------------------------------------------------------------------------------------- whole runs
+
+
+class Enough(Exception):  # noqa: N818 - no error
+    """Ends a run that has been measured."""
+
+
+class Stopwatch(Hook):
+    """Times stretches of a run's iterations, everything between two of them included, and ends the
+    run after ``rounds`` stretches and one to warm up."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.ticks: list[float] = []
+
+    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+        if (runner.iter + 1) % STRETCH == 0:
+            synchronize()
+            self.ticks.append(time.perf_counter())
+            if len(self.ticks) > self.rounds:
+                raise Enough
+
+
+def run_until_enough(config: Config, hook: Hook) -> None:
+    """Run a prepared config in a scratch folder, at rate 0 for no loss to become infinite, until
+    the hook raises :class:`Enough`."""
+    config = copy.deepcopy(config)
+    config.log_level = 'WARNING'
+    config.optim_wrapper.optimizer.lr = 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        config.work_dir = config.experiment_name = scratch
+        install()
+        runner = RUNNERS.build(config)
+        runner.register_hook(hook, priority='LOWEST')
+        with suppress(Enough):
+            runner.train()
+
+
+def run_seconds(config: Config, rounds: int) -> float:
+    """The median iteration of a run of the config, in seconds."""
+    watch = Stopwatch(rounds)
+    run_until_enough(config, watch)
+    return statistics.median(b - a for a, b in pairwise(watch.ticks)) / STRETCH
+
+
+def write_pictures(root: Path, classes: int, count: int) -> None:
+    """An ImageNet-style folder of at least ``count`` training pictures of 500 x 375 pixels, which
+    are links to a few dozen files."""
+    root.mkdir()
+    for number in range(32):
+        noise = Image.effect_noise((63, 47), 80).resize((500, 375)).convert('RGB')
+        noise.save(root / f'{number}.jpg', quality=92)
+    for label in range(classes):
+        for split, pictures in (('train', -(-count // classes)), ('val', 1)):
+            folder = root / split / f'{label:04}'
+            folder.mkdir(parents=True)
+            for number in range(pictures):
+                os.link(root / f'{(label + number) % 32}.jpg', folder / f'{number}.jpg')
+
+
+def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
+    """A run against the bare loop and, where no worker loads, the share of the data path.
+    CIFAR-100 must be there; pictures are written in ImageNet's place."""
+    alone = without_data(path, options)
+    title = f'{Path(path).stem}, batch {alone.batch_size}'
+    options = [*options, f'batch_size={alone.batch_size}']
+    steps = {'bare loop': bare_step(MODELS.build(alone.model.network), alone)}
+    with tempfile.TemporaryDirectory() as scratch:
+        if 'image_size' in alone:
+            root, classes = Path(scratch) / 'pictures', alone.model.network.num_classes
+            write_pictures(root, classes, (rounds + 1) * STRETCH * alone.batch_size)
+            options.append(f'data_root={root}')
+        config = prepare(load_config(path, options))
+        if config.train_dataloader.num_workers == 0:
+            loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+            batches = chain.from_iterable(repeat(loader))
+            steps['data path'] = lambda: next(batches)
+        median = median_of_turns(
+            lambda: seconds(steps, rounds) | {'run': run_seconds(config, rounds)}
+        )
+    run = median['run']
+    goal = 1.02 if config.model.network.depth == 152 else 1.10
+    rows = [row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()]
+    rows.append(row(f'{title}: run', config.batch_size / run, 'images/s'))
+    rows.append(row(f'{title}: run / bare loop', run / median['bare loop'], at_most=goal))
+    if 'data path' in median:
+        rows.append(row(f'{title}: data path / run', median['data path'] / run, at_most=0.03))
+    return rows

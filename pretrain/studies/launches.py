@@ -1,0 +1,150 @@
+"""Kernels that an iteration launches and the times that it waits for the device.
+
+Both are counted without a GPU. A run of the config goes through the Runner and all its hooks; on a
+CPU its pictures are tiny, which changes no count, and it computes in bfloat16 under autocast as a
+GPU does: both devices' autocast casts the same layers. (Fake CUDA tensors would need no arithmetic,
+but autograd asks the driver for their streams.) Not counted are the further kernels of an operator
+that launches several, as the fused SGD does for a long list of weights.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.runs.config import load_config
+from pretrain.studies.benchmark import GPU, Enough, bl_and_sd, row, run_until_enough
+
+WARM_UP, PROFILED = 2, 20  # iterations
+ALLOWED = 520  # of SD beyond BL: the 514 kernels of ResNet-152's forward pass, folded, and the loss
+aten = torch.ops.aten
+MEMORY_ALONE = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty)
+MEMORY_ALONE += (aten.new_empty_strided, aten.set_, aten.resize_)
+
+
+class Counter(TorchDispatchMode):
+    """Counts operators while it is active.
+
+    Attributes:
+        kernels: one for an operator that computes or copies; a convolution has one more for its
+            bias, its backward pass one for each gradient, and a view has none.
+        waits: values that are read (``item``, ``tolist``, ``cpu``, ``if``), and tensors made of
+            Python numbers, which a GPU takes in a blocking copy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = self.waits = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with self:  # In inference mode compound operators arrive whole.
+            if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return result
+        operator = func.overloadpacket
+        if operator in (aten._local_scalar_dense, aten.lift_fresh):
+            self.waits += 1
+        elif operator is aten.convolution:
+            self.kernels += 1 + (args[2] is not None)
+        elif operator is aten.convolution_backward:
+            self.kernels += sum(args[-1])
+        elif func.namespace != 'profiler' and not func.is_view and operator not in MEMORY_ALONE:
+            self.kernels += 1
+        return func(*args, **kwargs)
+
+    def waiting(self, name: str) -> Callable[..., Any]:
+        """A method of tensors that waits, and counts it."""
+        method = getattr(torch.Tensor, name)
+
+        def call(*args: object, **kwargs: object) -> Any:
+            self.waits += 1
+            return method(*args, **kwargs)
+
+        return call
+
+
+class CountHook(Hook):
+    """Notes a counter's values after each iteration, and ends the run when it has counted
+    ``iterations`` of them."""
+
+    def __init__(self, counter: Counter, iterations: int) -> None:
+        self.counter, self.iterations = counter, iterations
+        self.totals: list[tuple[int, int]] = []
+
+    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+        self.totals.append((self.counter.kernels, self.counter.waits))
+        if len(self.totals) == WARM_UP + self.iterations:
+            raise Enough
+
+
+def count(config: Config, iterations: int) -> tuple[float, float]:
+    """Kernels and waits of an iteration of a prepared config's run, between two log lines."""
+    counter = Counter()
+    hook = CountHook(counter, iterations)
+    with ExitStack() as stack:
+        for name in ('cpu', 'numpy', 'tolist'):  # no operator, if the tensor is a CPU's
+            stack.enter_context(mock.patch.object(torch.Tensor, name, counter.waiting(name)))
+        if not GPU:
+            config.optim_wrapper.optimizer.fused = True  # as ``prepare`` sets it on a GPU
+            amp = torch.autocast('cpu', torch.bfloat16)
+            stack.enter_context(mock.patch('torch.autocast', lambda *args, **kwargs: amp))
+        stack.enter_context(counter)
+        run_until_enough(config, hook)
+    (kernels, waits), last = hook.totals[WARM_UP - 1], hook.totals[-1]
+    return (last[0] - kernels) / iterations, (last[1] - waits) / iterations
+
+
+class ProfileHook(Hook):
+    """Profiles a GPU and ends the run: kernels an iteration, and the share of the time in which the
+    GPU computes."""
+
+    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+        if runner.iter + 1 == PROFILED:  # As many have warmed up.
+            torch.cuda.synchronize()
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
+            self.profiler.start()
+            self.start = time.perf_counter()
+        elif runner.iter + 1 == 2 * PROFILED:
+            torch.cuda.synchronize()
+            spent = time.perf_counter() - self.start
+            self.profiler.stop()
+            kernels = [e for e in self.profiler.key_averages() if e.self_device_time_total > 0]
+            self.kernels = sum(e.count for e in kernels) / PROFILED
+            self.utilisation = sum(e.self_device_time_total for e in kernels) / 1e6 / spent
+            raise Enough
+
+
+def launch_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
+    """Kernels and waits of a BL and of an SD iteration, and how busy they keep a GPU."""
+    if not GPU:
+        tiny = ['image_size=32'] if 'image_size' in load_config(path) else []
+        options = [*options, 'batch_size=2', *tiny]
+    rows, kernels = [], []
+    for name, config in zip(('BL', 'SD'), bl_and_sd(path, options), strict=True):
+        for hook in config.custom_hooks:
+            if hook.type == 'SnapshotHook':
+                hook.taught_after = 0  # The teacher teaches from the first iteration on.
+        title = f'{Path(path).stem}: {name}'
+        launched, waits = count(config, rounds)
+        kernels.append(launched)
+        rows.append(row(f'{title}, kernels an iteration', launched))
+        rows.append(row(f'{title}, waits an iteration between log lines', waits, at_most=0))
+        if GPU:
+            profiled = ProfileHook()
+            run_until_enough(config, profiled)
+            rows.append(row(f'{title}, kernels an iteration, profiled', profiled.kernels))
+            rows.append(row(f'{title}, utilisation of the GPU', profiled.utilisation))
+    goal = ALLOWED if config.model.network.depth == 152 else None
+    more = kernels[1] - kernels[0]
+    return [*rows, row(f'{Path(path).stem}: kernels of SD beyond BL', more, at_most=goal)]

@@ -1,0 +1,122 @@
+"""The benchmark's own arithmetic, and that each part measures what it says; no time is tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.studies import benchmark
+from tests.conftest import ROOT
+
+R152 = ROOT / 'configs/pretrain/r152_sd.py'
+RESNET20 = ROOT / 'configs/pretrain/cifar100/resnet20_sd_t3.py'
+SMALL = ['model.network.depth=18', 'image_size=32']
+
+
+def test_a_goal_is_met_on_its_own_side() -> None:
+    assert benchmark.row('x', 2.0, 'ms') == {
+        'name': 'x', 'value': 2.0, 'unit': 'ms', 'goal': None, 'met': None,
+    }  # fmt: skip
+    for value, met in ((1.9, True), (2.0, True), (2.1, False)):
+        assert benchmark.row('x', value, at_most=2.0)['met'] is met
+        assert benchmark.row('x', 4.0 - value, at_least=2.0)['met'] is met
+
+
+def test_steps_take_turns_after_one_to_warm_up() -> None:
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    assert benchmark.seconds(steps, rounds=3).keys() == {'a', 'b'}
+    assert ''.join(calls) == 'ab' * 4
+
+
+def test_a_stretch_of_steps_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(benchmark, 'STRETCH', 3)
+    monkeypatch.setattr(benchmark, 'synchronize', lambda: calls.append('.'))
+    benchmark.seconds({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=1)
+    assert ''.join(calls) == 'aaa.bbb.' * 2
+
+
+def test_shown_as_written() -> None:
+    rows = [
+        benchmark.row('plain', 1234.5, 'ms'),
+        benchmark.row('kept', 1.2, at_most=1.26),
+        benchmark.row('broken', 1.9, at_least=2.3),
+    ]
+    lines = benchmark.show(json.loads(json.dumps(rows))).splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:5]]
+    assert cells == [
+        ['kept', '1.2', '≤ 1.26', 'met'],
+        ['broken', '1.9', '≥ 2.3', 'missed'],
+        ['plain', '1234 ms', '', ''],
+    ]
+
+
+@pytest.mark.parametrize(
+    ('path', 'options', 'batch'),
+    [
+        (R152, [], 8),  # 23 GB would be needed for the 256 of the config
+        (RESNET20, [], 128),
+        (ROOT / 'configs/demo/r18_sd.py', [], 32),
+        (R152, ['batch_size=2'], 2),
+    ],
+)
+def test_a_cpu_gets_a_batch_that_it_can_compute(path: Path, options: list, batch: int) -> None:
+    assert benchmark.without_data(path, options).batch_size == batch
+
+
+def test_batches_follow_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'GPU', True)
+    for gigabytes, batch in ((80, 256), (24, 64), (16, 64), (11, 32)):
+        device = Config(dict(total_memory=gigabytes * 2**30))
+        monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _, d=device: d)
+        assert benchmark.fitting_batch(256, 224**2) == batch
+    monkeypatch.setattr(benchmark, 'GPU', False)
+    assert benchmark.fitting_batch(16, 1000 * 600) == 1
+    assert benchmark.fitting_batch(16, 513**2, least=2) == 2
+
+
+def test_without_data_a_config_is_what_its_run_prepares() -> None:
+    config = benchmark.without_data(R152, SMALL)
+    assert config.algorithm.generations == [45, 45]
+    assert config.model.loss.teacher_weight == 1
+    assert config.optim_wrapper == load_config(R152, SMALL).optim_wrapper
+
+
+def test_steps_of_a_small_network() -> None:
+    rows = benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
+    values = {row['name'].removeprefix('r152_sd, batch 2: '): row['value'] for row in rows}
+    assert values['BL'] == pytest.approx(2000 / values['BL, a step'])
+    ratio = values['SD, a step'] / values['BL, a step']
+    assert values['SD step / BL step'] == pytest.approx(ratio)
+    ratio = values['BL, a step'] / values['bare loop, a step']
+    assert values['BL step / bare loop'] == pytest.approx(ratio)
+
+
+def test_a_step_needs_a_teacher_to_measure() -> None:
+    with pytest.raises(UserError, match='has no teacher'):
+        benchmark.step_rows(ROOT / 'configs/pretrain/r152_bl.py', ['batch_size=2'], rounds=1)
+
+
+def test_run_of_a_small_network(tmp_path: Path) -> None:
+    options = [*SMALL, 'batch_size=2', 'model.network.num_classes=2']
+    options += ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
+    found = benchmark.runner_rows(R152, options, rounds=2)
+    rows = {(row['name'].removeprefix('r152_sd, batch 2: '), row['unit']): row for row in found}
+    run, path, bare = (rows[name, 'ms']['value'] for name in ('run', 'data path', 'bare loop'))
+    assert rows['data path / run', '']['value'] == pytest.approx(path / run)
+    assert rows['run / bare loop', '']['value'] == pytest.approx(run / bare)
+    assert rows['run / bare loop', '']['goal'] == 1.1  # 1.02 is for ResNet-152
+    assert rows['run', 'images/s']['value'] == pytest.approx(2000 / run)
+
+
+def test_a_measured_run_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'STRETCH', 2)
+    watch = benchmark.Stopwatch(rounds=3)
+    options = ['model.network.depth=20', 'batch_size=2']
+    benchmark.run_until_enough(benchmark.without_data(RESNET20, options), watch)
+    assert len(watch.ticks) == 3 + 1

@@ -1,0 +1,58 @@
+"""What is counted as a kernel and as a wait, and that a run's whole iteration is counted."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain.studies.launches import Counter, launch_rows
+from tests.conftest import ROOT
+
+
+def counted(function) -> tuple[int, int]:
+    with Counter() as counter:
+        function()
+    return counter.kernels, counter.waits
+
+
+def test_an_operator_is_a_kernel_and_a_view_is_none() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    assert counted(lambda: x + 1) == (1, 0)
+    assert counted(lambda: x.to(torch.bfloat16)) == (1, 0)
+    assert counted(lambda: x.view(-1).detach()[3:].expand(2, -1)) == (0, 0)
+    assert counted(lambda: torch.empty(3)) == (0, 0)
+
+
+def test_convolutions_count_their_bias_and_their_gradients() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    weight, bias = nn.Parameter(torch.rand(2, 3, 3, 3)), torch.rand(2)
+    assert counted(lambda: F.conv2d(image, weight)) == (1, 0)
+    assert counted(lambda: F.conv2d(image, weight, bias)) == (2, 0)
+    with torch.inference_mode():
+        assert counted(lambda: F.conv2d(image, weight, bias)) == (2, 0)
+    gradient = torch.ones(1, 2, 6, 6)
+    out = F.conv2d(image, weight)
+    first = counted(lambda: torch.autograd.grad(out, weight, gradient))
+    image.requires_grad_()
+    out = F.conv2d(image, weight)
+    both = counted(lambda: torch.autograd.grad(out, [weight, image], gradient))
+    assert both[0] - first[0] == 1
+
+
+def test_values_that_are_read_are_waited_for() -> None:
+    x = torch.ones(())
+    assert counted(x.item)[1] == counted(lambda: float(x))[1] == counted(lambda: bool(x))[1] == 1
+    assert counted(lambda: x.new_tensor((0.3, 0.6)))[1] == 1
+    assert counted(lambda: x * 2.0)[1] == 0
+
+
+def test_launches_of_a_small_network() -> None:
+    path = ROOT / 'configs/pretrain/r152_sd.py'
+    rows = launch_rows(path, ['model.network.depth=18'], rounds=1)
+    values = {row['name']: row['value'] for row in rows}
+    bl, sd = (values[f'r152_sd: {name}, kernels an iteration'] for name in ('BL', 'SD'))
+    assert values['r152_sd: kernels of SD beyond BL'] == sd - bl
+    # Of each of the 20 convolutions in BL: itself and the cast of its weights, two gradients (the
+    # first has one) and the cast of the weights' back; its normalisation, forward and backward.
+    assert bl > 20 * 7
+    # Of the teacher each convolution has a bias.
+    assert sd - bl > 20 * 2
