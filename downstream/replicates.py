@@ -30,7 +30,8 @@ def replicate(provenance: Mapping[str, Any]) -> int | str:
 
 
 def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that backbones are of one pretraining, each with a seed of its own.
+    """Make sure that backbones are of one pretraining, each with a seed of its own, as far as
+    their files tell.
 
     Args:
         label: what they are called.

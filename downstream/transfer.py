@@ -1,23 +1,25 @@
 """Pretrain, export, fine-tune and tabulate: every run there is to do, each done once."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from downstream.backbone import check_handoff, fitting_options
 from downstream.build import check_data
 from downstream.import_backbone import import_backbone
+from downstream.replicates import check_replicates
 from downstream.results import transfer_table
-from pretrain.build import prepare as prepare_pretraining
 from pretrain.export import export_backbone
 from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
+from pretrain.runs.record import read_record
+from pretrain.studies.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,25 @@ class Transfer:
     """What is compared with what.
 
     Args:
-        backbones: label to a backbone file (.pth), a ResNet of another library that says how it
-            was trained, or the config (.py) that pretrains it.
+        backbones: label to its replicates, which are backbone files (.pth) or ResNets of another
+            library that say how they were trained; or to the config (.py) that pretrains them.
         configs: the downstream configs.
-        seeds: of fine-tuning; a backbone is pretrained once, with its config's seed.
-        work_dir: everything is written below it: ``<label>/pretrain``, ``<label>/backbone.pth``,
-            ``<label>/<config>/seed<seed>`` and ``transfer.md``.
+        seeds: of fine-tuning.
+        work_dir: everything is written below it: ``pretrain/<config>/seed<seed>`` as by
+            :class:`pretrain.studies.sweep.Sweep`, ``<label>/pretraining<seed>/backbone.pth``,
+            ``<label>/pretraining<seed>/<config>/seed<seed>`` and ``transfer.md``. Files that do not
+            tell the seed of their pretraining are numbered from 0.
+        pretrain_seeds: those that each pretraining config is trained with.
         launcher: how the runs are started.
         pretrain_options: ``key=value`` overrides of the pretraining configs.
         downstream_options: the same for the downstream configs.
     """
 
-    backbones: dict[str, Path]
+    backbones: Mapping[str, Sequence[Path]]
     configs: Sequence[Path]
     seeds: Sequence[int]
     work_dir: Path
+    pretrain_seeds: Sequence[int] = (0,)
     launcher: Launcher = field(default_factory=Launcher)
     pretrain_options: Sequence[str] = ()
     downstream_options: Sequence[str] = ()
@@ -54,15 +60,17 @@ class Transfer:
             UserError: before anything is trained, if a config, the data or a file cannot work.
         """
         self._check()
-        pretrain = [partial(self._pretrain, *b) for b in self.backbones.items() if _is_config(b[1])]
-        runs = itertools.product(self.backbones, self.configs, self.seeds)
-        fine_tune = [partial(self._fine_tune, *run) for run in runs]
-        total = len(pretrain) + len(fine_tune)
-        for tasks, first in ((pretrain, 1), (fine_tune, len(pretrain) + 1)):
-            numbered = enumerate(tasks, first)
-            records = self.launcher.each(
-                [partial(task, f'[{number}/{total}]') for number, task in numbered]
-            )
+        if self._pretrained:
+            self._pretrain()
+        runs = [
+            partial(self._fine_tune, *replicate, config, seed)
+            for replicate in self._replicates
+            for config in self.configs
+            for seed in self.seeds
+        ]
+        records = self.launcher.each(
+            [partial(run, f'[{number}/{len(runs)}]') for number, run in enumerate(runs, 1)]
+        )
         table = transfer_table(records, list(self.backbones))
         write_atomically(self.work_dir / 'transfer.md', table.encode())
         return table
@@ -71,20 +79,29 @@ class Transfer:
         names = [config.stem for config in self.configs]
         if len({*names}) < len(names) or len({*self.seeds}) < len(self.seeds):
             raise UserError('A config or a seed is given twice: name each once.')
-        depths, known = {}, {}
-        for label, source in self.backbones.items():
-            if _is_config(source):
-                config = load_config(source, self.pretrain_options)
-                prepare_pretraining(config, self.launcher.gpus or 1)
-                if (network := config.model.network.type) != 'ResNet':
-                    raise UserError(
-                        f'{label} is a {network}, which no detector or segmenter here is built on: '
-                        'give the config of a ResNet.'
-                    )
-                depths[label] = config.model.network.depth
-            else:
-                known[label] = load_backbone_file(self._files[label]).provenance
-                depths[label] = known[label]['depth']
+        if len(self.pretrain_seeds) > 1 and not self._pretrained:
+            raise UserError(
+                '--pretrain-seeds has no config to pretrain: give --backbone NAME=CONFIG.py, or '
+                'leave it out and give the files of several pretrainings under one name.'
+            )
+        depths = {}
+        for label, path in self._pretrained.items():
+            network = load_config(path, self.pretrain_options).model.network
+            if network.type != 'ResNet':
+                raise UserError(
+                    f'{label} is a {network.type}, which no detector or segmenter here is built '
+                    'on: give the config of a ResNet.'
+                )
+            depths[label] = network.depth
+        known = {}
+        for label, _, file in self._replicates:
+            if label not in self._pretrained:
+                known.setdefault(label, []).append(load_backbone_file(file).provenance)
+        for label, provenances in known.items():
+            if len({p['weights_sha256'] for p in provenances}) < len(provenances):
+                raise UserError(f'Two files of {label} hold the same weights: name each once.')
+            check_replicates(label, provenances)
+            depths[label] = provenances[0]['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
             check_data(config, self.launcher.gpus or 1)
@@ -94,45 +111,76 @@ class Transfer:
                         f'{label} is a ResNet-{depth}, {path} builds a '
                         f'ResNet-{config.model.backbone.depth}: give --configs of the same depth.'
                     )
-            for provenance in known.values():
+            for provenance, *_ in known.values():
                 check_handoff(load_config(path, self._options(path, provenance)).model, provenance)
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        """The backbone file of each label. Those of other libraries are imported here."""
-        files = {}
-        for label, source in self.backbones.items():
-            files[label] = self.work_dir / label / 'backbone.pth'
-            if _is_config(source):
-                continue  # to be written when it is pretrained
-            if source.suffix != '.safetensors' and is_backbone_file(source):
-                files[label] = source
-            else:
-                import_backbone(source, files[label])
-        return files
+    def _pretrained(self) -> dict[str, Path]:
+        """The config of each label that is pretrained here."""
+        configs = {label: s[0] for label, s in self.backbones.items() if any(map(_is_config, s))}
+        for label in configs:
+            if len(self.backbones[label]) > 1:
+                raise UserError(
+                    f'{label} is a config and more: give one config, which --pretrain-seeds '
+                    'repeats, or files alone.'
+                )
+        return configs
+
+    @cached_property
+    def _replicates(self) -> list[tuple[str, Path, Path]]:
+        """Label, folder and backbone file of each, those of the first seed first, so that a study
+        that is stopped leaves whole pretrainings. Those of other libraries are imported here."""
+        found = []
+        for label, sources in self.backbones.items():
+            if label in self._pretrained:
+                folders = [self._folder(label, seed) for seed in self.pretrain_seeds]
+                found += enumerate((label, f, f / 'backbone.pth') for f in folders)
+                continue
+            for number, file in enumerate(sources):
+                folder = self._folder(label, number)
+                if file.suffix != '.safetensors' and is_backbone_file(file):
+                    seed = load_backbone_file(file).provenance.get('seed', number)
+                    folder = self._folder(label, seed)
+                else:
+                    source, file = file, folder / 'backbone.pth'
+                    import_backbone(source, file)
+                found.append((number, (label, folder, file)))
+        return [replicate for _, replicate in sorted(found, key=itemgetter(0))]
+
+    def _folder(self, label: str, pretraining: int) -> Path:
+        return self.work_dir / label / f'pretraining{pretraining}'
 
     def _options(self, config: Path, provenance: Mapping[str, Any]) -> list[str]:
         """The given options of a downstream config, and those that fit it to a backbone."""
         given = self.downstream_options
         return [*given, *fitting_options(load_config(config, given), provenance)]
 
-    def _pretrain(self, label: str, config: Path, number: str) -> None:
-        work_dir = self.work_dir / label / 'pretrain'
-        record = self.launcher.run(
-            Run(f'{number} pretrain {label}', config, work_dir, self.pretrain_options)
+    def _pretrain(self) -> None:
+        sweep = Sweep(
+            list(self._pretrained.values()),
+            self.pretrain_seeds,
+            self.work_dir / 'pretrain',
+            self.pretrain_options,
+            self.launcher,
         )
-        last = record['generations'][-1]['generation']
-        export_backbone(work_dir / f'snapshot_{last}.pth', self._files[label])
+        sweep.run()
+        for label, config in self._pretrained.items():
+            for seed in self.pretrain_seeds:
+                run = sweep.folder(config, seed)
+                last = read_record(run / 'run.json')['generations'][-1]['generation']
+                backbone = self._folder(label, seed) / 'backbone.pth'
+                export_backbone(run / f'snapshot_{last}.pth', backbone)
 
-    def _fine_tune(self, label: str, config: Path, seed: int, number: str) -> dict:
-        file = self._files[label]
+    def _fine_tune(
+        self, label: str, folder: Path, file: Path, config: Path, seed: int, number: str
+    ) -> dict:
         given = load_backbone_file(file).provenance
-        title = f'{number} {config.stem}, {label}, seed {seed}'
+        title = f'{number} {config.stem}, {label}, {folder.name}, seed {seed}'
         options = self._options(config, given)
         if fitted := options[len(self.downstream_options) :]:
             print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
         options += [f'backbone_file={file}', f'label={label!r}', f'randomness.seed={seed}']
-        work_dir = self.work_dir / label / config.stem / f'seed{seed}'
+        work_dir = folder / config.stem / f'seed{seed}'
         record = self.launcher.run(Run(title, config, work_dir, options))
         if record['identity']['backbone']['weights_sha256'] != given['weights_sha256']:
             raise UserError(

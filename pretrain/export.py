@@ -1,11 +1,15 @@
 """From a pretraining checkpoint to a backbone file: weights and where they come from."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from pretrain.classifier import student_weights
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
 
 
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
@@ -21,20 +25,25 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
 
     Returns:
         The provenance: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and ``std`` (in 0-255
-        units), ``channel_order``, ``weights_sha256`` and the source.
+        units), ``channel_order``, ``weights_sha256`` and the source; what it was trained with:
+        ``algorithm``, ``seed`` and ``recipe_sha256`` (of all settings but the seeds); and from the
+        run's ``run.json``, where it lies beside the checkpoint, ``data`` (count and hash of each
+        split's files) and ``top1_error`` of the epoch in percent.
 
     Raises:
         UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here.
     """
     checkpoint_path = Path(checkpoint_path)
     checkpoint = load_from_disk(str(checkpoint_path))
-    identity = checkpoint.get('meta', {}).get('identity', {})
+    meta = checkpoint.get('meta', {})
+    identity = meta.get('identity', {})
     if identity.get('task') != 'classification' or identity['network']['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
     preprocessor = identity['data_preprocessor']
     weights = student_weights(checkpoint)
     for name in [name for name in weights if name.startswith('fc.')]:
         del weights[name]
+    recipe = {key: value for key, value in identity.items() if key not in ('seed', 'data_seed')}
     provenance = {
         'arch': 'ResNet',
         'depth': identity['network']['depth'],
@@ -43,8 +52,21 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         'mean': list(preprocessor['mean']),
         'std': list(preprocessor['std']),
         'channel_order': 'RGB',  # as ClassFolder decodes
-        'epoch': checkpoint['meta']['epoch'],
+        'epoch': meta['epoch'],
         'algorithm': dict(identity['algorithm']),
         'seed': identity['seed'],
+        'recipe_sha256': hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        **_recorded(checkpoint_path, meta),
     }
     return write_backbone_file(out, weights, checkpoint_path, provenance)
+
+
+def _recorded(checkpoint_path: Path, meta: dict) -> dict[str, Any]:
+    """What the record of the run tells of the data and the epoch, if it is the same run's. A
+    checkpoint cannot tell: it is written before its epoch is validated."""
+    record = read_record(checkpoint_path.parent / 'run.json')
+    if record is None or record['identity'] != json.loads(json.dumps(meta['identity'])):
+        return {}
+    metrics = {entry['epoch']: entry.get('metrics', {}) for entry in record['history']}
+    errors = metrics.get(meta['epoch'], {})
+    return {'data': record['data']} | {k: v for k, v in errors.items() if k == 'top1_error'}

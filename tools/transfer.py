@@ -9,7 +9,6 @@ from pathlib import Path
 
 from downstream.transfer import Transfer
 from pretrain.runs.cli import add_launcher_arguments, named_path, run
-from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
@@ -25,7 +24,10 @@ def parse_args() -> argparse.Namespace:
         required=True,
         metavar='NAME=FILE',
         help='a backbone file (.pth), a ResNet of another library, or the config (.py) that '
-        'pretrains it; the first is the baseline; repeat for each',
+        'pretrains it; the first is the baseline; repeat for each, and for each pretraining of one',
+    )
+    parser.add_argument(
+        '--pretrain-seeds', type=int, nargs='+', default=[0], help='of each pretraining config'
     )
     parser.add_argument(
         '--configs', type=Path, nargs='+', default=TABLE_5, help='downstream (default: Table 5)'
@@ -40,13 +42,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if len(dict(args.backbone)) < len(args.backbone):
-        raise UserError('Two backbones have the same name: give each its own.')
+    backbones = {}
+    for name, path in args.backbone:
+        backbones.setdefault(name, []).append(path)
     transfer = Transfer(
-        backbones=dict(args.backbone),
+        backbones=backbones,
         configs=args.configs,
         seeds=args.seeds,
         work_dir=args.work_dir,
+        pretrain_seeds=args.pretrain_seeds,
         launcher=Launcher(args.gpus, args.jobs),
         pretrain_options=args.pretrain_options,
         downstream_options=args.downstream_options,

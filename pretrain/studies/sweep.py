@@ -70,12 +70,13 @@ class Sweep:
         return Run(
             title=f'{number} {config.stem}, seed {seed}',
             config=config,
-            work_dir=self._folder(config, seed),
+            work_dir=self.folder(config, seed),
             options=[*self.options, f'randomness.seed={seed}'],
-            start_from=None if source == config else self._folder(source, seed) / 'snapshot_1.pth',
+            start_from=None if source == config else self.folder(source, seed) / 'snapshot_1.pth',
         )
 
-    def _folder(self, config: Path, seed: int) -> Path:
+    def folder(self, config: Path, seed: int) -> Path:
+        """Where the run of a config and a seed lives."""
         return self.work_dir / config.stem / f'seed{seed}'
 
 

@@ -53,6 +53,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def launch(self: Launcher, run: Run) -> None:
         titles.append(run.title)
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        config_sha256 = load_once(run.config, tuple(run.options)).config_sha256
+        if run.config.stem not in METRICS:
+            generations = [{'generation': 1, 'last': {'top1_error': 50.0}}]
+            record = {'status': 'finished', 'task': 'classification', 'wall_seconds': 1.0}
+            record |= {'config_sha256': config_sha256, 'generations': generations}
+            (run.work_dir / 'run.json').write_text(json.dumps(record))
+            return
         settings = dict(option.split('=', 1) for option in run.options)
         task, metric = METRICS[run.config.stem]
         provenance = torch.load(settings['backbone_file'], weights_only=True).provenance
@@ -64,13 +72,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             'device': 'CPU',
             'wall_seconds': 1.0,
             'paper': {'metric': metric},
-            'config_sha256': load_once(run.config, tuple(run.options)).config_sha256,
+            'config_sha256': config_sha256,
             'identity': {'seed': int(settings['randomness.seed']), 'backbone': provenance},
             'data': {'train': {'count': 1}, 'val': {'count': 1}},
             'history': [{'epoch': 1}],
             'generations': [{'last': {metric: 0.5}}],
         }
-        run.work_dir.mkdir(parents=True, exist_ok=True)
         (run.work_dir / 'run.json').write_text(json.dumps(record))
 
     monkeypatch.setattr(Launcher, '_launch', launch)
@@ -83,7 +90,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def transfer(tmp_path: Path) -> Transfer:
     files = {
-        name: write_backbone(tmp_path / f'{name}.pth', x) for name, x in (('BL', 1), ('SD', 2))
+        name: [write_backbone(tmp_path / f'{name}.pth', x, seed=4)]
+        for name, x in (('BL', 1), ('SD', 2))
     }
     return Transfer(files, [DETECTION, SEGMENTATION], seeds=[0, 1], work_dir=tmp_path / 'out')
 
@@ -91,10 +99,10 @@ def transfer(tmp_path: Path) -> Transfer:
 def test_every_backbone_task_and_seed_once(transfer: Transfer, launched: list[str]) -> None:
     table = transfer.run()
     assert len(launched) == len(set(launched)) == 2 * 2 * 2
-    assert launched[0].startswith(f'[1/8] {DETECTION.stem}, BL, seed 0')
-    assert launched[-1].startswith(f'[8/8] {SEGMENTATION.stem}, SD, seed 1')
+    assert launched[0].startswith(f'[1/8] {DETECTION.stem}, BL, pretraining4, seed 0')
+    assert launched[-1].startswith(f'[8/8] {SEGMENTATION.stem}, SD, pretraining4, seed 1')
     assert (transfer.work_dir / 'transfer.md').read_text() == table
-    assert [line.split('|')[3].strip() for line in table.splitlines()[2:6]] == ['BL', 'SD'] * 2
+    assert [line.split('|')[2].strip() for line in table.splitlines()[2:6]] == ['BL', 'SD'] * 2
 
 
 def test_finished_runs_are_skipped_and_others_done(
@@ -102,13 +110,13 @@ def test_finished_runs_are_skipped_and_others_done(
 ) -> None:
     transfer.run()
     launched.clear()
-    record = transfer.work_dir / f'SD/{SEGMENTATION.stem}/seed1/run.json'
+    record = transfer.work_dir / f'SD/pretraining4/{SEGMENTATION.stem}/seed1/run.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'status': 'running'}))
-    (transfer.work_dir / f'BL/{DETECTION.stem}/seed0/run.json').unlink()
+    (transfer.work_dir / f'BL/pretraining4/{DETECTION.stem}/seed0/run.json').unlink()
     transfer.run()
     assert launched == [
-        f'[1/8] {DETECTION.stem}, BL, seed 0',
-        f'[8/8] {SEGMENTATION.stem}, SD, seed 1',
+        f'[1/8] {DETECTION.stem}, BL, pretraining4, seed 0',
+        f'[8/8] {SEGMENTATION.stem}, SD, pretraining4, seed 1',
     ]
 
 
@@ -116,7 +124,7 @@ def test_results_of_another_backbone_are_refused(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
     transfer.run()
-    write_backbone(tmp_path / 'SD.pth', 3)
+    write_backbone(tmp_path / 'SD.pth', 3, seed=4)
     with pytest.raises(UserError, match='another backbone'):
         transfer.run()
 
@@ -125,7 +133,7 @@ def test_finished_run_with_other_settings_is_refused(
     transfer: Transfer, launched: list[str]
 ) -> None:
     transfer.run()
-    record = transfer.work_dir / f'SD/{SEGMENTATION.stem}/seed1/run.json'
+    record = transfer.work_dir / f'SD/pretraining4/{SEGMENTATION.stem}/seed1/run.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'config_sha256': 'other'}))
     with pytest.raises(UserError, match='other settings'):
         transfer.run()
@@ -136,7 +144,7 @@ def test_records_of_earlier_calls_do_not_enter_the_table(
 ) -> None:
     transfer.run()
     table = replace(transfer, seeds=[1]).run()
-    assert [line.split('|')[6].strip() for line in table.splitlines()[2:6]] == ['1'] * 4
+    assert [line.count(' 1 × 1 ') for line in table.splitlines()[2:6]] == [1] * 4
 
 
 def test_impossible_comparisons_stop_before_anything_runs(
@@ -151,22 +159,19 @@ def test_impossible_comparisons_stop_before_anything_runs(
 
 
 def test_network_without_a_detector_stops_before_anything_runs(
-    transfer: Transfer,
-    launched: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    transfer: Transfer, launched: list[str]
 ) -> None:
     """A week of pretraining would end in a backbone that nothing can take."""
-    monkeypatch.setattr(transfer_module, 'prepare_pretraining', lambda *_: None)
     squeezed = Path('configs/pretrain/ser152_sd.py')
     with pytest.raises(UserError, match='SE is a SEResNet, which no detector'):
-        replace(transfer, backbones={'SE': squeezed}).run()
+        replace(transfer, backbones={'SE': [squeezed]}).run()
     assert not launched
 
 
 def test_a_label_may_look_like_a_number(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
-    files = {'50': tmp_path / 'BL.pth', '101': tmp_path / 'SD.pth'}
+    files = {'50': [tmp_path / 'BL.pth'], '101': [tmp_path / 'SD.pth']}
     assert 'missing' not in replace(transfer, backbones=files).run()
 
 
@@ -193,9 +198,9 @@ def test_each_run_is_fitted_to_its_backbone(
 ) -> None:
     """Backbones with different preprocessing stand in one table."""
     caffe = {'style': 'caffe', 'channel_order': 'BGR', 'mean': [103.53, 116.28, 123.675]}
-    write_backbone(tmp_path / 'SD.pth', 2, **caffe)
+    write_backbone(tmp_path / 'SD.pth', 2, seed=4, **caffe)
     assert replace(transfer, seeds=[0]).run().count('| SD ') == 2
-    given = {(run.work_dir.parts[-3], run.config): run.options for run in options}
+    given = {(run.work_dir.parts[-4], run.config): run.options for run in options}
     assert [o for o in given['BL', DETECTION] if o.startswith('model.')] == []
     assert [o for o in given['SD', DETECTION] if o.startswith('model.')] == [
         'model.backbone.style=caffe',
@@ -205,7 +210,9 @@ def test_each_run_is_fitted_to_its_backbone(
     ]
     said = [line for line in capsys.readouterr().out.splitlines() if 'fitted' in line]
     assert len(said) == 2
-    assert said[0].startswith(f'[3/4] {DETECTION.stem}, SD, seed 0: fitted to the backbone with ')
+    assert said[0].startswith(
+        f'[3/4] {DETECTION.stem}, SD, pretraining4, seed 0: fitted to the backbone with '
+    )
     assert said[1].endswith('model.data_preprocessor.bgr_to_rgb=False')
 
 
@@ -227,10 +234,10 @@ def test_a_foreign_file_that_tells_everything_is_imported(
     preprocessor = 'dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)'
     content = {'meta': {'cfg': f'data_preprocessor = {preprocessor}'}, 'state_dict': named}
     torch.save(content, tmp_path / 'mmpretrain.pth')
-    backbones = transfer.backbones | {'MM': tmp_path / 'mmpretrain.pth'}
+    backbones = transfer.backbones | {'MM': [tmp_path / 'mmpretrain.pth']}
     foreign = replace(transfer, backbones=backbones, configs=[SEGMENTATION], seeds=[0])
     foreign.run()
-    assert f'backbone_file={transfer.work_dir}/MM/backbone.pth' in options[-1].options
+    assert f'backbone_file={transfer.work_dir}/MM/pretraining0/backbone.pth' in options[-1].options
     assert 'model.data_preprocessor.mean=[1.0, 2.0, 3.0]' in options[-1].options
     replace(foreign).run()
     assert len(options) == 3  # imported again, the finished run still fits it
@@ -240,9 +247,106 @@ def test_a_foreign_file_that_does_not_tell_is_asked_about(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
     save_file(torchvision.models.resnet18().state_dict(), tmp_path / 'model.safetensors')
-    backbones = transfer.backbones | {'TV': tmp_path / 'model.safetensors'}
+    backbones = transfer.backbones | {'TV': [tmp_path / 'model.safetensors']}
     with pytest.raises(
         UserError, match=r'import_backbone\.py .*/model\.safetensors OUT --preprocessing'
     ):
         replace(transfer, backbones=backbones).run()
+    assert not launched
+
+
+def test_files_of_one_name_are_replicates(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    """The runs of the first pretraining of all come first."""
+    backbones = {
+        label: [
+            write_backbone(tmp_path / f'{label}{seed}.pth', number + 10 * seed, seed=seed)
+            for seed in (7, 5)
+        ]
+        for number, label in enumerate(('BL', 'SD'))
+    }
+    table = replace(transfer, backbones=backbones, configs=[DETECTION]).run()
+    assert [title.split(', ')[1:] for title in launched] == [
+        [label, f'pretraining{pretraining}', f'seed {seed}']
+        for pretraining in (7, 5)
+        for label in ('BL', 'SD')
+        for seed in (0, 1)
+    ]
+    assert table.count(' 2 × 2 ') == 2
+    assert (transfer.work_dir / f'SD/pretraining5/{DETECTION.stem}/seed1/run.json').is_file()
+
+
+def test_files_that_do_not_tell_their_seed_are_numbered(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    files = [write_backbone(tmp_path / f'{x}.pth', x) for x in (1, 2)]
+    table = replace(transfer, backbones={'BL': files}, configs=[DETECTION]).run()
+    assert {title.split(', ')[2] for title in launched} == {'pretraining0', 'pretraining1'}
+    assert ' 2 × 2 ' in table
+
+
+@pytest.mark.parametrize(
+    ('facts', 'message'),
+    [
+        ({'seed': 5, 'depth': 50}, 'replicates of BL differ in depth'),
+        ({'seed': 5, 'algorithm': {'generations': [9]}}, 'replicates of BL differ in algorithm'),
+        ({'seed': 5, 'data': {'count': 9}}, 'replicates of BL differ in data'),
+        ({'seed': 4}, 'replicates of BL have the pretraining seed 4'),
+    ],
+)
+def test_unlike_replicates_stop_before_anything_runs(
+    transfer: Transfer, launched: list[str], tmp_path: Path, facts: dict, message: str
+) -> None:
+    files = [tmp_path / 'BL.pth', write_backbone(tmp_path / 'other.pth', 3, **facts)]
+    with pytest.raises(UserError, match=message):
+        replace(transfer, backbones={'BL': files}).run()
+    with pytest.raises(UserError, match='Two files of BL hold the same weights'):
+        replace(transfer, backbones={'BL': files[:1] * 2}).run()
+    with pytest.raises(UserError, match='BL is a config and more'):
+        replace(transfer, backbones={'BL': [Path('bl.py'), *files]}).run()
+    with pytest.raises(UserError, match='--pretrain-seeds has no config'):
+        replace(transfer, pretrain_seeds=[0, 1]).run()
+    assert not launched
+
+
+def test_each_config_is_pretrained_with_each_seed(
+    transfer: Transfer,
+    launched: list[str],
+    options: list[Run],
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SD begins with the first generation that SE computed with the same seed."""
+
+    def export(checkpoint: Path, out: Path) -> None:
+        assert checkpoint.name == 'snapshot_1.pth'  # the last generation of the record
+        out.parent.mkdir(parents=True, exist_ok=True)
+        seed = int(checkpoint.parent.name.removeprefix('seed'))
+        value = sum(map(ord, str(out)))
+        write_backbone(out, value, seed=seed, source=checkpoint.parts[-3])
+
+    monkeypatch.setattr(transfer_module, 'export_backbone', export)
+    settings = ['epochs=2', 'image_size=32', 'batch_size=8', 'model.network.num_classes=4']
+    study = replace(
+        transfer,
+        backbones={m.upper(): [Path(f'configs/demo/r18_{m}.py')] for m in ('bl', 'se', 'sd')},
+        configs=[DETECTION],
+        pretrain_seeds=[0, 3],
+        pretrain_options=[f'data_root={image_folder}', *settings],
+    )
+    table = study.run()
+    assert table.count(' 2 × 2 ') == 3
+    pretrained = {run.work_dir: run.start_from for run in options if run.config.stem[:3] == 'r18'}
+    folder = study.work_dir / 'pretrain'
+    assert pretrained == {
+        folder / f'r18_{m}/seed{seed}': folder / f'r18_se/seed{seed}/snapshot_1.pth'
+        if m == 'sd'
+        else None
+        for m in ('bl', 'se', 'sd')
+        for seed in (0, 3)
+    }
+    assert (study.work_dir / f'SD/pretraining3/{DETECTION.stem}/seed1/run.json').is_file()
+    launched.clear()
+    assert study.run() == table
     assert not launched

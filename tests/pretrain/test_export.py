@@ -1,3 +1,4 @@
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
             'data_preprocessor': preprocessor,
             'network': dict(type='ResNet', depth=18, num_classes=4),
             'algorithm': algorithm,
+            'crop_area': (0.7, 1.0),
         },
     }
     path = tmp_path / 'run/epoch_2.pth'
@@ -58,6 +60,37 @@ def test_provenance_travels_with_the_file(checkpoint: Path, tmp_path: Path) -> N
     assert returned['weights_sha256'] == weights_sha256(weights)
     assert returned['source'] == 'run/epoch_2.pth'
     assert returned['algorithm']['name'] == 'SD'
+
+
+def test_only_seeds_leave_the_recipe_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    content = load_from_disk(checkpoint)
+    identity = content['meta']['identity']
+
+    def exported(**other: object) -> dict:
+        content['meta']['identity'] = identity | other
+        torch.save(content, checkpoint)
+        return export_backbone(checkpoint, tmp_path / 'backbone.pth')
+
+    first, second = exported(), exported(seed=6, data_seed=7)
+    assert (first['seed'], second['seed']) == (5, 6)
+    assert first['recipe_sha256'] == second['recipe_sha256']
+    assert exported(batch_size=4)['recipe_sha256'] != first['recipe_sha256']
+
+
+def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Path) -> None:
+    identity = load_from_disk(checkpoint)['meta']['identity']
+    data = {'train': {'count': 9, 'sha256': 'a'}, 'val': {'count': 4, 'sha256': 'b'}}
+    history = [{'epoch': e, 'metrics': {'top1_error': 50.0 - e, 'top5_error': 9.0}} for e in (1, 2)]
+    record = {'identity': identity, 'data': data, 'history': history}
+
+    def told(**other: object) -> tuple:
+        (checkpoint.parent / 'run.json').write_text(json.dumps(record | other))
+        provenance = export_backbone(checkpoint, tmp_path / 'backbone.pth')
+        return provenance.get('data'), provenance.get('top1_error')
+
+    assert told() == (data, 48.0)
+    assert told(history=[*history[:1], {'epoch': 2}]) == (data, None)
+    assert told(identity=identity | {'seed': 6}) == (None, None)
 
 
 def test_export_is_repeatable(checkpoint: Path, tmp_path: Path) -> None:
