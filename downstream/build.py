@@ -15,6 +15,8 @@ from mmengine.registry import MODELS
 # These register what a config may name: in mmengine's registries, under our own names.
 import downstream.pictures
 import downstream.precision  # noqa: F401
+import pretrain.runs.log
+import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.builtin import CLASSES
@@ -53,7 +55,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.runner_type = 'DownstreamRunner'
     config.precision = resolve_precision(config.precision)
     _fill_loaders(config, world_size)
-    config.optim_wrapper.accumulative_counts = config.micro_batches
+    config.train_cfg.micro_batches = config.micro_batches
     # Images of many sizes would have cuDNN search anew for each.
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
@@ -120,7 +122,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 
 def _fill_loaders(config: Config, world_size: int) -> None:
-    config.train_dataloader.batch_size = batch_per_process(config, world_size, config.micro_batches)
+    config.train_dataloader.batch_size = batch_per_process(config, world_size)
     root = Path(config.data_root)
     if not root.is_dir():
         raise UserError(
@@ -178,7 +180,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
     config.model.data_preprocessor.size = config.crop_size
     if world_size > 1 and torch.cuda.is_available():
         config.sync_bn = 'torch'  # statistics over the whole batch, whatever the number of GPUs
-    elif config.train_dataloader.batch_size == 1:
+    elif config.train_dataloader.batch_size == config.micro_batches:
         raise UserError(
             'DeepLabv3 normalises pooled features over the images of a process and here each has '
             'one: use fewer processes or a larger batch_size, or fewer micro_batches.'

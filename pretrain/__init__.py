@@ -24,10 +24,11 @@ Each epoch:
 
 8. ``SnapshotHook.before_train_epoch`` makes the student the teacher if a mini-generation has just
    ended (Eqn 4; ``schedule.py``).
-9. ``SnapshotClassifier.train_step`` is an iteration: the teacher's logits, the student's logits,
-   the loss of Eqn 3, one update (``classifier.py``, ``losses.py``).
-10. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5).
-11. ``RunRecordHook.after_train_iter`` stops the run if the loss is not finite.
+9. ``MicroBatchTrainLoop.run_iter`` is an iteration: the teacher's logits, the student's logits,
+   the loss of Eqn 3, one update (``runs/micro_batches.py``, ``classifier.py``, ``losses.py``).
+10. ``DeferredLogHook.after_train_iter`` reads the losses when a line of the log is due, and stops
+    the run if one is not finite (``runs/log.py``).
+11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5).
 12. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
     the end of mini-generation k, writes ``snapshot_k.pth``.
 13. ``CheckpointHook.after_train_epoch`` writes ``epoch_*.pth``.

@@ -17,6 +17,8 @@ import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
 import pretrain.models
+import pretrain.runs.log
+import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
 from pretrain.classifier import student_weights
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
@@ -66,6 +68,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         models.build(config.model)
     if not config.teacher_file:
         algorithm.taught_after = algorithm.generations[0]  # Eqn 4
+    config.train_cfg.micro_batches = config.micro_batches
     config.train_cfg.max_epochs = sum(algorithm.generations)
     config.param_scheduler = cosine_restarts(algorithm.generations)
     config.custom_hooks += _hooks(config)
@@ -133,7 +136,7 @@ def _identity(config: Config) -> dict[str, Any]:
         data_preprocessor=config.model.data_preprocessor.to_dict(),
         network=config.model.network.to_dict(),
         precision=config.precision,
-        micro_batches=config.model.micro_batches,
+        micro_batches=config.micro_batches,
         compiled=config.model.compiled,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
         algorithm=config.algorithm.to_dict(),

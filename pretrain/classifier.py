@@ -7,14 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from pretrain.metrics import TrainingStatistics
-from pretrain.runs.errors import UserError
-from pretrain.runs.micro_batches import train_in_pieces
 from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
 
@@ -82,7 +79,6 @@ class SnapshotClassifier(BaseModel):
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
         precision: 'bf16' or 'float32', in which both networks compute. Weights, statistics and the
             loss are float32 anyway.
-        micro_batches: pieces in which a process computes its share of a batch, for want of memory.
         compiled: whether both networks go through ``torch.compile``.
 
     Attributes:
@@ -100,7 +96,6 @@ class SnapshotClassifier(BaseModel):
         loss: dict,
         data_preprocessor: dict,
         precision: str = 'float32',
-        micro_batches: int = 1,
         compiled: bool = False,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
@@ -113,10 +108,7 @@ class SnapshotClassifier(BaseModel):
         self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
         self.teaching = False
         self.statistics = TrainingStatistics()
-        if micro_batches < 1:
-            raise UserError(f'model.micro_batches is {micro_batches}: it must be 1 or more.')
         self.precision = precision
-        self.micro_batches = micro_batches
         self.compiled = compiled
         self._network = network
         if compiled:
@@ -152,10 +144,6 @@ class SnapshotClassifier(BaseModel):
         if self.teacher is not None:
             self.teacher.eval()
         return self
-
-    def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """An iteration, see :func:`pretrain.runs.micro_batches.train_in_pieces`."""
-        return train_in_pieces(self, data, optim_wrapper, self.micro_batches)
 
     def forward(
         self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = 'tensor'

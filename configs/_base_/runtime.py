@@ -7,7 +7,11 @@ randomness = dict(seed=0)
 # (AVX512-BF16 or AMX) computes in it, float32 elsewhere. Loss, statistics and metrics are float32
 # in any case. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
 precision = 'auto'
+# Pieces in which a process computes its share of a batch, where its memory cannot hold it at once.
+# An iteration is one update all the same; batch normalisation normalises each piece by itself.
+micro_batches = 1
 default_hooks = dict(
+    runtime_info=dict(type='DeferredLogHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -1,5 +1,6 @@
 """The augmentation that the device applies to a whole batch: jitter, flip and rotation."""
 
+import functools
 import math
 
 import torch
@@ -37,12 +38,18 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
         The same shape and range.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    weights = _luma_weights(images.device)
     images = (images * brightness).clamp_(0, 255)
     mean = (images * weights).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
     images = images.lerp_(mean, 1 - contrast).clamp_(0, 255)
     luma = (images * weights).sum(dim=1, keepdim=True)
     return images.lerp_(luma.expand_as(images), 1 - saturation).clamp_(0, 255)
+
+
+@functools.cache
+def _luma_weights(device: torch.device) -> Tensor:
+    """LUMA on the device, copied once: a copy at each batch would wait for the step before."""
+    return torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
 
 
 def flip_and_rotate(images: Tensor, flipped: Tensor, angles: Tensor) -> Tensor:

@@ -74,31 +74,31 @@ def _literal(text: str) -> Any:
         return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-def batch_per_process(config: Config, world_size: int, pieces: int = 1) -> int:
-    """``batch_size`` counts all processes; what one of them computes at a time.
+def batch_per_process(config: Config, world_size: int) -> int:
+    """The share of one process of ``batch_size``, which counts all processes.
 
     Args:
         config: of any task.
         world_size: number of processes.
-        pieces: in which each computes its share.
 
     Raises:
-        UserError: if it cannot be shared out evenly, or it or the seed is no number.
+        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or a number
+            is none.
     """
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f'batch_size is {config.batch_size}: it must be a whole number above 0.')
     if not isinstance(config.randomness.seed, int):
         raise UserError(f'randomness.seed is {config.randomness.seed}: it must be a whole number.')
+    pieces = config.micro_batches
     if not isinstance(pieces, int) or pieces < 1:
         raise UserError(f'micro_batches is {pieces}: it must be a whole number above 0.')
-    share, rest = divmod(config.batch_size, world_size * pieces)
-    if rest:
+    if config.batch_size % (world_size * pieces):
         of_each = f', each in {pieces} pieces' if pieces > 1 else ''
         raise UserError(
             f'batch_size={config.batch_size} cannot be shared by {world_size} processes{of_each}: '
             'choose a number that divides it.'
         )
-    return share
+    return config.batch_size // world_size
 
 
 def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:

@@ -1,16 +1,18 @@
 """A large batch on few GPUs: computed in pieces, with one update."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODEL_WRAPPERS
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
 
 
 def train_in_pieces(
-    model: BaseModel | MMDistributedDataParallel,
+    model: BaseModel | torch.nn.parallel.DistributedDataParallel,
     data: dict,
     optim_wrapper: OptimWrapper,
     pieces: int,
@@ -22,7 +24,7 @@ def train_in_pieces(
     it does from each GPU's share of a batch.
 
     Args:
-        model: the classifier, or what distributes it.
+        model: a classifier, detector or segmenter, or what distributes it.
         data: a batch of ``inputs`` and ``data_samples``, as the loader gives it.
         optim_wrapper: the optimizer.
         pieces: how many; the last is smaller if they do not divide the batch.
@@ -30,9 +32,9 @@ def train_in_pieces(
     Returns:
         The values to log, means over the batch.
     """
-    distributed = isinstance(model, MMDistributedDataParallel)
-    classifier = model.module if distributed else model
-    data = classifier.data_preprocessor(data, True)
+    distributed = is_model_wrapper(model)
+    inner = model.module if distributed else model
+    data = inner.data_preprocessor(data, True)
     total = len(data['inputs'])
     size = -(-total // pieces)
     split = [
@@ -44,7 +46,7 @@ def train_in_pieces(
         # The processes exchange their gradients in the last piece's backward pass.
         wait = distributed and piece is not split[-1]
         with model.no_sync() if wait else nullcontext():
-            loss, values = classifier.parse_losses(model(**piece, mode='loss'))
+            loss, values = inner.parse_losses(model(**piece, mode='loss'))
             optim_wrapper.backward(share * loss)
         for name, value in values.items():
             logs[name] = logs.get(name, torch.zeros_like(value)) + share * value.detach()
@@ -53,9 +55,19 @@ def train_in_pieces(
     return logs
 
 
-@MODEL_WRAPPERS.register_module()
-class DistributedClassifier(MMDistributedDataParallel):
-    """mmengine's wrapper for DDP, with the classifier's own iteration."""
+@LOOPS.register_module()
+class MicroBatchTrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs, whose iteration is :func:`train_in_pieces`."""
 
-    def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        return train_in_pieces(self, data, optim_wrapper, self.module.micro_batches)
+    def __init__(self, *args: object, micro_batches: int = 1, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.micro_batches = micro_batches
+
+    def run_iter(self, idx: int, data_batch: Sequence | dict) -> None:
+        runner = self.runner
+        runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
+        outputs = train_in_pieces(
+            runner.model, data_batch, runner.optim_wrapper, self.micro_batches
+        )
+        runner.call_hook('after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1

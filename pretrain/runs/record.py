@@ -5,9 +5,7 @@ The records of a table are committed as one ``results/<set>.jsonl``, a record a 
 
 import hashlib
 import json
-import math
 import os
-import resource
 import statistics
 import subprocess
 import time
@@ -24,6 +22,7 @@ from mmengine.runner import Runner
 
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
+from pretrain.runs.log import is_flushed
 from pretrain.schedule import generation
 
 FORMAT = 1  # of the records written; those of earlier formats stay readable
@@ -86,8 +85,7 @@ def is_better(metric: str, new: float, old: float) -> bool:
 
 @HOOKS.register_module()
 class RunRecordHook(Hook):
-    """Keeps ``run.json`` up to date, validates what a resume would leave out, and stops a run
-    whose loss is not finite before it spoils a checkpoint.
+    """Keeps ``run.json`` up to date, and validates what a resume would leave out.
 
     The record's keys: ``status`` ('running' or 'finished'), ``config``, ``label``, ``task``,
     ``paper``, ``identity``, ``config_sha256``, ``git_commit``, ``versions``, ``device``,
@@ -97,7 +95,8 @@ class RunRecordHook(Hook):
     :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
     started from another's checkpoint it begins with the other's), ``generations`` (last and best
     metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
-    together), ``peak_memory_mb`` (of rank 0), ``wall_seconds`` (all sessions together) and
+    together), ``peak_memory_mb`` (of rank 0 while training, on a
+    GPU; of its whole process on a CPU), ``wall_seconds`` (all sessions together) and
     ``sessions``.
     """
 
@@ -108,9 +107,9 @@ class RunRecordHook(Hook):
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
         # As rank 0 sees it, for whether to validate is decided by all together.
-        seen = [read_record(self.path) if runner.epoch > 0 else None]
+        seen = [read_record(self.path) if runner.epoch > 0 else None, self._source(runner)]
         broadcast_object_list(seen)
-        previous = seen[0]
+        previous, source = seen
         self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
         self.record = describe(runner.cfg) | {
             'status': 'running',
@@ -119,7 +118,7 @@ class RunRecordHook(Hook):
                 'train': _fingerprint(runner.train_dataloader.dataset, runner.cfg.data_root),
                 'val': _fingerprint(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
-            'history': _history_so_far(previous or self._source(runner), runner.epoch),
+            'history': _history_so_far(previous or source, runner.epoch),
             'sessions': (previous['sessions'] if previous else 0) + 1,
         }
         if previous and previous['data'] != self.record['data']:
@@ -134,27 +133,23 @@ class RunRecordHook(Hook):
         self._write(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self.seconds: list[float] = []
-        self.tick = time.perf_counter()
+        self.seconds: list[tuple[int, float]] = []  # iterations, and how long they took
+        self.begun, self.tick = 0, time.perf_counter()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        if not math.isfinite(loss := outputs['loss'].item()):
-            raise UserError(
-                f'The loss is {loss} at epoch {runner.epoch + 1}, iteration '
-                f'{batch_idx + 1}: lower optim_wrapper.optimizer.lr or look at the data; the '
-                'checkpoints so far are kept.'
-            )
-        now = time.perf_counter()
-        self.seconds.append(now - self.tick)
-        self.tick = now
+        self.begun += 1
+        if is_flushed(runner, batch_idx):  # between, the host is ahead of the device
+            now = time.perf_counter()
+            self.seconds.append((self.begun, now - self.tick))
+            self.begun, self.tick = 0, now
 
     def after_train_epoch(self, runner: Runner) -> None:
         entry = self._entry(runner, runner.epoch + 1)
-        entry['iterations'] = len(self.seconds)
-        entry['seconds'] = sum(self.seconds)
-        entry['seconds_per_iter'] = statistics.median(self.seconds)
+        entry['iterations'] = sum(count for count, _ in self.seconds)
+        entry['seconds'] = sum(seconds for _, seconds in self.seconds)
+        entry['seconds_per_iter'] = statistics.median(s / count for count, s in self.seconds)
         if train := runner.message_hub.get_info('train_statistics', None):
             entry['train'] = train
         self._write(runner)
@@ -192,7 +187,7 @@ class RunRecordHook(Hook):
     @master_only
     def _write(self, runner: Runner) -> None:
         self.record['generations'] = summarise(self.record['history'], runner.cfg.paper.metric)
-        self.record['peak_memory_mb'] = _peak_memory_mb()
+        self.record['peak_memory_mb'] = runner.message_hub.get_info('peak_memory_mb')
         self.record['wall_seconds'] = self.earlier_seconds + time.monotonic() - self.started
         write_atomically(self.path, (json.dumps(self.record, indent=1) + '\n').encode())
 
@@ -281,9 +276,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS, RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
@@ -222,28 +222,43 @@ def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_fi
 
 
 @pytest.mark.parametrize('config', DEMOS)
-def test_a_batch_in_pieces_is_one_update(config, voc, backbone_file, on_gpus):
-    """mmengine's optimizer wrapper adds the gradients up; schedules count its iterations."""
+def test_pieces_share_a_batch(config, voc, backbone_file, on_gpus):
     given = with_files(config, voc, backbone_file, 'batch_size=8', 'micro_batches=2')
     config = prepare(given, world_size=2)
-    assert config.train_dataloader.batch_size == 2
-    wrapper = build_optim_wrapper(
-        torch.nn.Linear(1, 1), config.optim_wrapper.to_dict() | {'type': 'OptimWrapper'}
-    )
-    wrapper.initialize_count_status(torch.nn.Linear(1, 1), 0, 4)
-    updates = []
-    for _ in range(4):
-        loss = wrapper.optimizer.param_groups[0]['params'][0].sum()
-        before = loss.item()
-        wrapper.update_params(loss)
-        updates.append(wrapper.optimizer.param_groups[0]['params'][0].item() != before)
-    assert updates == [False, True, False, True]
+    assert config.train_dataloader.batch_size == 4
+    assert config.train_cfg.micro_batches == 2
     assert config.identity.micro_batches == 2
     with pytest.raises(UserError, match='3 processes, each in 2 pieces'):
         prepare(given, world_size=3)
     given.micro_batches = 0
     with pytest.raises(UserError, match='micro_batches is 0'):
         prepare(given)
+
+
+class Updates(Hook):
+    """Counts the optimizer's steps."""
+
+    count = 0
+
+    def before_train(self, runner):
+        runner.optim_wrapper.optimizer.register_step_post_hook(self.add)
+
+    def add(self, *_):
+        self.count += 1
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_an_iteration_is_an_update_whatever_the_pieces(config, voc, backbone_file, tmp_path):
+    """So log, schedule and epochs count updates."""
+    options = ['batch_size=4', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=2']
+    options += ['param_scheduler=[]', 'optim_wrapper.optimizer.lr=1e-5', 'micro_batches=2']
+    options += [option for option in SMALL[config] if 'param_scheduler' not in option]
+    prepared = prepare(with_files(config, voc, backbone_file, *options))
+    prepared.work_dir = str(tmp_path)
+    runner = RUNNERS.build(prepared)
+    runner.register_hook(updates := Updates())
+    runner.train()
+    assert runner.iter == updates.count == 8 // 4
 
 
 def test_a_pyramid_is_filled_from_every_layer(voc, backbone_file_152):

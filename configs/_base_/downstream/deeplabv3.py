@@ -9,7 +9,6 @@ _base_ = 'mmseg::_base_/models/deeplabv3_r50-d8.py'
 stage = 'downstream'  # whose `build` fills this config in
 task = 'segmentation'
 backbone_file = ''
-micro_batches = 1  # pieces of a process's batch, for want of memory; each normalises by itself
 # mmseg's copies of what stands in the model: changing these would change nothing.
 norm_cfg = None
 data_preprocessor = None

@@ -10,7 +10,6 @@ _base_ = 'mmdet::_base_/models/faster-rcnn_r50-caffe-c4.py'
 stage = 'downstream'  # whose `build` fills this config in
 task = 'detection'
 backbone_file = ''
-micro_batches = 1  # pieces of a process's batch, for want of memory
 norm_cfg = None  # mmdet's copy of what stands in the model: changing it would change nothing
 model = dict(
     data_preprocessor=dict(

@@ -9,7 +9,6 @@ _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 stage = 'downstream'  # whose `build` fills this config in
 task = 'detection'
 backbone_file = ''
-micro_batches = 1  # pieces of a process's batch, for want of memory
 model = dict(
     backbone=dict(
         deep_stem=False,

@@ -7,7 +7,7 @@ neither reward nor punish a detection, as in VOC's own evaluation.
 data_root = 'data/VOCdevkit'
 batch_size = 16  # over all processes
 paper = dict(metric='mAP')
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10, val_interval=10)
+train_cfg = dict(type='MicroBatchTrainLoop', max_epochs=10, val_interval=10)
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
 )

@@ -8,7 +8,7 @@ the paper. Whole images are evaluated, once and at their own size; the border (2
 data_root = 'data/VOCdevkit'
 batch_size = 8  # over all processes
 paper = dict(metric='mIoU')
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=50)
+train_cfg = dict(type='MicroBatchTrainLoop', max_epochs=50, val_interval=50)
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4)
 )

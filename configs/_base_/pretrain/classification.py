@@ -18,12 +18,11 @@ algorithm = dict(
 )
 model = dict(
     type='SnapshotClassifier',
-    micro_batches=1,  # pieces of a process's batch, where its memory cannot hold it at once
     compiled=False,  # torch.compile
     data_preprocessor=dict(type='ImgDataPreprocessor'),
 )
 model_wrapper_cfg = dict(
-    type='DistributedClassifier', broadcast_buffers=False, gradient_as_bucket_view=True
+    type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True
 )
 paper = dict(metric='top1_error')  # and what the paper reports for a row
 val_evaluator = dict(type='TopKError')
@@ -31,5 +30,5 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
 )
-train_cfg = dict(type='EpochBasedTrainLoop', val_interval=1)
+train_cfg = dict(type='MicroBatchTrainLoop', val_interval=1)
 val_cfg = dict(type='ValLoop')

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 from torch import nn
 
 from pretrain.classifier import SnapshotClassifier
 from pretrain.losses import SnapshotDistillationLoss
 from pretrain.runs.errors import UserError
+from pretrain.runs.micro_batches import train_in_pieces
 from pretrain.runs.record import read_record
 
 
@@ -37,7 +38,6 @@ def test_pieces_are_the_whole_batch(
 ) -> None:
     """One step of SGD, and what is logged; 3 does not divide the batch of 7."""
     classifier.data_preprocessor = Whole()
-    classifier.micro_batches = pieces
     classifier.teaching = teaching
     whole = copy.deepcopy(classifier)
     generator = torch.Generator().manual_seed(1)
@@ -46,7 +46,7 @@ def test_pieces_are_the_whole_batch(
         'data_samples': torch.randint(5, (7,), generator=generator),
     }
     wrapper = OptimWrapper(torch.optim.SGD(classifier.parameters(), lr=0.5))
-    logs = classifier.train_step(data, wrapper)
+    logs = train_in_pieces(classifier, data, wrapper, pieces)
     losses = whole(**data, mode='loss')
     losses['loss'].backward()
     with torch.no_grad():
@@ -61,9 +61,34 @@ def test_pieces_are_the_whole_batch(
     assert not any(p.grad is not None and p.grad.any() for p in classifier.parameters())
 
 
+class Detector(BaseModel):
+    """Takes a list of samples, as those of mmdet and mmseg do."""
+
+    def __init__(self) -> None:
+        super().__init__(data_preprocessor=Whole())
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, inputs: torch.Tensor, data_samples: list[dict], mode: str) -> dict:
+        targets = torch.stack([sample['target'] for sample in data_samples])
+        return {'loss': ((inputs @ self.weight - targets) ** 2).mean()}
+
+
+def test_samples_in_a_list_are_cut_like_a_tensor() -> None:
+    inputs = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    data = {'inputs': inputs, 'data_samples': [{'target': t} for t in torch.tensor([1.0, 0, 2])]}
+    ends = []
+    for pieces in (1, 2):
+        model = Detector()
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
+        train_in_pieces(model, data, wrapper, pieces)
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
+    assert (ends[0] != 1).all()
+
+
 def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path: Path) -> None:
     train('sd', tmp_path / 'whole')
-    train('sd', tmp_path / 'pieces', 'model.micro_batches=2')
+    train('sd', tmp_path / 'pieces', 'micro_batches=2')
     whole, pieces = (read_record(tmp_path / name / 'run.json') for name in ('whole', 'pieces'))
     assert [e['iterations'] for e in pieces['history']] == [
         e['iterations'] for e in whole['history']
@@ -72,5 +97,7 @@ def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path
 
 
 def test_impossible_pieces(tiny_config: Callable, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'model\.micro_batches is 0'):
-        Runner.from_cfg(tiny_config('bl', tmp_path, 'model.micro_batches=0'))
+    with pytest.raises(UserError, match='micro_batches is 0'):
+        tiny_config('bl', tmp_path, 'micro_batches=0')
+    with pytest.raises(UserError, match='1 processes, each in 3 pieces'):
+        tiny_config('bl', tmp_path, 'micro_batches=3')

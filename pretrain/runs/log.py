@@ -1,0 +1,96 @@
+"""What the log takes from each iteration, without waiting for the device at each."""
+
+import math
+import resource
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import LoggerHook, RuntimeInfoHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from pretrain.runs.errors import UserError
+
+
+def is_flushed(runner: Runner, batch_idx: int) -> bool:
+    """Whether the host waits for the device after this iteration: when a line of the log is due and
+    at the end of an epoch."""
+    (interval,) = (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook))
+    return (batch_idx + 1) % interval == 0 or batch_idx + 1 == len(runner.train_dataloader)
+
+
+@HOOKS.register_module()
+class DeferredLogHook(RuntimeInfoHook):
+    """Keeps the losses on the device until a line of the log is due, and stops a run whose loss is
+    not finite before it spoils a checkpoint.
+
+    It takes the place of mmengine's RuntimeInfoHook, which reads each value from the device at each
+    iteration, so that the host waits for the GPU. Here one transfer brings the values of all
+    iterations since the last line, which are then the means over all processes. The log's buffers,
+    which mmengine copies at each entry and keeps in every checkpoint, hold what the log shows and
+    no more.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self.waiting: list[dict[str, Tensor]] = []
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        super().before_train_epoch(runner)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # validation's is not training's
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        self.waiting.append({name: value.detach() for name, value in outputs.items()})
+        if not is_flushed(runner, batch_idx):
+            return
+        values = self._stack()
+        all_reduce(values, op='mean')
+        rows = self._read(runner, values, batch_idx)
+        for name, column in zip(outputs, zip(*rows, strict=True), strict=True):
+            for value in column:
+                runner.message_hub.update_scalar(f'train/{name}', value)
+        self.waiting.clear()
+        self._bound(runner)
+        # Before LoggerHook, which resets CUDA's peak at each line.
+        peak = max(runner.message_hub.get_info('peak_memory_mb', 0.0), peak_memory_mb())
+        runner.message_hub.update_info('peak_memory_mb', peak)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.waiting:  # amid an epoch; only the first process writes, so without the others
+            self._read(runner, self._stack(), runner.iter % len(runner.train_dataloader))
+
+    def _stack(self) -> Tensor:
+        """The values since the last line, (iterations, names)."""
+        values = [value for values in self.waiting for value in values.values()]
+        return torch.stack(values).view(len(self.waiting), -1)
+
+    def _read(self, runner: Runner, values: Tensor, batch_idx: int) -> list[list[float]]:
+        """Move the values to the host, and make sure that each loss is finite."""
+        rows = values.tolist()
+        column = list(self.waiting[0]).index('loss')
+        for index, row in enumerate(rows, start=batch_idx + 2 - len(rows)):
+            if not math.isfinite(row[column]):
+                raise UserError(
+                    f'The loss is {row[column]} at epoch {runner.epoch + 1}, iteration {index}: '
+                    'lower optim_wrapper.optimizer.lr or look at the data; the checkpoints so far '
+                    'are kept.'
+                )
+        return rows
+
+    def _bound(self, runner: Runner) -> None:
+        # A line shows a window of training, or the whole of a validation.
+        longest = max(runner.log_processor.window_size, len(runner.val_dataloader))
+        for buffer in runner.message_hub.log_scalars.values():
+            buffer.max_length = longest
+
+
+def peak_memory_mb() -> float:
+    """The most memory taken so far, in MiB: of this process's GPU, or of the process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,187 @@
+"""The log costs the device nothing between its lines, and its buffers do not grow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.datasets import augmentation
+from pretrain.runs import log
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+from pretrain.runs.log import DeferredLogHook
+from pretrain.runs.record import read_record
+
+ONE = ('epochs=1', 'algorithm.generations=1')
+
+
+class Operations(TorchDispatchMode):
+    """The operations of a part of a run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split('.')[0])
+        return function(*args, **kwargs or {})
+
+
+class Begin(Hook):
+    """Counts the operations of iterations 2 to 11 of the second epoch, whose loss has a teacher;
+    those of the loader, which has no worker here, are the host's own."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        if runner.epoch == 1 and 1 <= batch_idx < 11:
+            self.operations.__enter__()
+
+
+class End(Begin):
+    priority = 'LOWEST'
+    before_train_iter = Hook.before_train_iter
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: object) -> None:
+        if runner.epoch == 1 and 1 <= batch_idx < 11:
+            self.operations.__exit__(None, None, None)
+
+
+def test_ten_iterations_read_nothing_from_the_device(tiny_config: Callable, tmp_path: Path) -> None:
+    options = ('batch_size=2', 'epochs=2', 'algorithm.generations=2')
+    runner = Runner.from_cfg(
+        tiny_config('sd', tmp_path, *options, 'default_hooks.logger.interval=50')
+    )
+    operations = Operations()
+    runner.register_hook(Begin(operations))
+    runner.register_hook(End(operations))
+    runner.train()
+    names = operations.names
+    assert names.count('convolution_backward') == 10 * 2
+    assert names.count('_local_scalar_dense') == 0
+    # A copy from the host's memory waits too, unless it is pinned as the batches are.
+    assert names.count('lift_fresh') == 0
+    # But the log has its values.
+    assert len(MessageHub.get_current_instance().get_scalar('train/kl').data[0]) == 16
+
+
+def test_jitter_copies_its_weights_to_the_device_once() -> None:
+    images, factors = torch.rand(2, 3, 4, 4), torch.ones(2, 3)
+    augmentation.jitter(images, factors)
+    with Operations() as operations:
+        augmentation.jitter(images, factors)
+    assert 'lift_fresh' not in operations.names
+    assert '_to_copy' not in operations.names
+
+
+def test_the_log_is_mmengines(tiny_config: Callable, tmp_path: Path) -> None:
+    """The same values as with mmengine's own hook, which reads each at once."""
+    lines = {}
+    for name, hook in (('ours', 'DeferredLogHook'), ('theirs', 'RuntimeInfoHook')):
+        config = tiny_config('sd', tmp_path / name, 'default_hooks.logger.interval=3')
+        config.default_hooks.runtime_info.type = hook
+        config.custom_hooks = [h for h in config.custom_hooks if h.type != 'EnsembleHook']
+        Runner.from_cfg(config).train()
+        (path,) = (tmp_path / name).glob('*/vis_data/scalars.json')
+        dropped = ('time', 'data_time')
+        text = path.read_text().replace('null', 'None')
+        lines[name] = [
+            {key: value for key, value in eval(line).items() if key not in dropped}
+            for line in text.splitlines()
+        ]
+    assert any('kl' in line for line in lines['ours'])
+    assert lines['ours'] == lines['theirs']
+
+
+def test_buffers_and_checkpoints_do_not_grow(tiny_config: Callable, tmp_path: Path) -> None:
+    options = ('batch_size=2', 'epochs=6', 'algorithm.generations=1')
+    config = tiny_config('bl', tmp_path, *options, 'log_processor.window_size=20')
+    config.default_hooks.checkpoint.max_keep_ckpts = -1
+    runner = Runner.from_cfg(config)
+    runner.train()
+    buffers = runner.message_hub.log_scalars
+    assert {'train/loss', 'train/lr', 'train/time', 'train/data_time'} <= buffers.keys()
+    assert {name: n for name, b in buffers.items() if (n := len(b.data[0])) > 20} == {}
+    sizes = [(tmp_path / f'epoch_{epoch}.pth').stat().st_size for epoch in (3, 6)]
+    # Four bytes of digits here and there; unbounded, each of five buffers would have grown by 48
+    # values of 8 bytes.
+    assert abs(sizes[1] - sizes[0]) < 48 * 8
+
+
+class Poison(Hook):
+    """Makes the loss of one iteration NaN, and asks for a checkpoint right after it."""
+
+    def __init__(self, batch_idx: int, save: bool) -> None:
+        self.batch_idx = batch_idx
+        self.save = save
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        if batch_idx == self.batch_idx:
+            with torch.no_grad():
+                runner.model.student[0].weight.fill_(float('nan'))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: object) -> None:
+        if self.save and batch_idx == self.batch_idx:
+            runner.save_checkpoint(runner.work_dir, 'amid.pth')
+
+
+@pytest.mark.parametrize('save', [False, True])
+def test_loss_is_checked_before_a_checkpoint_and_its_iteration_named(
+    save: bool, tiny_config: Callable, tmp_path: Path
+) -> None:
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, *ONE))
+    runner.register_hook(Poison(2, save))
+    with pytest.raises(UserError, match='The loss is nan at epoch 1, iteration 3'):
+        runner.train()
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_peak_memory_is_trainings_though_the_log_resets_it(monkeypatch) -> None:
+    """CUDA's counter, which LogProcessor resets at each line and validation raises."""
+    memory = {'peak': 0}
+
+    def reset() -> None:
+        memory['peak'] = 0
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: memory['peak'] * 2**20)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', reset)
+    monkeypatch.setattr(log, 'is_flushed', lambda *_: True)
+    runner = SimpleNamespace(
+        epoch=0,
+        message_hub=MessageHub('peak'),
+        log_processor=SimpleNamespace(window_size=50),
+        val_dataloader=[None],
+    )
+    hook = DeferredLogHook()
+    hook.waiting = []
+    for needed in (300, 500, 400):
+        memory['peak'] = max(memory['peak'], needed)
+        hook.after_train_iter(runner, 0, outputs={'loss': torch.ones(())})
+        reset()  # as LoggerHook does after it
+    memory['peak'] = 9000  # validation
+    hook.before_train_epoch(runner)
+    memory['peak'] = max(memory['peak'], 450)
+    hook.after_train_iter(runner, 0, outputs={'loss': torch.ones(())})
+    assert runner.message_hub.get_info('peak_memory_mb') == 500
+
+
+def test_record_counts_every_iteration_between_the_lines(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    config = tiny_config('bl', tmp_path, *ONE, 'batch_size=2', 'default_hooks.logger.interval=5')
+    Runner.from_cfg(config).train()
+    (entry,) = read_record(tmp_path / 'run.json')['history']
+    assert entry['iterations'] == 16
+    assert 0 < entry['seconds_per_iter'] < entry['seconds']
+    assert read_record(tmp_path / 'run.json')['peak_memory_mb'] > 10
+    assert load_from_disk(tmp_path / 'epoch_1.pth')['message_hub']['runtime_info']['peak_memory_mb']
