@@ -1,33 +1,152 @@
-"""The READMEs say what is so."""
+"""The READMEs say what is so: tables, links, names and commands."""
 
+import argparse
+import importlib
 import re
+import subprocess
+import sys
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
 
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 from tools.readme_tables import READMES, with_tables
 
 by_path = pytest.mark.parametrize('path', READMES, ids=lambda path: str(path.relative_to(ROOT)))
 
+# Each command of a README is parsed by its tool, below. This is where it is run as a whole, at test
+# size, or why it is not.
+RUN_BY = {
+    'bash tools/demo.sh': 'takes minutes; tests/downstream/test_transfer.py is the same, smaller',
+    'bash tools/test.sh': 'runs these tests',
+    'source': 'a builtin of bash',
+    'tools/dist_train.sh': 'tests/tools/test_train.py',
+    'tools/slurm_train.sh': 'tests/tools/test_train.py',
+    'python -m pretrain.runs.start': 'tests/test_wheel.py',
+    'python tools/benchmark.py': 'tests/tools/test_benchmark.py',
+    'python tools/collect_records.py': 'tests/pretrain/runs/test_report.py calls all it calls',
+    'python tools/export_backbone.py': 'tests/pretrain/test_export.py calls all it calls',
+    'python tools/import_backbone.py': 'tests/tools/test_import_backbone.py',
+    'python tools/plot_curves.py': 'tests/tools/test_tables.py',
+    'python tools/prepare_data.py': 'tests/tools/test_prepare_data.py',
+    'python tools/readme_tables.py': 'this file calls all it calls',
+    'python tools/similarity.py': 'tests/pretrain/studies/test_similarity.py calls all it calls',
+    'python tools/sweep.py': 'tests/pretrain/studies/test_sweep.py calls all it calls',
+    'python tools/table.py': 'tests/tools/test_tables.py',
+    'python tools/train.py': 'tests/tools/test_train.py',
+    'python tools/transfer.py': 'tests/downstream/test_transfer.py calls all it calls',
+}
+
 
 @by_path
 def test_tables_are_those_of_the_committed_records(path: Path) -> None:
     text = path.read_text()
-    assert with_tables(text) == text
+    assert with_tables(text) == text, 'run: python tools/readme_tables.py'
 
 
-def test_every_table_and_every_set_of_records_is_shown() -> None:
+def test_every_table_ends_and_every_record_is_used() -> None:
     text = ''.join(path.read_text() for path in READMES)
-    assert len(re.findall('<!-- tools/', text)) == text.count('<!-- end -->') > 0
-    for records in ROOT.glob('configs/**/results/*'):
-        assert str(records.relative_to(ROOT)) in text, records
+    assert text.count('<!-- tools/') == text.count('<!-- end -->') > 0
+    for records in ROOT.glob('configs/**/results/**/*'):
+        assert records.is_dir() or str(records.relative_to(ROOT)) in text, records
+
+
+def test_main_readme_is_short_and_no_line_of_prose_is_long() -> None:
+    assert len(READMES[0].read_text().splitlines()) <= 130
+    for path in READMES:
+        for line in re.sub(r'<!--.*?<!-- end -->', '', path.read_text(), flags=re.S).splitlines():
+            assert line.startswith('|') or len(line) <= 120, f'{path}: {line}'
 
 
 @by_path
-def test_links_and_commands_exist(path: Path) -> None:
+def test_links_and_names_exist(path: Path) -> None:
     text = path.read_text()
-    for link in re.findall(r'\]\(((?!http)[^)#]+)', text):
+    for link, heading in re.findall(r'\]\((?!http)([^)#]*)(?:#([^)]+))?\)', text):
         assert (path.parent / link).exists(), link
-    for name in re.findall(r'(?:configs|tools)/[\w/]+\.(?:py|sh)', text):
+        if heading:
+            target = (path.parent / link).read_text() if link else text
+            headings = re.findall(r'^#+ (.+)$', target, re.MULTILINE)
+            assert heading in [h.lower().replace(' ', '-') for h in headings], heading
+    for name in re.findall(r'\b(?:configs|tools|tests)/[\w/]+\.(?:py|sh|json)\b', text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize('folder', ['pretrain', 'pretrain/cifar100', 'downstream', 'demo'])
+def test_each_config_is_named_beside_it_with_the_papers_number(folder: str) -> None:
+    text = (ROOT / 'configs' / folder / 'README.md').read_text()
+    names = re.findall(r'`([\w{},]+\.py)`', text) + re.findall(r'\[(\w+\.py)\]\(', text)
+    named = {name for pattern in names for name in words(pattern)}
+    assert named == {path.name for path in (ROOT / 'configs' / folder).glob('*.py')}
+    for name, *numbers in re.findall(
+        r'^\| \[(\w+\.py)\].* ([\d.]+) \| ([\d.]+) \|$', text, re.MULTILINE
+    ):
+        paper = load_config(ROOT / 'configs' / folder / name).paper
+        if folder == 'downstream':
+            expected = [paper.BL, paper.SD]
+        else:
+            expected = [paper.top1_error[-1], paper.top5_error[-1]]
+        assert [float(number) for number in numbers] == expected, name
+
+
+def test_settings_that_people_change_exist() -> None:
+    section = (ROOT / 'configs/README.md').read_text().split('## What people change')[1]
+    keys = re.findall(r'`([\w.]+)`', section.split('\n\n')[2])
+    assert len(keys) > 12
+    folder = ROOT / 'configs'
+    examples = 'pretrain/r152_sd', 'downstream/faster_rcnn_r50_voc07'
+    examples += ('downstream/deeplabv3_r50_voc12aug',)
+
+    def has(example: str, key: str) -> bool:
+        try:
+            return bool(load_config(folder / f'{example}.py', [f'{key}=1']))
+        except UserError:
+            return False
+
+    assert [key for key in keys if not any(has(example, key) for example in examples)] == []
+
+
+class ParsedError(Exception):
+    """The arguments of a command are in order."""
+
+
+@by_path
+def test_commands_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser: argparse.ArgumentParser) -> None:
+        parse(parser)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_and_stop)
+    for command in commands(path.read_text()):
+        assert any(' '.join(command).startswith(known) for known in RUN_BY), command
+        match command:
+            case ['tools/dist_train.sh', config, gpus, *rest]:
+                module, arguments = 'pretrain.runs.start', [config, '--gpus', gpus, *rest]
+            case ['python', '-m', module, *arguments]:
+                pass
+            case ['python', tool, *arguments] if tool != 'tools/readme_tables.py':
+                module = tool.removesuffix('.py').replace('/', '.')
+            case _:
+                continue
+        monkeypatch.setattr(sys, 'argv', [module, *arguments])
+        with pytest.raises(ParsedError):
+            importlib.import_module(module).main()
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of the bash blocks and of the inline code that begins as one."""
+    blocks = ''.join(re.findall(r'```bash\n(.*?)```', text, re.DOTALL)).replace('\\\n', ' ')
+    lines = blocks.splitlines() + re.findall(r'`((?:python|bash) [^`]+)`', text)
+    found = [list(dropwhile(re.compile('[A-Z_]+=').match, words(line))) for line in lines]
+    return [command for command in found if command]
+
+
+def words(line: str) -> list[str]:
+    """A line as bash splits it, braces expanded and comments left out."""
+    script = f"printf '%s\\0' {line}"
+    printed = subprocess.run(['bash', '-c', script], capture_output=True, text=True, check=True)
+    return printed.stdout.split('\0')[:-1]

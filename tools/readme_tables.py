@@ -6,6 +6,7 @@ A table stands between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-
 the command prints, run in the repository.
 """
 
+import functools
 import re
 import shlex
 import subprocess
@@ -13,19 +14,26 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = sorted([ROOT / 'README.md', *ROOT.glob('configs/**/README.md'), *ROOT.glob('tools/*.md')])
+READMES = [
+    ROOT / 'README.md',
+    *sorted(ROOT.glob('configs/**/README.md')),
+    ROOT / 'tools/README.md',
+]
 TABLE = re.compile(r'(?<=<!-- )(tools/[^>]+)( -->\n).*?(?=<!-- end -->)', re.DOTALL)
+
+
+@functools.cache
+def printed(command: str) -> str:
+    """What ``python command`` prints in the repository."""
+    arguments = [sys.executable, *shlex.split(command)]
+    return subprocess.run(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
 
 
 def with_tables(text: str) -> str:
     """``text`` with what the commands in it print today."""
-
-    def fresh(table: re.Match) -> str:
-        command = [sys.executable, *shlex.split(table[1])]
-        printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        return f'{table[1]}{table[2]}{printed.stdout.strip()}\n'
-
-    return TABLE.sub(fresh, text)
+    return TABLE.sub(lambda table: f'{table[1]}{table[2]}{printed(table[1])}\n', text)
 
 
 if __name__ == '__main__':
