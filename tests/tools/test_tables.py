@@ -54,8 +54,9 @@ def test_curves_of_a_record(tmp_path: Path) -> None:
         {'epoch': e, 'train': {'error': 9.0 - e}, 'metrics': {'top1_error': 9.5 - e}}
         for e in (1, 2, 3)
     ]
-    (tmp_path / 'run.json').write_text(json.dumps({'history': history}))
-    records = [{'config': 'a', 'identity': {'seed': s}, 'history': history} for s in (0, 1)]
+    record = {'status': 'finished', 'task': 'classification', 'config': 'a', 'history': history}
+    records = [record | {'identity': {'seed': seed}} for seed in (0, 1)]
+    (tmp_path / 'run.json').write_text(json.dumps(record))
     (tmp_path / 'set.jsonl').write_text('\n'.join(map(json.dumps, records)))
     result = call(
         'tools/plot_curves.py', f'BL={tmp_path}/run.json', f'SD={tmp_path}/set.jsonl:a:1',

@@ -140,13 +140,12 @@ def test_which_way_is_better() -> None:
     assert not is_better('mIoU', 1.0, 1.0)
 
 
-def test_what_is_no_record_is_refused_by_its_place(tmp_path: Path) -> None:
-    newer = json.dumps({'format': FORMAT + 1})
-    for text in ('', '[]', '{"format": 1', newer):
-        (tmp_path / 'run.json').write_text(text)
-        with pytest.raises(UserError, match=r'^\S*run\.json '):
-            read_record(tmp_path / 'run.json')
-    (tmp_path / 'set.jsonl').write_text(f'{{"format": 1}}\n{newer}\n')
+def test_a_record_of_a_later_version_is_refused_by_its_line(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({'format': version, 'status': 'finished', 'task': 'detection'})
+        for version in (FORMAT, FORMAT + 1)
+    ]
+    (tmp_path / 'set.jsonl').write_text('\n'.join(lines))
     with pytest.raises(UserError, match=rf'^line 2 of .*set\.jsonl has format {FORMAT + 1}'):
         read_records(tmp_path / 'set.jsonl')
     with pytest.raises(UserError, match=r'No folder or file .*nowhere'):
