@@ -21,12 +21,14 @@ by_path = pytest.mark.parametrize('path', READMES, ids=lambda path: str(path.rel
 # size, or why it is not.
 RUN_BY = {
     'bash tools/demo.sh': 'takes minutes; tests/downstream/test_transfer.py is the same, smaller',
+    'bash tools/gpu_check.sh': 'takes 25 minutes; tests/tools/test_gpu_check.py reads its list',
     'bash tools/test.sh': 'runs these tests',
     'source': 'a builtin of bash',
     'tools/dist_train.sh': 'tests/tools/test_train.py',
     'tools/slurm_train.sh': 'tests/tools/test_train.py',
     'python -m pretrain.runs.start': 'tests/test_wheel.py',
-    'python tools/benchmark.py': 'tests/tools/test_benchmark.py',
+    'python tools/benchmark.py': 'tests/pretrain/studies/test_benchmark.py calls all it calls',
+    'python tools/compare_libraries.py': 'tests/tools/test_compare_libraries.py',
     'python tools/collect_records.py': 'tests/pretrain/runs/test_report.py calls all it calls',
     'python tools/export_backbone.py': 'tests/pretrain/test_export.py calls all it calls',
     'python tools/import_backbone.py': 'tests/tools/test_import_backbone.py',
@@ -72,6 +74,11 @@ def test_links_and_names_exist(path: Path) -> None:
             assert heading in [h.lower().replace(' ', '-') for h in headings], heading
     for name in re.findall(r'\b(?:configs|tools|tests)/[\w/]+\.(?:py|sh|json)\b', text):
         assert (ROOT / name).exists(), name
+
+
+def test_each_tool_is_named() -> None:
+    named = re.findall(r'^\| \[([\w.]+)\]', (ROOT / 'tools/README.md').read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in (ROOT / 'tools').glob('*.*[yh]'))
 
 
 @pytest.mark.parametrize('folder', ['pretrain', 'pretrain/cifar100', 'downstream', 'demo'])
