@@ -13,7 +13,8 @@ benchmark="timeout 240 $python tools/benchmark.py"
 one_gpu="CUDA_VISIBLE_DEVICES=0 timeout 240 $python -m pytest -q"
 debug="import sys, runpy, torch; torch.cuda.set_sync_debug_mode('warn'); sys.argv = sys.argv[1:]"
 rm -rf "$out" && mkdir -p "$out"
-exec "$python" -m pretrain.studies.steps "${1:-$out.json}" "${2:-25}" <<LIST
+report=${1:-$out.json}
+"$python" -m pretrain.studies.steps "$report" "${2:-25}" <<LIST 2>&1 | tee "${report%.json}.txt"
 driver (GPU) | nvidia-smi
 runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_count(), torch.cuda.is_available(), torch.cuda.is_available() and torch.cuda.get_device_capability())'
 CUDA tests of pretraining (GPU) | $one_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py

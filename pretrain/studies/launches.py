@@ -18,6 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -119,7 +120,7 @@ class ProfileHook(Hook):
             torch.cuda.synchronize()
             spent = time.perf_counter() - self.start
             self.profiler.stop()
-            kernels = [e for e in self.profiler.key_averages() if e.self_device_time_total > 0]
+            kernels = [e for e in self.profiler.key_averages() if e.device_type == DeviceType.CUDA]
             self.kernels = sum(e.count for e in kernels) / PROFILED
             self.utilisation = sum(e.self_device_time_total for e in kernels) / 1e6 / spent
             raise Enough

@@ -32,26 +32,24 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def run_all(commands: Mapping[str, str], minutes: float, report: Path) -> None:
-    """Run shell commands in turn. The report is written after each.
+    """Run shell commands in turn, print what came of each, and write the report after each.
 
-    It is a JSON file with :func:`machine`, for each of the ``steps`` its ``name``, ``command``,
-    ``seconds``, ``error`` (a sentence, or None) and last lines of ``output``, and the ``rows`` that
-    a benchmark among them wrote to the file ``$JSON``. What is printed says the same in short, and
-    lies beside it with the suffix ``.txt``.
+    It has :func:`machine`, for each of the ``steps`` its ``name``, ``command``, ``seconds``,
+    ``error`` (a sentence, or None) and last lines of ``output``, and the ``rows`` that a benchmark
+    among them wrote to the file ``$JSON``.
 
     Args:
         commands: the command of each name, in order. A name that ends in ``(GPU)`` is left out on a
             machine without one.
         minutes: for all of them together; what still runs then is killed, and no other begins.
-        report: the JSON file.
+        report: a JSON file.
 
     Raises:
         UserError: when all have run, if one failed.
     """
     end = time.monotonic() + 60 * minutes
     content = machine() | {'rows': [], 'steps': []}
-    text = ', '.join(f'{key} {value}' for key, value in machine().items())
-    print(text, flush=True)
+    print(', '.join(f'{key} {value}' for key, value in machine().items()), flush=True)
     failed = []
     for name, command in commands.items():
         start = time.monotonic()
@@ -66,11 +64,8 @@ def run_all(commands: Mapping[str, str], minutes: float, report: Path) -> None:
         spent, tail = round(time.monotonic() - start, 1), output.splitlines()[-40:]
         entry = dict(name=name, command=command, seconds=spent, error=error, output=tail)
         content['steps'].append(entry)
-        line = f'{name}: {error or "done"} ({spent} s)'
-        print(line, flush=True)
-        text += f'\n{line}'
         write_json(report, content)
-        write_atomically(report.with_suffix('.txt'), f'{text}\n'.encode())
+        print(f'{name}: {error or "done"} ({spent} s)', flush=True)
     if failed:
         raise UserError(f'{len(failed)} of {len(commands)} steps failed, see {report}.')
 

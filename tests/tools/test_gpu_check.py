@@ -12,8 +12,9 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
     report = tmp_path / 'report.json'
     command = ['bash', str(ROOT / 'tools/gpu_check.sh'), str(report), '0']
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and 'error: ' in done.stderr
+    assert done.returncode == 1 and 'error: ' in done.stdout
     assert 'no GPU' in done.stdout.splitlines()[0]
+    assert report.with_suffix('.txt').read_text() == done.stdout
     steps = json.loads(report.read_text())['steps']
     assert len(steps) == 20
     for step in steps:

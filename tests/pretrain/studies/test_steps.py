@@ -1,6 +1,7 @@
 """A report of many commands: none stops the others."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_each_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys)
         'last': None,
     }
     assert content['steps'][2]['output'] == [str(n) for n in range(61, 101)]
-    assert report.with_suffix('.txt').read_text() == capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith('no GPU, cores ' + str(os.cpu_count()))
+    assert printed[1].startswith('fails: exit code 3: error: no data. (')
 
 
 def test_what_was_done_is_kept_if_the_rest_is_killed(
@@ -59,10 +62,10 @@ def _killed_at(word: str):
 
 def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) -> None:
     report, alive = tmp_path / 'report.json', tmp_path / 'alive'
-    commands = {'long': f'(sleep 4; touch {alive}) & sleep 60', 'next': 'true'}
+    commands = {'long': f'(sleep 1; touch {alive}) & sleep 60', 'next': 'true'}
     with pytest.raises(UserError, match='2 of 2'):
-        run_all(commands, 0.01, report)
+        run_all(commands, 0.005, report)
     errors = [step['error'] for step in json.loads(report.read_text())['steps']]
     assert errors == ['stopped: the time was over', 'not begun: the time was over']
-    time.sleep(4)
+    time.sleep(1)
     assert not alive.exists()
