@@ -41,9 +41,10 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
         runs = {'run': ours, 'library run': theirs}
         median = median_of_turns(lambda: {n: run_seconds(c, rounds) for n, c in runs.items()})
     title = f'{Path(path).stem}, batch {batch}'
-    ratio = median['run'] / median['library run']
+    ratio = median['run'] / median['library run']  # which is float32
+    goal = 0.7 if ours.precision == 'bf16' else 1.0
     return [
-        row(f'{title}: run / library run', ratio, at_most=1.0),
+        row(f'{title}: run / library run', ratio, at_most=goal),
         *(row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()),
         row(f'{title}: run', batch / median['run'], 'images/s'),
     ]

@@ -181,18 +181,19 @@ def bare_step(
     memory_format: torch.memory_format = torch.channels_last,
     amp: torch.dtype = torch.bfloat16,
 ) -> Callable[[], object]:
-    """A network in plain PyTorch, with optimizer and batch of a config without data: forward,
-    backward, SGD, nothing else. A GPU computes in ``amp``, a CPU in float32."""
+    """A network in plain PyTorch, with optimizer, precision and batch of a config without data:
+    forward, backward, SGD, nothing else. A GPU computes in ``amp`` where the config has bf16."""
     device = get_device()
     network = network.to(device, memory_format=memory_format)
     options = {key: v for key, v in config.optim_wrapper.optimizer.items() if key != 'type'}
     optimizer = torch.optim.SGD(network.parameters(), **options)
     images, labels = batch_of(config).values()
     images = images.float().sub_(127.0).div_(64.0).contiguous(memory_format=memory_format)
-    scaler = torch.amp.GradScaler(device, enabled=GPU and amp == torch.float16)
+    amp = amp if GPU else torch.bfloat16
+    scaler = torch.amp.GradScaler(device, enabled=amp == torch.float16)
 
     def step() -> None:
-        with torch.autocast('cuda', amp, enabled=GPU):
+        with torch.autocast(device, amp, enabled=config.precision == 'bf16'):
             loss = F.cross_entropy(network(images).float(), labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -240,7 +241,14 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
         'SD': our_step(distilled, teaching=True),
         'bare loop': bare_step(network, distilled),
     }
+    if distilled.precision == 'bf16':
+        wide, _ = bl_and_sd(path, [*options, 'precision=float32'])
+        steps['BL in float32'] = our_step(wide, teaching=False)
     median = seconds(steps, rounds)
+    if 'BL in float32' in median:
+        goal = None if GPU else {18: 0.62, 20: 0.68}.get(distilled.model.network.depth)
+        gain = median['BL'] / median['BL in float32']
+        rows.append(row(f'{title}: BL step / BL step in float32', gain, at_most=goal))
     rate = distilled.batch_size / median['BL']
     whole = GPU and distilled.model.network == dict(type='ResNet', depth=152, num_classes=1000)
     ratio = median['SD'] / median['BL']

@@ -1,10 +1,10 @@
 """Kernels that an iteration launches and the times that it waits for the device.
 
 Both are counted without a GPU. A run of the config goes through the Runner and all its hooks; on a
-CPU its pictures are tiny, which changes no count, and it computes in bfloat16 under autocast as a
-GPU does: both devices' autocast casts the same layers. (Fake CUDA tensors would need no arithmetic,
-but autograd asks the driver for their streams.) Not counted are the further kernels of an operator
-that launches several, as the fused SGD does for a long list of weights.
+CPU its pictures are tiny, which changes no count, and it computes in bf16 as on a GPU: autocast
+casts the same layers on both. (Fake CUDA tensors would need no arithmetic, but autograd asks the
+driver for their streams.) Not counted are the further kernels of an operator that launches several,
+as the fused SGD does for a long list of weights.
 """
 
 import time
@@ -97,9 +97,8 @@ def count(config: Config, iterations: int) -> tuple[float, float]:
         for name in ('cpu', 'numpy', 'tolist'):  # no operator, if the tensor is a CPU's
             stack.enter_context(mock.patch.object(torch.Tensor, name, counter.waiting(name)))
         if not GPU:
-            config.optim_wrapper.optimizer.fused = True  # as ``prepare`` sets it on a GPU
-            amp = torch.autocast('cpu', torch.bfloat16)
-            stack.enter_context(mock.patch('torch.autocast', lambda *args, **kwargs: amp))
+            config.model.precision = 'bf16'  # as ``prepare`` sets it on a GPU
+            config.optim_wrapper.optimizer.fused = True
         stack.enter_context(counter)
         run_until_enough(config, hook)
     (kernels, waits), last = hook.totals[WARM_UP - 1], hook.totals[-1]

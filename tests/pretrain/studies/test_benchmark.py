@@ -97,6 +97,16 @@ def test_steps_of_a_small_network() -> None:
     assert values['BL step / bare loop'] == pytest.approx(ratio)
 
 
+def test_bf16_is_measured_against_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('pretrain.runs.precision._device_without_bf16', lambda: None)
+    rows = benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
+    found = {row['name'].removeprefix('r152_sd, batch 2: '): row for row in rows}
+    ratio = found['BL, a step']['value'] / found['BL in float32, a step']['value']
+    gain = found['BL step / BL step in float32']
+    assert gain['value'] == pytest.approx(ratio)
+    assert gain['goal'] == 0.62
+
+
 def test_a_step_needs_a_teacher_to_measure() -> None:
     with pytest.raises(UserError, match='has no teacher'):
         benchmark.step_rows(ROOT / 'configs/pretrain/r152_bl.py', ['batch_size=2'], rounds=1)
