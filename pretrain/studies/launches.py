@@ -28,8 +28,8 @@ from pretrain.studies.benchmark import GPU, Enough, bl_and_sd, row, run_until_en
 WARM_UP, PROFILED = 2, 20  # iterations
 ALLOWED = 520  # of SD beyond BL: the 514 kernels of ResNet-152's forward pass, folded, and the loss
 aten = torch.ops.aten
-MEMORY_ALONE = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty)
-MEMORY_ALONE += (aten.new_empty_strided, aten.set_, aten.resize_)
+ALLOCATIONS = (aten.empty, aten.empty_like, aten.empty_strided)
+ALLOCATIONS += (aten.new_empty, aten.new_empty_strided)
 
 
 class Counter(TorchDispatchMode):
@@ -60,8 +60,8 @@ class Counter(TorchDispatchMode):
             self.kernels += 1 + (args[2] is not None)
         elif operator is aten.convolution_backward:
             self.kernels += sum(args[-1])
-        elif func.namespace != 'profiler' and not func.is_view and operator not in MEMORY_ALONE:
-            self.kernels += 1
+        elif func.namespace == 'aten' and operator not in ALLOCATIONS:
+            self.kernels += not (func.is_view or torch.Tag.inplace_view in func.tags)
         return func(*args, **kwargs)
 
     def waiting(self, name: str) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ def test_an_operator_is_a_kernel_and_a_view_is_none() -> None:
     assert counted(lambda: x + 1) == (1, 0)
     assert counted(lambda: x.to(torch.bfloat16)) == (1, 0)
     assert counted(lambda: x.view(-1).detach()[3:].expand(2, -1)) == (0, 0)
+    assert counted(lambda: x.view(-1).unsqueeze_(0).resize_(4)) == (0, 0)
     assert counted(lambda: torch.empty(3)) == (0, 0)
 
 
