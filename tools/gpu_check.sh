@@ -20,7 +20,7 @@ runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_
 CUDA tests of pretraining (GPU) | $one_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
 CUDA tests of operators (GPU) | $one_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
 demo pictures | $python -m downstream.builtin data/builtin
-demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd
+demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; timeout 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; echo quit | nvidia-cuda-mps-control; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json \$JSON
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json \$JSON

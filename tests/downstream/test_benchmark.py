@@ -1,0 +1,39 @@
+"""Fine-tuning against the libraries' own runs: what is compared; no time is tested."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from downstream import benchmark
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ('stem', 'batch'), [('deeplabv3_r18_voc12', 4), ('faster_rcnn_r18_voc07', 4)]
+)
+def test_a_run_is_compared_with_the_library_s(
+    stem: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Config] = []
+
+    def run_seconds(config: Config, rounds: int) -> float:
+        assert Path(config.backbone_file).is_file() and Path(config.data_root).is_dir()
+        measured.append(config)
+        return 2.0 if config.custom_hooks else 4.0
+
+    monkeypatch.setattr(benchmark, 'run_seconds', run_seconds)
+    options = ['precision=float32']
+    rows = benchmark.finetune_rows(ROOT / f'configs/demo/{stem}.py', options, rounds=1)
+    assert {(row['name'], row['unit']): row['value'] for row in rows} == {
+        (f'{stem}, batch {batch}: run / library run', ''): 0.5,
+        (f'{stem}, batch {batch}: run', 'ms'): 2000.0,
+        (f'{stem}, batch {batch}: library run', 'ms'): 4000.0,
+        (f'{stem}, batch {batch}: run', 'images/s'): batch / 2.0,
+    }
+    assert rows[0]['goal'] == 1.0 and rows[0]['met']
+    ours, theirs = measured[:2]
+    assert theirs.runner_type == 'Runner' != ours.runner_type
+    assert theirs.model == ours.model
+    assert theirs.train_dataloader == ours.train_dataloader
+    assert theirs.optim_wrapper == ours.optim_wrapper
