@@ -130,3 +130,12 @@ def test_a_measured_run_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ['model.network.depth=20', 'batch_size=2']
     benchmark.run_until_enough(benchmark.without_data(RESNET20, options), watch)
     assert len(watch.ticks) == 3 + 1
+
+
+def test_cudnn_s_trials_are_no_part_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ('synchronize', 'empty_cache', 'reset_peak_memory_stats'):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 5e6)
+    assert benchmark.peak_megabytes(lambda: calls.append('step')) == 5
+    assert calls[:3] == ['step'] * 3 and calls[-2:] == ['reset_peak_memory_stats', 'step']

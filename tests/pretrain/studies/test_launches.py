@@ -1,9 +1,15 @@
 """What is counted as a kernel and as a wait, and that a run's whole iteration is counted."""
 
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import DeviceType
 
+from pretrain.studies import launches
 from pretrain.studies.launches import Counter, launch_rows
 from tests.conftest import ROOT
 
@@ -57,3 +63,19 @@ def test_launches_of_a_small_network() -> None:
     assert bl > 20 * 7
     # Of the teacher each convolution has a bias.
     assert sd - bl > 20 * 2
+
+
+def test_a_gpu_s_kernels_and_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = SimpleNamespace(device_type=DeviceType.CUDA, count=60, self_device_time_total=3e5)
+    copied = SimpleNamespace(device_type=DeviceType.CUDA, count=20, self_device_time_total=1e5)
+    python = SimpleNamespace(device_type=DeviceType.CPU, count=99, self_device_time_total=4e5)
+    profiler = mock.Mock(**{'key_averages.return_value': [kernel, copied, python]})
+    monkeypatch.setattr(launches, 'profile', lambda activities: profiler)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+    monkeypatch.setattr('time.perf_counter', iter((10.0, 10.5)).__next__)
+    hook = launches.ProfileHook()
+    with pytest.raises(launches.Enough):
+        for step in range(100):
+            hook.after_train_iter(SimpleNamespace(iter=step))
+    assert hook.kernels == (60 + 20) / 20
+    assert hook.utilisation == pytest.approx(0.4 / 0.5)
