@@ -8,7 +8,7 @@ python=.venv/bin/python
 [ -x "$python" ] || python=python3
 out=work_dirs/gpu_check
 cifar=configs/pretrain/cifar100
-train="$python tools/train.py"
+train="timeout 300 $python tools/train.py"
 benchmark="timeout 240 $python tools/benchmark.py"
 one_gpu="CUDA_VISIBLE_DEVICES=0 timeout 240 $python -m pytest -q"
 debug="import sys, runpy, torch; torch.cuda.set_sync_debug_mode('warn'); sys.argv = sys.argv[1:]"
