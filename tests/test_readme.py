@@ -29,7 +29,7 @@ RUN_BY = {
     'python -m pretrain.runs.start': 'tests/test_wheel.py',
     'python tools/benchmark.py': 'tests/pretrain/studies/test_benchmark.py calls all it calls',
     'python tools/compare_libraries.py': 'tests/tools/test_compare_libraries.py',
-    'python tools/collect_records.py': 'tests/pretrain/runs/test_report.py calls all it calls',
+    'python tools/collect_records.py': 'tests/tools/test_tables.py',
     'python tools/export_backbone.py': 'tests/pretrain/test_export.py calls all it calls',
     'python tools/import_backbone.py': 'tests/tools/test_import_backbone.py',
     'python tools/plot_curves.py': 'tests/tools/test_tables.py',

@@ -15,7 +15,7 @@ from pretrain.runs.config import load_config
 from pretrain.runs.report import find_records
 from pretrain.studies.tables import methods_table, table_2, table_3, table_4
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain'
+CONFIGS = Path('configs/pretrain')
 CIFAR = CONFIGS / 'cifar100'
 ROWS = ('bl', 'se', 'sd_t2', 'sd_t3')
 METHODS = ('bl', 'sd_t2', 'sd_t3', 'symmetric', 'kd', 'ban', 'tolerant')

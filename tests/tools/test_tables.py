@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.conftest import ROOT
+from tools import collect_records, table
 
 
 def call(*command: str) -> subprocess.CompletedProcess:
@@ -66,3 +68,23 @@ def test_curves_of_a_record(tmp_path: Path) -> None:
     assert (tmp_path / 'out.svg').stat().st_size > 1000
     result = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a', f'{tmp_path}/out.svg')
     assert 'set.jsonl:a names 2 records: name one as FILE:CONFIG:SEED' in result.stderr
+
+
+def test_records_are_collected_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The README's two commands for a new set of records, in this process."""
+    source = ROOT / 'configs/pretrain/cifar100/results/methods_short.jsonl'
+    for number, line in enumerate(reversed(source.read_text().splitlines())):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / 'run.json').write_text(line)
+
+    def printed(tool: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr(sys, 'argv', [tool.__name__, *map(str, arguments)])
+        tool.main()
+        return capsys.readouterr().out
+
+    out = tmp_path / 'set.jsonl'
+    assert printed(collect_records, tmp_path, out) == f'14 records are in {out}.\n'
+    tables = {printed(table, 'methods', records) for records in (tmp_path, out, source)}
+    assert len(tables) == 1
