@@ -4,7 +4,7 @@ Where it matters which of mmdet and mmseg is used.
 """
 
 import copy
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import pretrain.runs.log
 import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
-from downstream.builtin import CLASSES
 from downstream.mmcv_ops import install
-from downstream.voc import check_detection, check_segmentation
+from downstream.voc import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
-from pretrain.runs.errors import UserError, make_all
+from pretrain.runs.errors import UserError
 from pretrain.runs.precision import resolve_precision
 
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
@@ -140,7 +139,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         loader.dataset.get('datasets', [loader.dataset])
         for loader in (config.train_dataloader, config.val_dataloader)
     )
-    counts = make_all(partial(_check_split, config, dataset) for dataset in (*train, *val))
+    counts = _check_splits(config, train, val)
     if (images := sum(counts[: len(train)])) < config.batch_size:
         raise UserError(
             f'{root} has {images} training images, less than batch_size={config.batch_size}: '
@@ -167,7 +166,7 @@ def _fill_schedule(config: Config) -> None:
 
 
 def _fill_detection(config: Config) -> None:
-    classes = tuple(config.classes or CLASSES)
+    classes = _classes(config)
     config.model.roi_head.bbox_head.num_classes = len(classes)
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.dataset.metainfo = dict(classes=classes)
@@ -187,13 +186,25 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
         )
 
 
-def _check_split(config: Config, dataset: ConfigDict) -> int:
-    """Count the images of a split, having looked at all its files."""
-    root, prefix = Path(config.data_root), dataset.data_prefix
-    split = root / dataset.ann_file
+def _classes(config: Config) -> tuple[str, ...]:
+    """The names that the config gives, or those of its kind of data set."""
+    library, dataset_type = _LIBRARIES[config.task], config.val_dataloader.dataset.type
+    return tuple(config.get('classes') or metainfo(library, dataset_type)['classes'])
+
+
+def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
+    """Count the images of each split to train and to test on, having checked all their files."""
+    root, classes = Path(config.data_root), _classes(config)
+    train, test = ([_split(root, dataset) for dataset in datasets] for datasets in parts)
     if config.task == 'detection':
+        return check_detection(train, test, classes, config.drop_invalid_boxes)
+    palette = () if config.get('classes') else metainfo('mmseg', 'PascalVOCDataset')['palette']
+    return check_segmentation(train, test, classes, palette)
+
+
+def _split(root: Path, dataset: ConfigDict) -> Split:
+    prefix = dataset.data_prefix
+    if 'sub_data_root' in prefix:  # mmdet's, which has these names for the folders in it
         year = root / prefix.sub_data_root
-        return check_detection(split, year, config.classes or CLASSES, config.drop_invalid_boxes)
-    masks = root / prefix.seg_map_path
-    num_classes = config.model.decode_head.num_classes
-    return check_segmentation(split, root / prefix.img_path, masks, num_classes)
+        return Split(root / dataset.ann_file, year / 'JPEGImages', year / 'Annotations')
+    return Split(root / dataset.ann_file, root / prefix.img_path, root / prefix.seg_map_path)

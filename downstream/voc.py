@@ -1,18 +1,23 @@
-"""A look at the files of a split of a VOCdevkit before a run on them: pictures, boxes and masks.
+"""VOC's classes, and checks of the files of its splits before a run: lists, pictures, boxes, masks.
 
-Everything that is wrong is found, counted and named; nothing is changed. What has been found is
-kept in the user's cache directory until a file changes.
+Everything that is wrong is counted and named in one error; nothing is changed. The user's cache
+directory keeps what was found in a split until a file changes.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
-from itertools import chain
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import ExifTags, Image
+import mmcv
+from mmengine.fileio import list_from_file
+from mmengine.registry import DATASETS
+from PIL import Image
 
+from downstream.mmcv_ops import install
 from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import cached, describe_findings, fingerprint, parallel_map
@@ -21,138 +26,259 @@ INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects
 _CHUNK = 32  # images at a time for a process
 
-Problems = list[tuple[str, str]]  # the kind, and what is of that kind
+
+class Split(NamedTuple):
+    """The files of a split.
+
+    Attributes:
+        list_file: names its images, one a line.
+        pictures: the folder of the .jpg files.
+        labels: the folder of the .xml files with boxes, or of the .png files with masks.
+    """
+
+    list_file: Path
+    pictures: Path
+    labels: Path
+
+
+class _Findings(NamedTuple):
+    """What a split holds: its names, what is wrong with it (a sentence, and files by kind), and the
+    labels in each label file: the classes of its objects or (id, colour) of its mask."""
+
+    names: list[str]
+    wrong: list[str]
+    found: dict[str, list[str]]
+    labels: dict[str, list]
+
+
+def metainfo(library: str, dataset_type: str) -> dict[str, Any]:
+    """The ``classes`` and ``palette`` of a data set of mmdet or mmseg.
+
+    Example:
+        >>> metainfo('mmdet', 'VOCDataset')['classes'][:2]
+        ('aeroplane', 'bicycle')
+    """
+    install()
+    with DATASETS.switch_scope_and_registry(library) as datasets:
+        return datasets.get(dataset_type).METAINFO
 
 
 def check_detection(
-    split: Path,
-    year: Path,
+    train: Sequence[Split],
+    test: Sequence[Split],
     classes: Sequence[str],
     drop_invalid_boxes: bool = False,
-) -> int:
-    """Look at a split with boxes, which are 1-based and include their last pixels.
+) -> list[int]:
+    """Check splits with boxes, whose corners count from 1 and belong to the box.
 
-    A box of one pixel's width or height is empty: so mmdet takes it, and VOC has none.
+    A box of one pixel's width or height is empty: mmdet takes it so, and VOC has none.
 
     Args:
-        split: the file that names its images, one a line.
-        year: the folder that holds ``JPEGImages`` and ``Annotations``.
+        train: the splits to train on.
+        test: the splits to test on.
         classes: the names that objects may have.
         drop_invalid_boxes: print which boxes are inverted or empty instead of raising an error.
 
     Returns:
-        The number of images.
+        The number of images of each split, in order.
 
     Raises:
-        UserError: saying all that is wrong with the split and its files.
+        UserError: saying all that is wrong with the splits and their files.
     """
-    folders = {year / 'JPEGImages': '.jpg', year / 'Annotations': '.xml'}
-    look = partial(_look_at_boxes, year, tuple(classes))
+    findings = [_check_split(split, '.xml', _check_boxes) for split in (*train, *test)]
+    files = defaultdict(list)
+    for file, label in _labels(findings):
+        files[label].append(file)
+    errors = []
+    if unknown := {repr(name): files[name] for name in sorted(files.keys() - set(classes))}:
+        errors.append(
+            f'{len(unknown):,} classes of objects are unknown: '
+            f'{describe_findings(unknown, unknown)}. Correct these names or, if all classes are '
+            f'your own, add --cfg-options "classes={sorted(files)}".'
+        )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
-    return _check(split, folders, look, tolerated)
+    return _conclude(train, test, findings, classes, lambda label: label, tolerated, errors)
 
 
-def check_segmentation(split: Path, pictures: Path, masks: Path, num_classes: int) -> int:
-    """Look at a split with masks.
+def check_segmentation(
+    train: Sequence[Split],
+    test: Sequence[Split],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]] = (),
+) -> list[int]:
+    """Check splits with masks, whose pixels are the indices of classes or 255, which is ignored.
 
     Args:
-        split: the file that names its images, one a line.
-        pictures: the folder of the .jpg files.
-        masks: the folder of the .png files, whose pixels are class ids or 255, which is ignored.
-        num_classes: all ids are below it.
+        train: the splits to train on.
+        test: the splits to test on.
+        classes: the names of the class ids, in order.
+        palette: the colour of each class, if the data set has fixed ones. A mask with a palette
+            must show these, or the grey of each id. Without a fixed palette all masks must agree.
 
-    Returns:
-        The number of images.
-
-    Raises:
-        UserError: saying all that is wrong with the split and its files.
+    Returns, Raises: as :func:`check_detection`.
     """
-    folders = {pictures: '.jpg', masks: '.png'}
-    look = partial(_look_at_mask, pictures, masks, num_classes)
-    return _check(split, folders, look, tolerated=[])
+    findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
+    colours = dict(enumerate(map(list, palette)))
+    errors = []
+    for split, (_, _, found, labels) in zip((*train, *test), findings, strict=True):
+        for file, ids in labels.items():
+            if unknown := [i for i, _ in ids if i >= len(classes)]:
+                what = f'{file}: {", ".join(map(str, unknown))}'
+                found.setdefault('masks with an unknown class id', []).append(what)
+            for i, colour in ids:
+                if colour and colour not in ([i] * 3, colours.setdefault(i, colour)):
+                    what = f'{file}: {i} is {colour}, not {colours[i]}'
+                    kind = 'masks whose palette gives a class id another colour'
+                    found.setdefault(kind, []).append(what)
+        used = {i for ids in labels.values() for i, _ in ids}
+        if labels and len(used) < 2:
+            what = f'the class id {used.pop()} alone' if used else 'no class id'
+            errors.append(
+                f'All masks of {split.list_file} hold {what}, beside 255, which is ignored: write '
+                'the id of its class into each pixel, 1 and not 255 for the objects of one class.'
+            )
+    return _conclude(train, test, findings, classes, lambda label: classes[label[0]], (), errors)
 
 
-def _check(
-    split: Path,
-    folders: dict[Path, str],
-    look: partial[Problems],
+def _labels(findings: Iterable[_Findings]) -> list[tuple[str, Any]]:
+    """Each label with the name of its file."""
+    files = chain.from_iterable(split.labels.items() for split in findings)
+    return [(file, label) for file, labels in files for label in labels]
+
+
+def _conclude(
+    train: Sequence[Split],
+    test: Sequence[Split],
+    findings: Sequence[_Findings],
+    classes: Sequence[str],
+    class_of: Callable[[Any], str],
     tolerated: Sequence[str],
-) -> int:
-    """Count the images of a split, each of which must have a sound file in each folder."""
-    if not split.is_file():
+    errors: list[str],
+) -> list[int]:
+    """Raise all that is wrong, print what is tolerated or missing, and count the images."""
+    splits = [*train, *test]
+    for split, (names, wrong, found, _) in zip(splits, findings, strict=True):
+        kinds = [kind for kind in found if kind not in tolerated]
+        if kinds:
+            wrong.append(f'there are {describe_findings(found, kinds)}')
+        if wrong and names:
+            hint = ', or have such boxes ignored by drop_invalid_boxes=True'
+            errors.append(
+                f'{split.list_file} names {len(names):,} images, but {"; ".join(wrong)}: unpack '
+                'the data again, correct these files or take them out of the split'
+                f'{hint if INVALID_BOXES in kinds else ""}.'
+            )
+        else:
+            errors += wrong
+    for (one, a), (other, b) in combinations(zip(splits, findings, strict=True), 2):
+        shared = sorted(set(a.names) & set(b.names)) if one.pictures == other.pictures else []
+        if shared:
+            images = describe_findings({'images': shared}, ['images'])
+            why = 'would be trained on and tested on' if other in test else 'would count twice'
+            errors.append(
+                f'{one.list_file} and {other.list_file} share {images}, which {why}: take them out '
+                'of one list.'
+            )
+    if errors:
+        raise UserError('\n'.join(errors))
+    for split, (_, _, found, _) in zip(splits, findings, strict=True):
+        if ignored := describe_findings(found, tolerated):
+            print(f'Ignored in {split.list_file}: {ignored}.')
+    for part, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
+        there = findings[: len(train)] if part is train else findings[len(train) :]
+        present = {class_of(label) for _, label in _labels(there)}
+        if part and (absent := [name for name in classes if name not in present]):
+            files = ', '.join(str(split.list_file) for split in part)
+            print(f'warning: {files} has no {", ".join(absent)}, which {effect}.', file=sys.stderr)
+    return [len(split.names) for split in findings]
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names in a list, as mmdet and mmseg read it."""
+    if not path.is_file():
         raise UserError(
-            f'No split file {split}: data_root must name a VOCdevkit folder with the '
+            f'No split file {path}: data_root must name a VOCdevkit folder with the '
             'ImageSets of its years unpacked.'
         )
-    names = split.read_text().splitlines()
-    if not names:
-        raise UserError(f'{split} is empty: it must name one image a line.')
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        text = '\ufeff'
+    if text.startswith('\ufeff') or '\0' in text:
+        raise UserError(f'{path} must be UTF-8 without a byte order mark: save it so.')
+    names = list_from_file(path)
+    if not any(names):
+        raise UserError(f'{path} is empty: it must name one image a line.')
+    for number, name in enumerate(names, 1):
+        if not name or name != name.strip():
+            what = 'spaces around its name' if name else 'no name: it is blank'
+            raise UserError(f'Line {number} of {path} has {what}. Write one name a line.')
+    return names
+
+
+def _check_split(
+    split: Split, suffix: str, check_image: Callable[[Path, Path], tuple[list, list]]
+) -> _Findings:
+    """Check the files of each image of a split: its picture, and its label file with the suffix."""
+    try:
+        names = _read_list(split.list_file)
+    except UserError as error:
+        return _Findings([], [str(error)], {}, {})
     counts = Counter(names)
-    missing = {folder: _missing(folder, suffix, counts) for folder, suffix in folders.items()}
-    complete = sorted(counts.keys() - set(chain.from_iterable(missing.values())))
+    folders = {split.pictures: '.jpg', split.labels: suffix}
+    wrong, complete = [], set(counts)
+    for folder, ending in folders.items():
+        there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        missing = [name for name in counts if name + ending not in there]
+        complete -= set(missing)
+        if missing:
+            files = describe_findings({'files': [name + ending for name in missing]}, ['files'])
+            wrong.append(f'{folder} lacks {files}')
+    complete = sorted(complete)
+    pairs = [tuple(folder / (n + end) for folder, end in folders.items()) for n in complete]
 
-    def find() -> dict[str, list[str]]:
+    def check() -> list[tuple[list, list]]:
         if len(complete) > 1_000:
-            print(f'Looking at {len(complete):,} images of {split} ...', flush=True)
-        found = {}
-        for problems in parallel_map(look, complete, _CHUNK, None):
-            for kind, what in problems:
-                found.setdefault(kind, []).append(what)
-        return found
+            print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
+        return list(parallel_map(check_image, pairs, _CHUNK, None))
 
-    files = (folder / (name + suffix) for folder, suffix in folders.items() for name in complete)
-    state = fingerprint(files, 1, look.args)  # 2 when the kinds change
-    found = cached(look.func.__name__.strip('_'), split.resolve(), state, find)
+    kind = check_image.__name__.strip('_')
+    state = fingerprint(chain.from_iterable(pairs), 2)  # 3 when the kinds change
+    found, labels = defaultdict(list), {}
+    results = cached(kind, split.list_file.resolve(), state, check)
+    for name, (problems, theirs) in zip(complete, results, strict=True):
+        labels[name + suffix] = theirs
+        for kind, what in problems:
+            found[kind].append(what)
     if repeated := [name for name, count in counts.items() if count > 1]:
         found['names given twice'] = repeated
-    if ignored := describe_findings(found, tolerated):
-        print(f'Ignored in {split}: {ignored}.')
-    wrong = []
-    for folder, suffix in folders.items():
-        if files := [name + suffix for name in missing[folder]]:
-            wrong.append(f'{folder} lacks {describe_findings({"files": files}, ["files"])}')
-    kinds = [kind for kind in found if kind not in tolerated]
-    if kinds:
-        wrong.append(f'there are {describe_findings(found, kinds)}')
-    if wrong:
-        hint = ', or have such boxes ignored by drop_invalid_boxes=True'
-        raise UserError(
-            f'{split} names {len(names):,} images, but {"; ".join(wrong)}: unpack the data again, '
-            'correct these files or take them out of the split'
-            f'{hint if INVALID_BOXES in kinds else ""}.'
-        )
-    return len(names)
+    return _Findings(names, wrong, found, labels)
 
 
-def _missing(folder: Path, suffix: str, names: Iterable[str]) -> list[str]:
-    """The names without a file in a folder."""
-    present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    return [name for name in names if name + suffix not in present]
-
-
-def _look_at_boxes(year: Path, classes: Sequence[str], name: str) -> Problems:
-    picture = year / 'JPEGImages' / f'{name}.jpg'
-    annotation = year / 'Annotations' / f'{name}.xml'
+def _check_boxes(files: tuple[Path, Path]) -> tuple[list, list]:
+    """What is wrong with a picture and its boxes, as (kind, what), and the classes of its
+    objects."""
+    picture, annotation = files
     if (kind := check_picture(picture)) in UNUSABLE:
-        return [(kind, picture.name)]
-    width, height = _size(picture)
+        return [(kind, picture.name)], []
+    if (size := _size(picture)) is None:
+        return [('that OpenCV cannot read', picture.name)], []
+    width, height = size
     try:
         stated, objects = _read_annotation(annotation)
-    except (OSError, ElementTree.ParseError, ValueError, OverflowError) as error:
-        return [('unreadable annotations', f'{annotation.name}: {error}')]
+    except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
+        return [('unreadable annotations', f'{annotation.name}: {error}')], []
     problems = []
-    if stated not in ((width, height), None):
+    if stated not in (size, None):
         what = f'{picture.name}: {width}x{height}, not {stated[0]}x{stated[1]}'
         problems.append(('pictures of another size than their annotations say', what))
     for kind, (x1, y1, x2, y2) in objects:
         what = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
-        if kind not in classes:
-            problems.append(('objects of an unknown class', f'{annotation.name}: {kind}'))
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
             problems.append(('boxes outside the picture', f'{what} of {width}x{height}'))
         elif x1 >= x2 or y1 >= y2:
             problems.append((INVALID_BOXES, what))
-    return problems
+    return problems, [kind for kind, _ in objects]
 
 
 def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[int]]]]:
@@ -160,53 +286,84 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
     with numbers as mmdet reads them: a box's fractions are cut off.
 
     Raises:
-        OSError, ElementTree.ParseError, ValueError, OverflowError: mmdet cannot read it either.
+        OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError: mmdet cannot read
+            it either, or would leave out an object or a box.
     """
     root = ElementTree.parse(path).getroot()
-    size = root.find('size')
+    if root.tag != 'annotation':
+        raise ValueError(f'its root is <{root.tag}> and not <annotation>')
+    nodes = root.findall('object')
+    if len(nodes) < sum(node.tag.rpartition('}')[2].lower() == 'object' for node in root.iter()):
+        raise ValueError('an object is not an <object> directly within <annotation>')
+    size = _only(root, 'size')
     if size is not None:
         size = int(_text(size, 'width')), int(_text(size, 'height'))
     objects = []
-    for node in root.findall('object'):
-        int(node.findtext('difficult', '0'))
-        box = [_text(node, f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
-        objects.append((_text(node, 'name'), [int(float(number)) for number in box]))
+    for node in nodes:
+        if _only(node, 'difficult') is not None:
+            int(node.findtext('difficult'))
+        if (box := _only(node, 'bndbox')) is None:
+            raise ValueError('an object has no bndbox')
+        numbers = [int(float(_text(box, key))) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+        objects.append((_text(node, 'name'), numbers))
     return size, objects
 
 
-def _text(node: ElementTree.Element, path: str) -> str:
-    if not (text := node.findtext(path)):
-        raise ValueError(f'{path} is missing')
-    return text
+def _only(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
+    """The child with a tag, of which mmdet would read the first alone if there were several."""
+    children = node.findall(tag)
+    if len(children) > 1:
+        raise ValueError(f'<{node.tag}> holds {len(children)} <{tag}>')
+    return children[0] if children else None
 
 
-def _look_at_mask(pictures: Path, masks: Path, num_classes: int, name: str) -> Problems:
-    picture, mask = pictures / f'{name}.jpg', masks / f'{name}.png'
-    kinds = ((check_picture(path), path.name) for path in (picture, mask))
+def _text(node: ElementTree.Element, tag: str) -> str:
+    child = _only(node, tag)
+    if child is None or not child.text:
+        raise ValueError(f'{node.tag}/{tag} is missing')
+    return child.text
+
+
+def _check_mask(files: tuple[Path, Path]) -> tuple[list, list]:
+    """What is wrong with a picture and its mask, as (kind, what), and the mask's class ids, each
+    with its colour (red, green, blue) where the mask has a palette, else None."""
+    kinds = ((check_picture(path), path.name) for path in files)
     if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
-        return unusable
+        return unusable, []
+    picture, mask = files
+    if (size := _size(picture)) is None:
+        return [('that OpenCV cannot read', picture.name)], []
     with Image.open(mask) as image:
-        if image.format != 'PNG' or image.mode not in ('L', 'P'):
+        # PIL multiplies the values of a grey PNG of fewer than 8 bits; byte 24 is their number.
+        bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
+        if image.format != 'PNG' or image.mode not in ('L', 'P') or bits != 8:
             what = f'{mask.name}: {image.mode} {image.format}'
-            return [('masks that are no grey or palette PNG', what)]
+            return [('masks that are no 8-bit grey or palette PNG', what)], []
         try:
             counts = image.histogram()
         except DECODE_ERRORS:
-            return [('truncated', mask.name)]
+            return [('truncated', mask.name)], []
+        colours = image.getpalette() or []
     problems = []
-    if image.size != (size := _size(picture)):
+    if image.size != size:
         what = f'{mask.name}: {"{}x{}".format(*image.size)}, not {"{}x{}".format(*size)}'
         problems.append(('masks of another size than their pictures', what))
-    unknown = [i for i in range(num_classes, IGNORED_ID) if counts[i]]
-    if unknown:
-        what = f'{mask.name}: {", ".join(map(str, unknown))}'
-        problems.append(('masks with an unknown class id', what))
-    return problems
+    ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
+    return problems, [(i, colours[3 * i : 3 * i + 3] or None) for i in ids]
 
 
-def _size(picture: Path) -> tuple[int, int]:
-    """Width and height as OpenCV, and with it mmdet and mmseg, reads a picture: turned upright."""
+def _size(picture: Path) -> tuple[int, int] | None:
+    """Width and height as OpenCV, and with it mmdet and mmseg, reads a picture; None if it cannot.
+
+    The header tells the size of an ordinary JPEG. An APP1 segment may hold an orientation, which
+    OpenCV applies in its own way.
+    """
     with Image.open(picture) as image:
-        width, height = image.size
-        lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return (height, width) if lies else (width, height)
+        ordinary = image.format == 'JPEG' and image.mode in ('L', 'RGB')
+        if ordinary and 'APP1' not in dict(image.applist):
+            return image.size
+    try:
+        height, width, _ = mmcv.imfrombytes(picture.read_bytes()).shape
+    except (AttributeError, mmcv.cv2.error):
+        return None
+    return width, height

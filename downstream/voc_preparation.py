@@ -1,4 +1,4 @@
-"""VOC2007, and VOC2012 with SBD, before the runs on them: checked, and SBD's masks converted.
+"""Check VOC2007, and VOC2012 with SBD, and convert SBD's masks. For tools/prepare_data.py.
 
 Nothing is downloaded, and no file that exists is changed.
 """
@@ -14,19 +14,20 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from downstream.builtin import CLASSES, voc_palette
-from downstream.voc import check_detection, check_segmentation
+from downstream.voc import Split, check_detection, check_segmentation, metainfo
 from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import UserError, make_all
+from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import describe_findings, parallel_map
 
 _LISTS = 'ImageSets/Segmentation'
+_BORDER = (224, 224, 192)  # VOC's colour of the id 255
+_MASKS = ('SegmentationClass', 'SegmentationClassAug', 'SegmentationClass')  # train, aug, val
 _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
 
 
 def check_voc07(root: Path) -> None:
-    """Look at all files of VOC2007 detection and print the numbers of pictures.
+    """Check all files of VOC2007 detection and print how many pictures there are.
 
     Args:
         root: the VOCdevkit folder.
@@ -44,13 +45,16 @@ def check_voc07(root: Path) -> None:
     year = root / 'VOC2007'
     require_paths({year / k: f'{v} of PASCAL VOC 2007' for k, v in sources.items()})
     official = {'trainval': 5_011, 'test': 4_952}
-    lists = [year / f'ImageSets/Main/{split}.txt' for split in official]
-    counts = make_all(partial(check_detection, split, year, CLASSES) for split in lists)
+    trainval, test = (
+        Split(year / f'ImageSets/Main/{split}.txt', year / 'JPEGImages', year / 'Annotations')
+        for split in official
+    )
+    counts = check_detection([trainval], [test], metainfo('mmdet', 'VOCDataset')['classes'])
     print_counts(dict(zip(official, counts, strict=True)), official)
 
 
 def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
-    """Look at all files of VOC2012 segmentation with SBD's and print the numbers of pictures.
+    """Check all files of VOC2012 segmentation with SBD's and print how many pictures there are.
 
     Args:
         root: the VOCdevkit folder.
@@ -69,36 +73,21 @@ def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
         theirs = (sbd / 'dataset' / name for name in ('cls', 'train.txt', 'val.txt'))
         require_paths(sources | dict.fromkeys(theirs, _SBD))
         convert_sbd(sbd, root)
-    masks = {
-        'train': year / 'SegmentationClass',
-        'val': year / 'SegmentationClass',
-        'aug': year / 'SegmentationClassAug',
-    }
-    counts = make_all(
-        partial(check_segmentation, year / f'{_LISTS}/{split}.txt', year / 'JPEGImages', folder, 21)
-        for split, folder in masks.items()
+    official = {'train': 1_464, 'aug': 9_118, 'val': 1_449}
+    train, aug, val = (
+        Split(year / f'{_LISTS}/{split}.txt', year / 'JPEGImages', year / masks)
+        for split, masks in zip(official, _MASKS, strict=True)
     )
-    _check_apart(year / _LISTS)
-    counts = dict(zip(masks, counts, strict=True))
+    counts = check_segmentation([train, aug], [val], **metainfo('mmseg', 'PascalVOCDataset'))
+    counts = dict(zip(official, counts, strict=True))
     counts['train and aug'] = counts['train'] + counts['aug']
-    print_counts(counts, {'train': 1_464, 'val': 1_449, 'aug': 9_118, 'train and aug': 10_582})
-
-
-def _check_apart(lists: Path) -> None:
-    """SBD's own lists hold images of VOC2012's val."""
-    aug = lists / 'aug.txt'
-    shared = {
-        f'of {split}.txt': sorted(_names(aug) & _names(lists / f'{split}.txt'))
-        for split in ('train', 'val')
-    }
-    if common := describe_findings(shared, shared):
-        raise UserError(f'{aug} names images {common}: delete it and convert SBD with --sbd DIR.')
+    print_counts(counts, official | {'train and aug': 10_582})
 
 
 def convert_sbd(sbd: Path, root: Path) -> None:
     """Write SBD's masks into ``VOC2012/SegmentationClassAug``, with VOC's palette, and their names
-    into ``aug.txt``: those of SBD's train and val that are in neither of VOC2012's. A call that was
-    stopped is continued.
+    into ``aug.txt``: those of SBD's train and val that are in neither of VOC2012's. To continue a
+    stopped call, repeat it.
 
     Args:
         sbd: the folder that holds ``dataset/cls/*.mat``, ``dataset/train.txt`` and ``val.txt``.
@@ -120,7 +109,11 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     missing = {'files': [f'{name}.mat' for name in names if name not in present]}
     if lacking := describe_findings(missing, missing):
         raise UserError(f'{files} lacks {lacking}: unpack {_SBD} again.')
-    done = Counter(parallel_map(partial(_convert, files, masks), names, 16, None))
+    palette = np.full((256, 3), _BORDER, np.uint8)
+    colours = metainfo('mmseg', 'PascalVOCDataset')['palette']
+    palette[: len(colours)] = colours
+    convert = partial(_convert, files, masks, palette.tobytes())
+    done = Counter(parallel_map(convert, names, 16, None))
     if not aug.exists():
         write_atomically(aug, ''.join(f'{name}\n' for name in names).encode())
     print(f'{masks}: {", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))}')
@@ -130,15 +123,15 @@ def _names(split: Path) -> set[str]:
     return set(split.read_text().split())
 
 
-def _convert(files: Path, masks: Path, name: str) -> str:
-    """What was done with an image's mask."""
+def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:
+    """Return what was done with an image's mask."""
     source, target = files / f'{name}.mat', masks / f'{name}.png'
     if target.exists():
         return 'there already'
     try:
         ids = loadmat(source, variable_names=['GTcls'])['GTcls'][0]['Segmentation'][0]
         mask = Image.fromarray(ids.astype(np.uint8, casting='safe'))
-        mask.putpalette(voc_palette())
+        mask.putpalette(palette)
     except (
         OSError,
         ValueError,

@@ -1,4 +1,4 @@
-"""From a picture's file to the crop of it that a network sees, decoding no more than it must."""
+"""From a picture file to the crop that a network sees, decoding no more than is needed."""
 
 import io
 from collections.abc import Sequence
@@ -13,8 +13,11 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
+from pretrain.datasets.picture_checks import DECODE_ERRORS
+from pretrain.runs.errors import UserError
+
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-REDUCTIONS = (8, 4, 2)  # which libjpeg-turbo has fast code for
+REDUCTIONS = (8, 4, 2)  # the ones that libjpeg-turbo has fast code for
 
 
 class Box(NamedTuple):
@@ -27,60 +30,77 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, area: Sequence[float]) -> Box:
-    """A box that keeps from ``area[0]`` to ``area[1]`` of a picture, drawn from torch's generator:
-    torchvision's, uniform in area and log-uniform in aspect ratio."""
+    """Draw a box that keeps a share from ``area[0]`` to ``area[1]`` of a picture, as torchvision
+    does: uniform in area and log-uniform in aspect ratio, from torch's generator."""
     shape = torch.empty(3, height, width, device='meta')
     return Box(*RandomResizedCrop.get_params(shape, area, ASPECT_RATIOS))
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The single centre crop: the square of 224 pixels of a picture whose shorter side is 256."""
+    """The single centre crop: a square of 224 pixels where the shorter side has 256."""
     side = max(1, round(min(height, width) * 224 / 256))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 class Picture:
-    """A picture file, of which only the header is read until a crop is asked for.
+    """A picture file, of which only the header is read until a crop is requested.
 
-    JPEGs, which ImageNet consists of, go through libjpeg-turbo, all others and CMYK through PIL.
-    Grey, CMYK and palette pictures become RGB. An orientation in the EXIF data is not applied, as
-    in torchvision.
+    libjpeg-turbo decodes JPEGs, which nearly all of ImageNet's files are. PIL decodes other formats
+    and the JPEGs that libjpeg-turbo's interface does not cover: CMYK and rare chroma samplings.
+    Grey, CMYK and palette pictures become RGB. As in torchvision, an orientation in the EXIF data
+    is not applied.
 
     Args:
         path: the file.
 
     Attributes:
         height, width: in pixels.
+
+    Raises:
+        UserError: naming the file, if neither can decode it.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._path = path
         self._data = Path(path).read_bytes()
         self._image: Image.Image | None = None
         if self._data[:2] == b'\xff\xd8':
-            # Not strict: some files of ImageNet have stray bytes that every decoder skips.
-            header = simplejpeg.decode_jpeg_header(self._data, strict=False)
+            try:
+                # Not strict: some files of ImageNet have stray bytes that every decoder skips.
+                header = simplejpeg.decode_jpeg_header(self._data, strict=False)
+            except (ValueError, KeyError):  # a chroma sampling without a name
+                header = 0, 0, None, None
             self.height, self.width, colours, _ = header
-            if colours not in ('CMYK', 'YCCK'):
+            if colours not in ('CMYK', 'YCCK', None):
                 return
-        self._image = Image.open(io.BytesIO(self._data))
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._image = Image.open(io.BytesIO(self._data)).convert('RGB')
+        except DECODE_ERRORS as error:
+            raise UserError(f'{self._path} cannot be decoded ({error}): replace it.') from error
         self.width, self.height = self._image.size
 
     def crop(self, box: Box, size: int) -> Tensor:
         """The box as uint8 (3, size, size) RGB, resized bilinearly with antialiasing."""
-        if self._image is not None:
-            pixels = np.array(self._image.convert('RGB'))
-        else:
+        if self._image is None:
             # A half, a quarter or an eighth costs less to decode and averages the pixels; the
             # crop must not become smaller than its output.
             factor = next((f for f in REDUCTIONS if f * size <= min(box.height, box.width)), 1)
-            pixels = simplejpeg.decode_jpeg(
-                self._data,
-                min_height=-(-self.height // factor),
-                min_width=-(-self.width // factor),
-                min_factor=factor,
-                strict=False,
-            )
-            box = _reduce(box, factor)
+            try:
+                pixels = simplejpeg.decode_jpeg(
+                    self._data,
+                    min_height=-(-self.height // factor),
+                    min_width=-(-self.width // factor),
+                    min_factor=factor,
+                    strict=False,
+                )
+                box = _reduce(box, factor)
+            except ValueError:  # a kind of JPEG of which it can read the header alone
+                self._open()
+        if self._image is not None:
+            pixels = np.array(self._image)
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         return resized_crop(image, *box, size=[size, size], antialias=True)
 

@@ -27,7 +27,7 @@ _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 
 
 def check_pictures(
-    root: Path, names: Sequence[str], processes: int | None = None
+    root: Path, names: Sequence[bytes], processes: int | None = None
 ) -> dict[str, list[str]]:
     """Find the pictures that a run would fail on and those that it converts. The user's cache
     directory keeps the result until a picture is added, removed or changed.
@@ -42,16 +42,16 @@ def check_pictures(
         one kind at most.
     """
     root = root.resolve()
-    paths = [f'{root}/{name}' for name in names]
+    paths = [os.fsencode(root) + b'/' + name for name in names]
 
     def check() -> dict[str, list[str]]:
         if len(paths) > 10_000:
             print(f'Checking {len(paths):,} pictures of {root} ...', flush=True)
         found = {}
-        kinds = parallel_map(check_picture, paths, _CHUNK, processes)
+        kinds = parallel_map(check_picture, list(map(os.fsdecode, paths)), _CHUNK, processes)
         for name, kind in zip(names, kinds, strict=True):
             if kind is not None:
-                found.setdefault(kind, []).append(name)
+                found.setdefault(kind, []).append(os.fsdecode(name))
         return {kind: sorted(names) for kind, names in found.items()}
 
     return cached('pictures', root, fingerprint(paths, 2), check)  # 3 when the kinds change

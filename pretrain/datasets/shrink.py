@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import time
 from collections import Counter
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -39,7 +41,8 @@ def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = 
     ClassFolder.check(root, batch_size=1, workers=processes)
     _begin(out, json.dumps({'root': str(root), 'max_side': max_side}, indent=2) + '\n')
 
-    names = [name for split in ('train', 'val') for name in list_pictures(root, split).names(split)]
+    lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
+    names = list(map(os.fsdecode, chain(*lists)))
     done, before, after = Counter(), 0, 0
     start = shown = time.monotonic()
     shrink = partial(_shrink_file, root, out, max_side)

@@ -1,5 +1,6 @@
 """A backbone file of a random ResNet and a VOCdevkit of a few small pictures."""
 
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -57,9 +58,11 @@ def backbone_file_152(tmp_path_factory) -> str:
 
 
 def write_voc(root: Path, count: int = 8) -> Path:
-    """Pictures of one rectangle each, a 'cat' or, every other one, a 'dog'."""
+    """Pictures of one rectangle each, a 'cat' or, every other one, a 'dog': ``count`` to train on
+    and copies of them, under other names, to test on."""
     rng = np.random.default_rng(0)
     names = [f'{i:06d}' for i in range(count)]
+    tests = [f'1{name[1:]}' for name in names]
     for year in ('VOC2007', 'VOC2012'):
         for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug'):
             (root / year / folder).mkdir(parents=True)
@@ -82,13 +85,15 @@ def write_voc(root: Path, count: int = 8) -> Path:
             f'<bndbox>{box}</bndbox></object></annotation>'
         )
         ElementTree.ElementTree(tree).write(root / f'VOC2007/Annotations/{name}.xml')
+    for path in [path for path in root.rglob('*/*.*') if path.stem in names]:
+        shutil.copy(path, path.with_stem(tests[names.index(path.stem)]))
     half = count // 2
     for split, members in {
         'VOC2007/ImageSets/Main/trainval.txt': names,
-        'VOC2007/ImageSets/Main/test.txt': names,
+        'VOC2007/ImageSets/Main/test.txt': tests,
         'VOC2012/ImageSets/Segmentation/train.txt': names[:half],
         'VOC2012/ImageSets/Segmentation/aug.txt': names[half:],
-        'VOC2012/ImageSets/Segmentation/val.txt': names,
+        'VOC2012/ImageSets/Segmentation/val.txt': tests,
     }.items():
         (root / split).parent.mkdir(parents=True, exist_ok=True)
         (root / split).write_text('\n'.join(members) + '\n')

@@ -345,7 +345,8 @@ def test_a_missing_annotation_is_named(voc, backbone_file, tmp_path):
 
 def test_all_that_is_wrong_is_named_at_once(voc, backbone_file, tmp_path):
     root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
-    Image.new('L', (64, 48), 200).save(root / 'VOC2012/SegmentationClass/000003.png')
+    for name in ('000003', '100003'):
+        Image.new('L', (64, 48), 200).save(root / f'VOC2012/SegmentationClass/{name}.png')
     (root / 'VOC2012/SegmentationClassAug/000005.png').unlink()
     with pytest.raises(UserError) as error:
         prepare(with_files(DEMO_SEGMENTATION, root, backbone_file))
@@ -375,12 +376,13 @@ SMALL = {
 def cells(voc, tmp_path):
     """The pictures of VOC2007 in BCCD's layout and classes. The box of number 4 is empty."""
     root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'bccd-voc'))
-    for i in range(8):
-        tree = ElementTree.parse(root / f'Annotations/{i:06}.xml')
+    for path in (root / 'Annotations').iterdir():  # of eight to train on and eight to test on
+        i = int(path.stem) % 10
+        tree = ElementTree.parse(path)
         tree.find('object/name').text = ('RBC', 'WBC', 'Platelets')[i % 3]
         if i == 4:
             tree.find('object/bndbox/xmax').text = tree.findtext('object/bndbox/xmin')
-        tree.write(root / f'Annotations/{i:06}.xml')
+        tree.write(path)
     return root
 
 

@@ -2,15 +2,20 @@
 
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from downstream import builtin
 from downstream import voc as module
-from downstream.voc import check_detection, check_segmentation
+from downstream.voc import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -27,16 +32,29 @@ def year(voc: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def masks(voc: Path, tmp_path: Path) -> Path:
     """A copy of VOC2012: 8 pictures with masks, 64x48 pixels."""
-    return Path(shutil.copytree(voc / 'VOC2012', tmp_path / 'VOC2012'))
+    year = Path(shutil.copytree(voc / 'VOC2012', tmp_path / 'VOC2012'))
+    lists = year / 'ImageSets/Segmentation'
+    (lists / 'all.txt').write_text(
+        (lists / 'train.txt').read_text() + (lists / 'aug.txt').read_text()
+    )
+    return year
+
+
+def boxes(year: Path, split: str = 'trainval') -> Split:
+    return Split(year / f'ImageSets/Main/{split}.txt', year / 'JPEGImages', year / 'Annotations')
 
 
 def detect(year: Path, **options: object) -> int:
-    return check_detection(year / 'ImageSets/Main/trainval.txt', year, CLASSES, **options)
+    (count,) = check_detection([boxes(year)], [], CLASSES, **options)
+    return count
 
 
 def segment(year: Path) -> int:
-    split = year / 'ImageSets/Segmentation/val.txt'
-    return check_segmentation(split, year / 'JPEGImages', year / 'SegmentationClass', 21)
+    split = Split(
+        year / 'ImageSets/Segmentation/all.txt', year / 'JPEGImages', year / 'SegmentationClass'
+    )
+    (count,) = check_segmentation([split], [], [str(i) for i in range(21)])
+    return count
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -155,19 +173,19 @@ def _lying_picture(year: Path) -> None:
 
 
 def _twice(year: Path) -> None:
-    for split in ('Main/trainval.txt', 'Segmentation/val.txt'):
+    for split in ('Main/trainval.txt', 'Segmentation/all.txt'):
         if (path := year / 'ImageSets' / split).exists():
             path.write_text(path.read_text() + '000003\n')
 
 
 def _unknown_name(year: Path) -> None:
-    for split in ('Main/trainval.txt', 'Segmentation/val.txt'):
+    for split in ('Main/trainval.txt', 'Segmentation/all.txt'):
         if (path := year / 'ImageSets' / split).exists():
             path.write_text(path.read_text() + '000099\n')
 
 
 def _empty(year: Path) -> None:
-    for split in ('Main/trainval.txt', 'Segmentation/val.txt'):
+    for split in ('Main/trainval.txt', 'Segmentation/all.txt'):
         if (path := year / 'ImageSets' / split).exists():
             path.write_text('')
 
@@ -191,8 +209,8 @@ def _no_split(year: Path) -> None:
         (_endless_box, r'1 unreadable annotations \(000003.xml: .*infinity'),
         (_endless_number, r'1 unreadable annotations \(000003.xml: .*NaN'),
         (_odd_difficult, r'1 unreadable annotations \(000003.xml: .*Unspecified'),
-        (_no_name, r'1 unreadable annotations \(000003.xml: name is missing\)'),
-        (_unknown_class, r'1 objects of an unknown class \(000003.xml: Dog\)'),
+        (_no_name, r'1 unreadable annotations \(000003.xml: object/name is missing\)'),
+        (_unknown_class, r"1 classes of objects are unknown: 1 'Dog' \(000003.xml\)\. Correct"),
         (_other_size, r'1 pictures of another size .* \(000003.jpg: 64x48, not 48x48\)'),
         (_lying_picture, r'1 pictures of another size .* \(000003.jpg: 48x64, not 64x48\)'),
         (_cut_picture, r'1 truncated \(000003.jpg\)'),
@@ -277,6 +295,27 @@ def _no_mask(year: Path) -> None:
     (year / 'SegmentationClass/000003.png').unlink()
 
 
+def _few_bits(year: Path) -> None:
+    """PIL reads the value 1 of two bits of grey as 85."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data).to_bytes(4, 'big')
+        return len(data).to_bytes(4, 'big') + kind + data + crc
+
+    header = struct.pack('>IIBBBBB', 64, 48, 2, 0, 0, 0, 0)
+    rows = zlib.compress((b'\0' + b'\x55' * 16) * 48)
+    chunks = chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+    (year / 'SegmentationClass/000003.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
+
+
+def _other_palettes(year: Path) -> None:
+    """A tool chose the ids of two masks by their colours."""
+    for name, colour in (('000002', 'red'), ('000003', 'blue')):
+        mask = Image.new('RGB', (64, 48), 'white')
+        mask.paste(colour, (9, 9, 30, 30))
+        mask.quantize(4).save(year / f'SegmentationClass/{name}.png')
+
+
 @pytest.mark.parametrize('change', [_palette_mask, _all_ids])
 def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
     change(masks)
@@ -288,8 +327,13 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
     [
         (_id_21, r'1 masks with an unknown class id \(000003.png: 21\)'),
         (_ids_200_254, r'1 masks with an unknown class id \(000003.png: 200, 254\)'),
-        (_colours, r'1 masks that are no grey or palette PNG \(000003.png: RGB PNG\)'),
-        (_jpeg_mask, r'1 masks that are no grey or palette PNG \(000003.png: L JPEG\)'),
+        (_colours, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: RGB PNG\)'),
+        (_few_bits, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: L PNG\)'),
+        (
+            _other_palettes,
+            r'masks whose palette gives a class id another colour \(000003.png: \d is',
+        ),
+        (_jpeg_mask, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: L JPEG\)'),
         (_small_mask, r'1 masks of another size .* \(000003.png: 32x48, not 64x48\)'),
         (_lying_picture, r'1 masks of another size .* \(000003.png: 64x48, not 48x64\)'),
         (_broken_mask, r'1 truncated \(000003.png\)'),
@@ -299,14 +343,269 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
         (_no_picture, r'JPEGImages lacks 1 files \(000003.jpg\)'),
         (_twice, r'1 names given twice \(000003\)'),
         (_unknown_name, r'lacks 1 files \(000099.jpg\); .*lacks 1 files \(000099.png\)'),
-        (_empty, r'val.txt is empty'),
-        (_no_split, r'No split file .*val.txt: data_root must name'),
+        (_empty, r'all.txt is empty'),
+        (_no_split, r'No split file .*all.txt: data_root must name'),
     ],
 )
 def test_bad_segmentation_data(damage: Callable, message: str, masks: Path) -> None:
     damage(masks)
     with pytest.raises(UserError, match=message):
         segment(masks)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('000000\r\n000001\r\n', ''),
+        ('000000\r000001\r', ''),
+        ('000000\n000001', ''),
+        ('000000\n000001  \n', r'Line 2 of .*trainval.txt has spaces around its name'),
+        (' 000000\n000001\n', r'Line 1 of .*trainval.txt has spaces around its name'),
+        ('000000\n000001\n\n', r'Line 3 of .*trainval.txt has no name: it is blank'),
+        ('\n\n', r'trainval.txt is empty'),
+        ('000000  1\n000001 -1\n', r'trainval.txt names 2 .*lacks 2 files \(000000  1.jpg, 000001'),
+        ('000000.jpg\n', r'trainval.txt names 1 .*lacks 1 files \(000000.jpg.jpg\)'),
+        ('JPEGImages/000000\n', r'lacks 1 files \(JPEGImages/000000.jpg\)'),
+        ('\ufeff000000\n', r'trainval.txt must be UTF-8 without a byte order mark'),
+        ('狗\n'.encode('gbk'), r'trainval.txt must be UTF-8 without'),
+        ('000000\n'.encode('utf-16'), r'trainval.txt must be UTF-8 without'),
+        ('000000\n'.encode('utf-16-le'), r'trainval.txt must be UTF-8 without'),
+    ],
+)
+def test_lists(content: str | bytes, message: str, year: Path) -> None:
+    """As other tools write them; mmdet takes each line as it is."""
+    path = year / 'ImageSets/Main/trainval.txt'
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if message:
+        with pytest.raises(UserError, match=message):
+            detect(year)
+    else:
+        assert detect(year) == 2
+
+
+def test_names_may_have_spaces_and_any_letters(year: Path) -> None:
+    for folder, suffix in (('JPEGImages', 'jpg'), ('Annotations', 'xml')):
+        path = year / folder / f'000003.{suffix}'
+        path.rename(path.with_stem('mein Löwe 狗'))
+    edit(year / 'ImageSets/Main/trainval.txt', '000003', 'mein Löwe 狗')
+    assert detect(year) == 8
+
+
+BOX = '<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>'
+OBJECT = f'<object><name>dog</name>{BOX}</object>'
+PART = f'<part><name>head</name>{BOX}</part>'
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        f'<annotation>{OBJECT}</annotation>',
+        '<annotation></annotation>',
+        f'<annotation><object><name>dog</name>{PART}{BOX}{PART}</object></annotation>',
+        f'<!DOCTYPE a [<!ENTITY x "dog">]><annotation>{OBJECT.replace("dog", "&x;")}</annotation>',
+        f'<annotation>{OBJECT.replace(">2<", "> 2.7 <")}</annotation>',
+        f'\ufeff<annotation>{OBJECT}</annotation>',
+        f'<?xml version="1.0" encoding="utf-16"?><annotation>{OBJECT}</annotation>'.encode(
+            'utf-16'
+        ),
+        f'<?xml version="1.0" encoding="latin-1"?><annotation><a>ö</a>{OBJECT}</annotation>'.encode(
+            'latin-1'
+        ),
+    ],
+)
+def test_annotations_that_mmdet_reads_whole(text: str | bytes, year: Path) -> None:
+    path = year / 'Annotations/000003.xml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert detect(year) == 8
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'no element found'),
+        ('0 0.5 0.5 0.2 0.2', 'syntax error'),
+        ('{"shapes": []}', 'not well-formed'),
+        ('<html><body></body></html>', 'its root is <html> and not <annotation>'),
+        (
+            f'<annotations><annotation>{OBJECT}</annotation></annotations>',
+            'its root is <annotations>',
+        ),
+        (
+            f'<annotation xmlns="http://a.b">{OBJECT}</annotation>',
+            'its root is <{http://a.b}annotation>',
+        ),
+        (f'<annotation><objects>{OBJECT}</objects></annotation>', 'an object is not an <object>'),
+        (f'<annotation>{OBJECT.replace("object", "Object")}</annotation>', 'an object is not an'),
+        (
+            f'<annotation><object><name>dog</name>{BOX}{BOX}</object></annotation>',
+            '<object> holds 2',
+        ),
+        (
+            f'<annotation><object><name>dog</name><name>cat</name>{BOX}</object></annotation>',
+            'holds 2',
+        ),
+        (f'<annotation>{OBJECT.replace("<ymin>", "<xmin>1</xmin><ymin>")}</annotation>', 'holds 2'),
+        ('<annotation><object><name>dog</name><polygon/></object></annotation>', 'has no bndbox'),
+        (
+            f'<annotation>{OBJECT.replace("dog", "")}</annotation>',
+            'is missing',
+        ),
+        (
+            f'<annotation>{OBJECT.replace("<b", "<difficult/><b", 1)}</annotation>',
+            'invalid literal',
+        ),
+        (f'<annotation>{OBJECT.replace(">2<", ">2,5<")}</annotation>', 'could not convert'),
+        (f'<annotation><size><width>1.5</width></size>{OBJECT}</annotation>', 'invalid literal'),
+        (f'<?xml version="1.0" encoding="unicode"?><annotation>{OBJECT}</annotation>', 'encoding'),
+        (f'<?xml version="1.0" encoding="gbk"?><annotation>{OBJECT}</annotation>', 'encoding'),
+        (f'<annotation><a>ö</a>{OBJECT}</annotation>'.encode('latin-1'), 'not well-formed'),
+    ],
+)
+def test_annotations_of_which_something_would_be_lost(
+    text: str | bytes, message: str, year: Path
+) -> None:
+    path = year / 'Annotations/000003.xml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf'1 unreadable annotations \(000003.xml: .*{message}'):
+        detect(year)
+
+
+def test_unknown_classes_are_named_once_over_all_splits(year: Path) -> None:
+    edit(year / 'Annotations/000003.xml', 'dog', ' dog ')
+    for name in ('100002', '100004'):
+        edit(year / f'Annotations/{name}.xml', 'cat', 'lynx')
+    with pytest.raises(UserError) as error:
+        check_detection([boxes(year)], [boxes(year, 'test')], CLASSES)
+    assert str(error.value) == (
+        "2 classes of objects are unknown: 1 ' dog ' (000003.xml), 2 'lynx' (100002.xml, "
+        '100004.xml). Correct these names or, if all classes are your own, add --cfg-options '
+        "\"classes=[' dog ', 'cat', 'dog', 'lynx']\"."
+    )
+
+
+def test_splits_share_no_image(year: Path) -> None:
+    lists = year / 'ImageSets/Main'
+    (lists / 'more.txt').write_text('000002\n')
+    (lists / 'test.txt').write_text('000004\n100001\n')
+    train = [boxes(year), boxes(year, 'more')]
+    with pytest.raises(UserError) as error:
+        check_detection(train, [boxes(year, 'test')], CLASSES)
+    assert str(error.value).splitlines() == [
+        f'{lists}/trainval.txt and {lists}/more.txt share 1 images (000002), which would count '
+        'twice: take them out of one list.',
+        f'{lists}/trainval.txt and {lists}/test.txt share 1 images (000004), which would be '
+        'trained on and tested on: take them out of one list.',
+    ]
+    elsewhere = Split(
+        lists / 'more.txt',
+        Path(shutil.copytree(year, year.with_name('VOC2008'))) / 'JPEGImages',
+        year / 'Annotations',
+    )
+    assert check_detection(train[:1], [elsewhere], CLASSES) == [8, 1]
+
+
+def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixture) -> None:
+    (year / 'ImageSets/Main/test.txt').write_text('100000\n100002\n')
+    check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f'warning: {boxes(year).list_file} has no cow, which are not learned.'
+    assert second.endswith('test.txt has no dog, cow, which are left out of the mean.')
+
+
+def _exif(picture: Path, format: str = 'JPEG') -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(picture).copy().save(picture, format, exif=exif)
+
+
+def _xmp(picture: Path) -> None:
+    """PIL takes an orientation from here as well, OpenCV does not."""
+    orientation = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    Image.open(picture).copy().save(picture, xmp=orientation.encode())
+
+
+def _app1(content: bytes) -> Callable[[Path], None]:
+    def insert(picture: Path) -> None:
+        data = picture.read_bytes()
+        segment = b'\xff\xe1' + (len(content) + 2).to_bytes(2, 'big') + content
+        picture.write_bytes(data[:2] + segment + data[2:])
+
+    return insert
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        _exif,
+        partial(_exif, format='PNG'),
+        partial(_exif, format='WEBP'),
+        _xmp,
+        _app1(b'Exif\0\0'),
+        _app1(b'Exif\0\0Exif\0\0II*\0\x08\0\0\0\0\0'),
+        _app1(b'Exif\0\0\x1c\xff\x13\x37abcdefgh'),
+        _app1(b'Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01'),
+        _app1(b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'),
+        _app1(b'http://ns.adobe.com/xap/1.0/\0garbage'),
+    ],
+)
+def test_the_size_is_the_one_that_opencv_reads(change: Callable, year: Path) -> None:
+    picture, annotation = year / 'JPEGImages/000003.jpg', year / 'Annotations/000003.xml'
+    change(picture)
+    height, width, _ = cv2.imread(str(picture)).shape
+    size = f'<size><width>{width}</width><height>{height}</height></size>'
+    annotation.write_text(f'<annotation>{size}{OBJECT}</annotation>')
+    assert detect(year) == 8
+    size = f'<size><width>{height}</width><height>{width}</height></size>'
+    annotation.write_text(f'<annotation>{size}{OBJECT}</annotation>')
+    with pytest.raises(UserError, match=rf'000003.jpg: {width}x{height}, not {height}x{width}'):
+        detect(year)
+
+
+@pytest.mark.parametrize(
+    ('ids', 'held'), [((0, 255), '0 alone'), ((0,), '0 alone'), ((255,), 'no class')]
+)
+def test_masks_without_a_class_are_refused(ids: tuple, held: str, masks: Path) -> None:
+    """Trained on masks of 0 and 255 a network is right everywhere, since 255 does not count."""
+    pixels = np.resize(np.array(ids, np.uint8), (48, 64))
+    for path in (masks / 'SegmentationClass').iterdir():
+        Image.fromarray(pixels).save(path)
+    with pytest.raises(UserError, match=rf'All masks of .*all.txt hold (the class id )?{held}'):
+        segment(masks)
+
+
+@pytest.mark.parametrize(
+    ('change', 'wrong'),
+    [
+        (lambda palette: palette, ''),
+        (lambda palette: [i for i in range(256) for _ in range(3)], ''),
+        (
+            lambda palette: [*palette[:36], 1, 2, 3],
+            r'000003.png: 12 is \[1, 2, 3\], not \[64, 0, 128\]',
+        ),
+    ],
+)
+def test_a_palette_shows_vocs_colours_or_the_ids(change: Callable, wrong: str, masks: Path) -> None:
+    voc = metainfo('mmseg', 'PascalVOCDataset')
+    colours = [channel for colour in voc['palette'] for channel in colour]
+    path = masks / 'SegmentationClass/000003.png'
+    mask = Image.open(path)
+    mask.putpalette(change(colours))
+    mask.save(path)
+    folders = masks / 'JPEGImages', masks / 'SegmentationClass'
+    splits = [Split(masks / 'ImageSets/Segmentation/all.txt', *folders)]
+    if wrong:
+        with pytest.raises(UserError, match=f'another colour \\({wrong}'):
+            check_segmentation(splits, [], **voc)
+    else:
+        assert check_segmentation(splits, [], **voc) == [8]
+
+
+def test_vocs_names_are_those_of_both_libraries() -> None:
+    boxes, masks = metainfo('mmdet', 'VOCDataset'), metainfo('mmseg', 'PascalVOCDataset')
+    assert ('background', *boxes['classes']) == tuple(masks['classes'])
+    assert boxes['classes'] == builtin.CLASSES
+    drawn = np.frombuffer(builtin.voc_palette(), np.uint8).reshape(256, 3)
+    assert drawn[:21].tolist() == [list(colour) for colour in masks['palette']]
 
 
 def test_everything_is_found_at_once(year: Path) -> None:
@@ -319,12 +618,13 @@ def test_everything_is_found_at_once(year: Path) -> None:
         detect(year)
     split = year / 'ImageSets/Main/trainval.txt'
     assert str(error.value) == (
+        "1 classes of objects are unknown: 1 'Dog' (000003.xml). Correct these names or, if all "
+        "classes are your own, add --cfg-options \"classes=['Dog', 'cat', 'dog']\".\n"
         f'{split} names 9 images, but {year}/JPEGImages lacks 1 files (000099.jpg); '
         f'{year}/Annotations lacks 1 files (000099.xml); there are 4 inverted or empty boxes '
         '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, '
-        '000004.xml: cat 9,9,9,9), '
-        '1 objects of an unknown class (000003.xml: Dog), 1 empty (000005.jpg): unpack the data '
-        'again, correct these files or take them out of the split, or have such boxes ignored by '
+        '000004.xml: cat 9,9,9,9), 1 empty (000005.jpg): unpack the data again, correct these '
+        'files or take them out of the split, or have such boxes ignored by '
         'drop_invalid_boxes=True.'
     )
 
@@ -341,13 +641,13 @@ def test_invalid_boxes_may_be_dropped(year: Path, capsys: pytest.CaptureFixture)
 
 
 def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, look = [], module._look_at_boxes
+    names, check = [], module._check_boxes
 
-    def count(year: Path, classes: tuple, name: str) -> list:
-        names.append(name)
-        return look(year, classes, name)
+    def count(files: tuple[Path, Path]) -> tuple[list, list]:
+        names.append(files)
+        return check(files)
 
-    monkeypatch.setattr(module, '_look_at_boxes', count)
+    monkeypatch.setattr(module, '_check_boxes', count)
     set_box(year, '000002', 9, 9, 9, 20)
     for _ in range(2):
         with pytest.raises(UserError, match='1 inverted or empty'):
@@ -359,8 +659,9 @@ def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> N
     os.utime(year / 'JPEGImages/000001.jpg', ns=(0, 0))
     assert detect(year) == 8
     assert len(names) == 24
-    with pytest.raises(UserError, match=r'4 objects of an unknown class'):
-        check_detection(year / 'ImageSets/Main/trainval.txt', year, ('cat',))
+    with pytest.raises(UserError, match=r"1 classes of objects are unknown: 4 'dog' \("):
+        check_detection([boxes(year)], [], ('cat',))
+    assert len(names) == 24
 
 
 def test_processes_find_the_same(year: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,8 +685,8 @@ def test_processes_find_the_same(year: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f'{BCCD} is not there')
 def test_bccd_has_two_empty_boxes(capsys: pytest.CaptureFixture) -> None:
     def check(split: str, **options: object) -> int:
-        path = BCCD / f'ImageSets/Main/{split}.txt'
-        return check_detection(path, BCCD, ('RBC', 'WBC', 'Platelets'), **options)
+        (count,) = check_detection([boxes(BCCD, split)], [], ('RBC', 'WBC', 'Platelets'), **options)
+        return count
 
     with pytest.raises(UserError) as error:
         check('trainval')

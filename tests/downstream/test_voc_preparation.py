@@ -112,7 +112,9 @@ def test_sbd_becomes_aug(
         mask = Image.open(devkit / f'VOC2012/SegmentationClassAug/{name}.png')
         expected = np.array(Image.open(drawn / f'VOC2012/SegmentationClassAug/{name}.png'))
         assert (np.array(mask) == expected).all()
-        assert (mask.mode, mask.getpalette()) == ('P', palette)
+        assert mask.mode == 'P'
+        for i in (*range(21), 255):
+            assert mask.getpalette()[3 * i : 3 * i + 3] == palette[3 * i : 3 * i + 3]
     check_voc12aug(devkit)  # and now without SBD
 
 
@@ -188,5 +190,6 @@ def test_training_on_test_images_is_refused(drawn: Path, tmp_path: Path) -> None
     )
     with (root / 'VOC2012/ImageSets/Segmentation/aug.txt').open('a') as file:
         file.write(f'{leaked}\n')
-    with pytest.raises(UserError, match=rf'aug.txt names images 1 of val.txt \({leaked}\): delete'):
+    shared = rf'aug.txt and .*/val.txt share 1 images \({leaked}\), which would be trained on and'
+    with pytest.raises(UserError, match=shared):
         check_voc12aug(root)

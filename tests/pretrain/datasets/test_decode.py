@@ -8,6 +8,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pretrain.datasets.decode import Box, Picture, centre_box, random_box
+from pretrain.datasets.picture_checks import UNUSABLE, check_picture
+from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import torch_seed
 
 AREA = (0.08, 1.0)
@@ -89,6 +91,81 @@ def test_other_colours_become_rgb(mode: str, tmp_path: Path) -> None:
     assert difference.max() < 8
     if mode == 'L':
         assert torch.equal(crop[0], crop[1])
+
+
+# The standard's Huffman tables for luminance.
+DC_TABLE = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, *[0] * 7, *range(12)])
+AC_TABLE = bytes([1, *[0] * 15, 0])  # the code '0' ends a block
+
+
+def plain_jpeg(factors: list[tuple[int, int]], width: int = 100, height: int = 90) -> bytes:
+    """A JPEG of one colour whose components have these sampling factors, across and down."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([255, marker]) + (len(content) + 2).to_bytes(2, 'big') + content
+
+    across, down = (8 * max(column) for column in zip(*factors, strict=True))
+    units = -(-width // across) * -(-height // down)
+    # The first block of each component is 20 levels above or below 128: '110' says that five bits
+    # follow. All others are like it: '00' says that the difference is 0.
+    bits = ''.join(
+        f'110{first}0' + '000' * (a * d - 1)
+        for first, (a, d) in zip(('10100', '01011', '10100', '01011'), factors, strict=False)
+    )
+    bits += '000' * (sum(a * d for a, d in factors) * (units - 1))
+    bits += '1' * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, 'big').replace(b'\xff', b'\xff\0')
+    count = len(factors)
+    frame = b'\x08' + height.to_bytes(2, 'big') + width.to_bytes(2, 'big') + bytes([count])
+    frame += b''.join(bytes([i, a << 4 | d, 0]) for i, (a, d) in enumerate(factors, 1))
+    return (
+        b'\xff\xd8'
+        + segment(0xDB, b'\0' + b'\x08' * 64)
+        + segment(0xC0, frame)
+        + segment(0xC4, b'\0' + DC_TABLE)
+        + segment(0xC4, b'\x10' + AC_TABLE)
+        + segment(0xDA, bytes([count, *(b for i in range(count) for b in (i + 1, 0)), 0, 63, 0]))
+        + scan
+        + b'\xff\xd9'
+    )
+
+
+@pytest.mark.parametrize(
+    'factors',
+    [
+        [(2, 2), (1, 1), (1, 1)],
+        [(4, 2), (1, 1), (1, 1)],
+        [(3, 1), (1, 1), (1, 1)],
+        [(1, 4), (1, 1), (1, 1)],
+        [(2, 2), (2, 1), (2, 1)],
+        [(2, 1), (2, 1), (1, 1)],
+        [(2, 2), (1, 2), (1, 2)],
+        [(2, 1), (2, 1), (2, 1)],
+        [(2, 2), (1, 1), (1, 1), (1, 1)],
+        [(1, 1)],
+        [(2, 2)],
+    ],
+)
+def test_any_chroma_sampling_is_read_as_pil_reads_it(factors: list, tmp_path: Path) -> None:
+    """libjpeg-turbo's interface has no name for some, which PIL reads."""
+    path = tmp_path / 'picture.jpg'
+    path.write_bytes(plain_jpeg(factors))
+    kind = {1: 'grey', 3: None, 4: 'CMYK'}[len(factors)]
+    assert check_picture(path) == kind
+    expected = np.array(Image.open(path).convert('RGB'))
+    assert (expected.shape, expected.std((0, 1)).max()) == ((90, 100, 3), 0)
+    crop = Picture(path).crop(Box(10, 20, 64, 72), 32)
+    difference = crop.float() - torch.tensor(expected[0, 0]).float()[:, None, None]
+    assert difference.abs().max() <= 1
+
+
+def test_what_no_decoder_reads_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'picture.jpg'
+    for data in (plain_jpeg([(4, 2), (1, 1), (1, 1)])[:-40], b'\xff\xd8 and no more', b'text'):
+        path.write_bytes(data)
+        assert check_picture(path) in UNUSABLE
+        with pytest.raises(UserError, match=r'picture.jpg cannot be decoded'):
+            Picture(path).crop(Box(0, 0, 90, 100), 32)
 
 
 def test_a_png_may_be_called_jpeg(tmp_path: Path) -> None:

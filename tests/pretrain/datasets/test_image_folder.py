@@ -1,10 +1,14 @@
+import gc
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
@@ -92,6 +96,87 @@ def test_folder_is_counted(image_folder: Path) -> None:
     assert ClassFolder.check(image_folder, batch_size=2, processes=val) == (4, [])
     with pytest.raises(UserError, match=f'has {val} test pictures for {val + 1} processes'):
         ClassFolder.check(image_folder, batch_size=2, processes=val + 1)
+
+
+def test_no_python_object_for_each_picture(dataset: ClassFolder) -> None:
+    """Forked workers would copy a million of them; they share arrays."""
+    values = list(vars(dataset).values())
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    assert [len(array) for array in arrays] == [len(dataset)] * 2
+    assert not any(array.dtype.hasobject for array in arrays)
+    found = [value for value in gc.get_referents(*values) if hasattr(value, '__len__')]
+    assert max(map(len, found)) < len(dataset)
+    assert len(gc.get_referents(*values)) < len(dataset)
+
+
+def test_pictures_are_torchvisions_in_its_order(tmp_path: Path) -> None:
+    names = ('b/Z.JPEG', 'b/a.jpg', 'b/ä.png', 'b/a/1.PNG', 'b/a b/2.jpg', 'b/x.txt', 'A/狗.webp')
+    for split in ('train', 'val'):
+        for name in names:
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b'')
+    theirs = torchvision.datasets.ImageFolder(str(tmp_path / 'train'))
+    ours = ClassFolder(str(tmp_path), 'train', seed=0, size=32)
+    assert ours.metainfo['classes'] == tuple(theirs.classes)
+    assert ours.labels.tolist() == theirs.targets
+    paths = [str(Path(path).relative_to(tmp_path / 'train')) for path, _ in theirs.samples]
+    assert ours.file_list() == paths
+
+
+def _hidden(train: Path) -> None:
+    shutil.copytree(train / 'a', train / 'a/.ipynb_checkpoints')
+
+
+def _hidden_class(train: Path) -> None:
+    for split in ('train', 'val'):
+        shutil.copytree(train / 'a', train.parent / split / '.ipynb_checkpoints')
+
+
+def _loop(train: Path) -> None:
+    (train / 'a/loop').symlink_to(train)
+
+
+def _no_utf8(train: Path) -> None:
+    shutil.copy(train / 'a/0.png', os.fsencode(train) + b'/a/L\xf6we.png')
+
+
+def _same_folder(train: Path) -> None:
+    shutil.rmtree(train / 'a')
+    (train / 'a').symlink_to(train.parent / 'val/a')
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (_hidden, r'a/\.ipynb_checkpoints is hidden, but its pictures would be trained on'),
+        (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its pictures would be'),
+        (_loop, r'a/loop is a link to a folder that holds it: delete it'),
+        (_no_utf8, r'train has a name that is not UTF-8 .*: rename it'),
+        (_same_folder, r'train/a and val/a of .* are the same folder'),
+    ],
+)
+def test_what_would_change_the_experiment_is_refused(
+    damage: Callable, message: str, tmp_path: Path
+) -> None:
+    for path in ('train/a', 'train/b', 'val/a', 'val/b'):
+        (tmp_path / path).mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+    assert ClassFolder.check(tmp_path, 2) == (2, [])
+    damage(tmp_path / 'train')
+    with pytest.raises(UserError, match=message):
+        ClassFolder.check(tmp_path, 2)
+
+
+def test_no_class_is_lost_with_its_unusable_pictures(tmp_path: Path) -> None:
+    for path in ('train/a', 'train/b', 'val/a', 'val/b'):
+        (tmp_path / path).mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+    (tmp_path / 'val/b/1.png').write_bytes(b'')
+    assert ClassFolder.check(tmp_path, 2, skip_unusable=True) == (2, ['val/b/1.png'])
+    (tmp_path / 'val/b/0.png').write_bytes(b'')
+    with pytest.raises(UserError, match=r'val/b has no usable picture'):
+        ClassFolder.check(tmp_path, 2, skip_unusable=True)
 
 
 def test_folder_errors(tmp_path: Path) -> None:

@@ -47,9 +47,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
-    lists = {split: list_pictures(root, split) for split in ('train', 'val')}
-    names = [name for split, pictures in lists.items() for name in pictures.names(split)]
-    return check_pictures(root, names, processes)
+    lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
+    return check_pictures(root, [*lists[0], *lists[1]], processes)
 
 
 @pytest.fixture
