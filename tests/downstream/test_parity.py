@@ -39,10 +39,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for year in ('VOC2007', 'VOC2012'):
         coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
         picture = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(root / year / 'JPEGImages/000000.jpg'), picture)
+        cv2.imwrite(str(root / year / 'JPEGImages/100000.jpg'), picture)
     mask = np.zeros(SIZE[::-1], np.uint8)
-    cv2.imwrite(str(root / 'VOC2012/SegmentationClass/000000.png'), mask)
-    annotation = root / 'VOC2007/Annotations/000000.xml'
+    cv2.imwrite(str(root / 'VOC2012/SegmentationClass/100000.png'), mask)
+    annotation = root / 'VOC2007/Annotations/100000.xml'
     size = '<width>{}</width><height>{}</height>'
     annotation.write_text(annotation.read_text().replace(size.format(64, 48), size.format(*SIZE)))
     return root

@@ -91,7 +91,7 @@ def halves(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_truth_is_on_the_left_and_prediction_on_the_right(evaluate) -> None:
     paths = evaluate(3)
-    assert [path.name for path in paths] == [f'{i:06}.png' for i in range(8)]
+    assert [path.name for path in paths] == [f'{100000 + i}.png' for i in range(8)]
     for path in paths:
         truth, prediction = halves(path)
         differing = np.abs(truth - prediction).sum(axis=2) > 60
@@ -103,9 +103,9 @@ def test_truth_is_on_the_left_and_prediction_on_the_right(evaluate) -> None:
 def test_only_the_last_evaluation_is_drawn(evaluate, tmp_path: Path) -> None:
     assert evaluate(1) == evaluate(2) == []
     (tmp_path / 'pictures').mkdir()
-    (tmp_path / 'pictures/000003.png').write_bytes(b'half a pict')  # of a run that was stopped
+    (tmp_path / 'pictures/100003.png').write_bytes(b'half a pict')  # of a run that was stopped
     assert len(evaluate(3)) == 8
-    halves(tmp_path / 'pictures/000003.png')
+    halves(tmp_path / 'pictures/100003.png')
 
 
 def test_red_stays_red(evaluate, tmp_path: Path) -> None:
