@@ -6,12 +6,15 @@ A table stands between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-
 the command prints, run in the repository.
 """
 
+import contextlib
 import functools
+import io
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [
@@ -24,11 +27,16 @@ TABLE = re.compile(r'(?<=<!-- )(tools/[^>]+)( -->\n).*?(?=<!-- end -->)', re.DOT
 
 @functools.cache
 def printed(command: str) -> str:
-    """What ``python command`` prints in the repository."""
-    arguments = [sys.executable, *shlex.split(command)]
-    return subprocess.run(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    """What ``python command`` prints in the repository; here, in this process."""
+    tool, *arguments = shlex.split(command)
+    output = io.StringIO()
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(output),
+        patch.object(sys, 'argv', [tool, *arguments]),
+    ):
+        runpy.run_path(tool, run_name='__main__')
+    return output.getvalue().strip()
 
 
 def with_tables(text: str) -> str:

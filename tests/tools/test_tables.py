@@ -2,27 +2,42 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from tests.conftest import ROOT
-from tools import collect_records, table
 
 
-def call(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., tuple[str, str | int | None]]:
+    """``call('tools/table.py', ...)``: what the command prints and what it exits with, here in
+    this process."""
+
+    def run(tool: str, *arguments: object) -> tuple[str, str | int | None]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        code = None
+        try:
+            runpy.run_path(tool, run_name='__main__')
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        assert 'Traceback' not in printed.err
+        return printed.out, code
+
+    return run
 
 
-def test_every_table_has_its_command() -> None:
-    table = call('tools/table.py', '5', 'configs/demo/results/bccd.jsonl')
-    assert table.returncode == 0
-    assert ', mAP (%) | BL ' in table.stdout
+def test_every_table_has_its_command(call: Callable) -> None:
+    printed, code = call('tools/table.py', '5', 'configs/demo/results/bccd.jsonl')
+    assert code is None
+    assert ', mAP (%) | BL ' in printed
 
 
 @pytest.mark.parametrize(
@@ -42,15 +57,13 @@ def test_every_table_has_its_command() -> None:
         ),
     ],
 )
-def test_mistakes_are_one_sentence(command: list[str], message: str) -> None:
-    result = call(*command)
-    assert result.returncode == 1
-    assert 'Traceback' not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
-    assert re.search(message, line)
+def test_mistakes_are_one_sentence(call: Callable, command: list[str], message: str) -> None:
+    _, error = call(*command)
+    assert re.match(f'error: .*{message}', error)
+    assert '\n' not in error
 
 
-def test_curves_of_a_record(tmp_path: Path) -> None:
+def test_curves_of_a_record(call: Callable, tmp_path: Path) -> None:
     """Of a record alone, and of one chosen by config and seed from a file of several."""
     history = [
         {'epoch': e, 'train': {'error': 9.0 - e}, 'metrics': {'top1_error': 9.5 - e}}
@@ -60,31 +73,22 @@ def test_curves_of_a_record(tmp_path: Path) -> None:
     records = [record | {'identity': {'seed': seed}} for seed in (0, 1)]
     (tmp_path / 'run.json').write_text(json.dumps(record))
     (tmp_path / 'set.jsonl').write_text('\n'.join(map(json.dumps, records)))
-    result = call(
-        'tools/plot_curves.py', f'BL={tmp_path}/run.json', f'SD={tmp_path}/set.jsonl:a:1',
-        f'{tmp_path}/out.svg',
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    runs = f'BL={tmp_path}/run.json', f'SD={tmp_path}/set.jsonl:a:1'
+    _, code = call('tools/plot_curves.py', *runs, f'{tmp_path}/out.svg')
+    assert code is None
     assert (tmp_path / 'out.svg').stat().st_size > 1000
-    result = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a', f'{tmp_path}/out.svg')
-    assert 'set.jsonl:a names 2 records: name one as FILE:CONFIG:SEED' in result.stderr
+    _, error = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a', f'{tmp_path}/out.svg')
+    assert error.endswith('set.jsonl:a names 2 records: name one as FILE:CONFIG:SEED.')
 
 
-def test_records_are_collected_and_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """The README's two commands for a new set of records, in this process."""
+def test_records_are_collected_and_read_again(call: Callable, tmp_path: Path) -> None:
+    """The README's two commands for a new set of records."""
     source = ROOT / 'configs/pretrain/cifar100/results/methods_short.jsonl'
     for number, line in enumerate(reversed(source.read_text().splitlines())):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'run.json').write_text(line)
-
-    def printed(tool: ModuleType, *arguments: object) -> str:
-        monkeypatch.setattr(sys, 'argv', [tool.__name__, *map(str, arguments)])
-        tool.main()
-        return capsys.readouterr().out
-
     out = tmp_path / 'set.jsonl'
-    assert printed(collect_records, tmp_path, out) == f'14 records are in {out}.\n'
-    tables = {printed(table, 'methods', records) for records in (tmp_path, out, source)}
+    printed, _ = call('tools/collect_records.py', tmp_path, out)
+    assert printed == f'14 records are in {out}.\n'
+    tables = {call('tools/table.py', 'methods', records) for records in (tmp_path, out, source)}
     assert len(tables) == 1
