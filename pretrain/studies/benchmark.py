@@ -28,6 +28,7 @@ from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.runs.checkpoint import install
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.precision import forbid_tf32
 from pretrain.runs.report import markdown
 
 GPU = torch.cuda.is_available()
@@ -154,6 +155,9 @@ def without_data(path: str | Path, options: Sequence[str]) -> Config:
         loader.num_workers = 0
         loader.collate_fn = dict(type='whole_batch')
         loader.dataset = dict(type='OneBatch')
+    # As a run sets them.
+    forbid_tf32()
+    torch.backends.cudnn.benchmark = config.env_cfg.cudnn_benchmark
     return prepare(config)
 
 
@@ -226,7 +230,6 @@ def peak_megabytes(step: Callable[[], object]) -> float:
 def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
     """BL against SD with its teacher, and the bare loop."""
     baseline, distilled = bl_and_sd(path, options)
-    torch.backends.cudnn.benchmark = distilled.env_cfg.cudnn_benchmark
     title = f'{Path(path).stem}, batch {distilled.batch_size}'
     rows = []
     if GPU:
