@@ -37,9 +37,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and the backbone, and derive every part from the few settings of a config.
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
-    ``image_scale`` and ``crop_size`` reach the loaders, ``classes`` the loaders and the model,
-    ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not change while the run
-    lasts.
+    ``image_scale``, ``scale_range`` and ``crop_size`` reach the loaders, ``classes`` the loaders
+    and the model, ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not
+    change while the run lasts.
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
@@ -75,12 +75,14 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         micro_batches=config.micro_batches,
         precision=config.precision,
         image_scale=config.image_scale,
+        scale_range=config.get('scale_range'),
         crop_size=config.get('crop_size'),
         classes=config.get('classes'),
         drop_invalid_boxes=config.get('drop_invalid_boxes'),
         model=model,
         backbone=provenance,
         optimizer=config.optim_wrapper.optimizer.to_dict(),
+        paramwise_cfg=config.optim_wrapper.get('paramwise_cfg'),
         max_epochs=config.train_cfg.max_epochs,
         param_scheduler=config.to_dict()['param_scheduler'],
     )
@@ -131,9 +133,9 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.persistent_workers = loader.num_workers > 0
     sizes = {
-        'Resize': ('scale', config.image_scale),
-        'RandomResize': ('scale', config.image_scale),
-        'RandomCrop': ('crop_size', config.get('crop_size')),
+        'Resize': dict(scale=config.image_scale),
+        'RandomResize': dict(scale=config.image_scale, ratio_range=config.get('scale_range')),
+        'RandomCrop': dict(crop_size=config.get('crop_size')),
     }
     train, val = (
         loader.dataset.get('datasets', [loader.dataset])
@@ -148,9 +150,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     for dataset in (*train, *val):
         dataset.data_root = config.data_root
         for step in dataset.pipeline:
-            if step.type in sizes:
-                key, value = sizes[step.type]
-                step[key] = value
+            step.update(sizes.get(step.type, {}))
 
 
 def _fill_schedule(config: Config) -> None:

@@ -56,9 +56,10 @@ _PICTOGRAMS = {
 }
 
 
-def _colour(rng: Generator, saturation: float, low: float, high: float) -> np.ndarray:
-    """A random RGB colour, 0-255, of any hue, with a brightness from ``low`` to ``high``."""
-    hsv = rng.uniform(), rng.uniform(0, saturation), rng.uniform(low, high)
+def _colour(rng: Generator, pale: float, vivid: float, dark: float, bright: float) -> np.ndarray:
+    """A random RGB colour, 0-255, of any hue, with a saturation from ``pale`` to ``vivid`` and a
+    brightness from ``dark`` to ``bright``, both 0-1."""
+    hsv = rng.uniform(), rng.uniform(pale, vivid), rng.uniform(dark, bright)
     return 255 * np.array(colorsys.hsv_to_rgb(*hsv))
 
 
@@ -69,10 +70,10 @@ def draw_object(
     fills a square of ``size`` pixels around ``centre``, x and y. Returns its (H, W) bool mask and
     whether the border of the image cuts it."""
     tones = {
-        'main': _colour(rng, 0.9, 0.35, 1),
-        'trim': _colour(rng, 0.9, 0.35, 1),
-        'dark': _colour(rng, 0.4, 0.05, 0.25),
-        'glass': _colour(rng, 0.3, 0.75, 1),
+        'main': _colour(rng, 0.4, 1, 0.5, 1),
+        'trim': _colour(rng, 0.4, 1, 0.5, 1),
+        'dark': _colour(rng, 0, 0.4, 0.05, 0.25),
+        'glass': _colour(rng, 0, 0.3, 0.75, 1),
     }
     tones['shade'] = 0.65 * tones['main']
     angle = rng.normal(0, 0.12)
@@ -80,7 +81,7 @@ def draw_object(
     stretch = rng.uniform(0.75, 1, 2) * (rng.choice((-1, 1)), 1)
     # The sum of four waves bends all shapes alike, which varies the proportions coherently.
     waves, phases = rng.normal(0, 2, (2, 4)), rng.uniform(0, 2 * np.pi, 4)
-    bends = rng.normal(0, 0.045, (4, 2))
+    bends = rng.normal(0, 0.03, (4, 2))
     thickness = max(1, round(size / 64))
     limit = np.array(image.shape[1::-1]) - 1
     mask, cut = np.zeros(image.shape[:2], np.uint8), False
@@ -101,24 +102,24 @@ def _strokes(image: np.ndarray, count: int, rng: Generator) -> None:
         start = rng.uniform(0, 1, 2) * image.shape[1::-1]
         end = start + rng.normal(0, 0.3, 2) * image.shape[1::-1]
         thickness = max(1, round(min(image.shape[:2]) * rng.uniform(0.01, 0.09)))
-        colour = _colour(rng, 0.9, 0.1, 1)
+        colour = _colour(rng, 0, 0.4, 0.3, 1)
         cv2.line(image, start.astype(int), end.astype(int), colour, thickness, cv2.LINE_AA)
 
 
 def _background(width: int, height: int, rng: Generator) -> np.ndarray:
     """An (H, W, 3) uint8 image of smooth colours, texture and clutter."""
-    colours = np.array([[_colour(rng, 0.6, 0.2, 1) for _ in range(3)] for _ in range(3)])
-    texture = rng.normal(0, 14, (*rng.integers(6, 24, 2), 3))
+    colours = np.array([[_colour(rng, 0, 0.3, 0.5, 1) for _ in range(3)] for _ in range(3)])
+    texture = rng.normal(0, 6, (*rng.integers(6, 24, 2), 3))
     image = cv2.resize(colours, (width, height)) + cv2.resize(texture, (width, height))
     image = np.clip(image, 0, 255).astype(np.uint8)
-    _strokes(image, rng.integers(2, 7), rng)
+    _strokes(image, rng.integers(0, 3), rng)
     return image
 
 
 def _expose(image: np.ndarray, rng: Generator) -> Image.Image:
     """The image under a random light and with a camera's noise."""
-    noise = rng.normal(0, rng.uniform(2, 14), image.shape)
-    image = np.clip(image * rng.uniform(0.6, 1.1) + noise, 0, 255)
+    noise = rng.normal(0, rng.uniform(2, 8), image.shape)
+    image = np.clip(image * rng.uniform(0.7, 1.1) + noise, 0, 255)
     return Image.fromarray(image.astype(np.uint8))
 
 
@@ -127,7 +128,7 @@ def draw_picture(kind: str, size: int, rng: Generator) -> Image.Image:
     image = _background(size, size, rng)
     extent = size * rng.uniform(0.5, 1)
     draw_object(image, kind, size / 2 + rng.uniform(-0.15, 0.15, 2) * size, extent, rng)
-    _strokes(image, rng.integers(0, 4), rng)
+    _strokes(image, rng.integers(0, 2), rng)
     return _expose(image, rng)
 
 
@@ -146,20 +147,20 @@ class SceneObject(NamedTuple):
 
 
 def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject]]:
-    """An RGB picture of ``size`` by 3/4 ``size`` pixels, wide or high, and its one to four objects
+    """An RGB picture of ``size`` by 3/4 ``size`` pixels, wide or high, and its one or two objects
     of any classes and sizes, from the rearmost to the foremost."""
     short = size * 3 // 4
     width, height = (size, short) if rng.random() < 0.7 else (short, size)
     image = _background(width, height, rng)
     objects: list[SceneObject] = []
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(1, 3)):
         kind = CLASSES[rng.integers(len(CLASSES))]
-        extent = short * rng.uniform(0.25, 1)
-        centre = rng.uniform(0.3 * extent, np.array([width, height]) - 0.3 * extent)
+        extent = short * rng.uniform(0.6, 1)
+        centre = rng.uniform(0.4 * extent, np.array([width, height]) - 0.4 * extent)
         trial = image.copy()
         mask, cut = draw_object(trial, kind, centre, extent, rng)
         behind = [item._replace(visible=item.visible & ~mask) for item in objects]
-        if all(item.visibility > 0.2 for item in behind):  # else it would all but hide another one
+        if all(item.visibility > 0.45 for item in behind):  # else it would all but hide another one
             image, objects = trial, [*behind, SceneObject(kind, mask, mask, cut)]
     return _expose(image, rng), objects
 
@@ -217,7 +218,7 @@ def stream(seed: int, name: str) -> Generator:
 def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
     """Write pairs of a name and a picture or text into ``root``, all or nothing, unless they are
     there already: ``builtin.json`` holds the parameters. UserError if ``root`` is anything else."""
-    record = json.dumps({'version': 1, **parameters}, indent=2) + '\n'  # 2 when the pictures change
+    record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 when the pictures change
     if root.exists():
         path = root / 'builtin.json'
         if path.is_file() and path.read_text() == record:
@@ -294,8 +295,8 @@ def main() -> None:
     parser.add_argument('dest', metavar='DEST', type=Path, help='gets imagenet/ and VOCdevkit/')
     dest = parser.parse_args().dest
     print(f'Built-in images: {dest / "imagenet"} and {dest / "VOCdevkit"}', flush=True)
-    write_imagenet_folder(dest / 'imagenet', train_per_class=150, val_per_class=50, size=64)
-    write_vocdevkit(dest / 'VOCdevkit', trainval=240, test=80, size=160)
+    write_imagenet_folder(dest / 'imagenet', train_per_class=100, val_per_class=20, size=64)
+    write_vocdevkit(dest / 'VOCdevkit', trainval=480, test=120, size=256)
 
 
 if __name__ == '__main__':

@@ -11,11 +11,28 @@ _base_ = [
 ]
 
 data_root = 'data/builtin/VOCdevkit'
-batch_size = 4
-image_scale = (160, 160)
-crop_size = (129, 129)
+batch_size = 8
+image_scale = (96, 96)
+scale_range = (0.8, 1.25)
+crop_size = (81, 81)
 model = dict(backbone=dict(depth=18), decode_head=dict(in_channels=512, channels=64))
 train_dataloader = dict(num_workers=0)
-val_dataloader = dict(num_workers=0)
-train_cfg = dict(max_epochs=3, val_interval=3)
-optim_wrapper = dict(optimizer=dict(lr=0.05))
+val_dataloader = dict(
+    num_workers=0,
+    dataset=dict(
+        # The network sees images of image_scale here as well; its prediction is enlarged to the
+        # size of the mask.
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', keep_ratio=True),
+            dict(type='LoadAnnotations'),
+            dict(type='PackSegInputs'),
+        ],
+    ),
+)
+train_cfg = dict(max_epochs=4, val_interval=4)
+# So few iterations leave the new layers little time: they learn at five times the rate.
+optim_wrapper = dict(
+    optimizer=dict(lr=0.02),
+    paramwise_cfg=dict(custom_keys={'decode_head': dict(lr_mult=5.0)}),
+)

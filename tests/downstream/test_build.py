@@ -179,10 +179,11 @@ def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file_152):
 
 
 def test_rate_must_fall_before_the_end(voc, backbone_file):
-    config = with_files(DEMO_DETECTION, voc, backbone_file, 'train_cfg.max_epochs=2')
+    options = ['train_cfg.max_epochs=2', 'param_scheduler.0.milestones=[2]']
+    config = with_files(DEMO_DETECTION, voc, backbone_file, *options)
     with pytest.raises(UserError, match=r'after epoch 2.*param_scheduler\.0\.milestones'):
         prepare(config)
-    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'train_cfg.max_epochs=2')
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, options[0])
     assert prepare(config).param_scheduler[0].end == 2
 
 

@@ -15,12 +15,13 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=50, convert_to_iter_based=True)
 ]
-image_scale = (500, 500)  # times 0.5 to 2; the longer side of VOC's images is 500
+image_scale = (500, 500)  # the longer side of VOC's images is 500
+scale_range = (0.5, 2.0)  # of the random factor of image_scale
 crop_size = (513, 513)
 _train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomResize', keep_ratio=True),
     dict(type='RandomCrop'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
