@@ -78,6 +78,10 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
+def install() -> None:
+    """What a process needs before it builds a prepared config: for pretraining, nothing."""
+
+
 def _fill_loaders(config: Config, world_size: int) -> None:
     batch_size = batch_per_process(config, world_size)
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)

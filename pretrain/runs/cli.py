@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.runs.errors import UserError
+from pretrain.runs.processes import report_to_torchrun
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,7 +25,9 @@ def run(main: Callable[[], None]) -> None:
         expected = isinstance(error, UserError | OSError)
         if shown or not expected:
             traceback.print_exc()
-        sys.exit(f'error: {_sentence(error) if expected else FAULT}')
+        sentence = _sentence(error) if expected else FAULT
+        # Of many processes the one that started them tells it, once.
+        sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
 
 
 FAULT = (

@@ -12,9 +12,11 @@ import os
 import socket
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, TextIO
+from types import ModuleType
+from typing import TextIO
 
 import torch
 from mmengine.config import Config
@@ -24,8 +26,8 @@ from pretrain.runs.checkpoint import check_resume, checkpoints, install, is_whol
 from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.launch import usable_cores
 from pretrain.runs.precision import forbid_tf32
+from pretrain.runs.processes import Processes, check_processes, start_processes, usable_gpus
 from pretrain.runs.record import read_record
 
 
@@ -45,21 +47,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--check', action='store_true', help='check that it can run, and stop')
     return parser.parse_args()
-
-
-def check_processes(count: int) -> None:
-    """Each process needs a GPU of its own or, on a machine without any, a CPU core."""
-    gpus, cores = torch.cuda.device_count(), usable_cores()
-    if gpus and count > cores:
-        raise UserError(
-            f'{count} processes, but this one may use only {cores} CPU cores: on Slurm, ask for '
-            'more, as in SRUN_ARGS="--cpus-per-task=64".'
-        )
-    if not 1 <= count <= (gpus or cores):
-        have = f'{gpus} GPUs' if gpus else f'no GPU and {cores} CPU cores'
-        raise UserError(
-            f'{count} processes on a machine with {have}: ask for {gpus or cores} or fewer.'
-        )
 
 
 def launched_processes() -> int | None:
@@ -137,9 +124,14 @@ def claim(work_dir: Path) -> TextIO:
     return file
 
 
+def stage_of(config: Config) -> ModuleType:
+    """The module of the stage that a config belongs to, which registers what it may name."""
+    return importlib.import_module(f'{config.stage}.build')
+
+
 def prepare(config: Config, world_size: int) -> Config:
     """Have the stage that the config belongs to check it and fill it in."""
-    return importlib.import_module(f'{config.stage}.build').prepare(config, world_size)
+    return stage_of(config).prepare(config, world_size)
 
 
 def choose_start(config: Config, args: argparse.Namespace) -> None:
@@ -177,33 +169,6 @@ def _newest_whole(found: list[Path]) -> Path:
     )
 
 
-def become_torchrun(processes: int, nodes: int) -> NoReturn:
-    """Replace this process by torchrun, which starts this command in each of its processes.
-
-    Several nodes find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``.
-
-    Raises:
-        UserError: if there are several nodes and no ``MASTER_ADDR``.
-    """
-    environment = os.environ
-    rendezvous = ['--standalone']
-    if nodes > 1:
-        if 'MASTER_ADDR' not in environment:
-            raise UserError(f'NNODES={nodes} without MASTER_ADDR: set it to the address of node 0.')
-        rendezvous = [
-            f'--nnodes={nodes}',
-            f'--node_rank={environment.get("NODE_RANK", 0)}',
-            f'--master_addr={environment["MASTER_ADDR"]}',
-            f'--master_port={environment.get("MASTER_PORT", 29500)}',
-        ]
-    environment.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
-    torchrun = ['-m', 'torch.distributed.run', *rendezvous, f'--nproc_per_node={processes}']
-    os.execv(
-        sys.executable,
-        [sys.executable, *torchrun, '-m', 'pretrain.runs.start', *sys.argv[1:]],
-    )
-
-
 def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
@@ -215,19 +180,33 @@ def main() -> None:
     nodes = int(os.environ.get('NNODES') or 1)
     if launches:
         check_processes(args.gpus)
+    else:
+        usable_gpus()
     launched = None if launches else launched_processes()
-    config = prepare(config, args.gpus * nodes if launches else launched or 1)
+    processes = Processes.of_launcher() if launched else Processes()
+    count = args.gpus * nodes if launches else processes.count
+    # Once a node: a million files are looked at.
+    first_of_node = processes.rank - (int(os.environ['LOCAL_RANK']) if launched else 0)
+    config = processes.decided_by(first_of_node, partial(prepare, config, count))
     if launches or args.check:
         choose_start(config, args)
     if args.check:
         return
     if launches:
-        become_torchrun(args.gpus, nodes)
+        start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], args.gpus, nodes)
+        return
     install()
+    stage_of(config).install()
     forbid_tf32()
-    first = not launched or os.environ['RANK'] == '0'
-    with claim(work_dir) if first else nullcontext():
-        choose_start(config, args)
+    with ExitStack() as held:
+
+        def begin() -> tuple[str | None, bool]:
+            held.enter_context(claim(work_dir))
+            choose_start(config, args)
+            return config.load_from, config.resume
+
+        # The nodes may see another state of a shared folder.
+        config.load_from, config.resume = processes.decided_by(0, begin)
         config.launcher = 'pytorch' if launched else 'none'
         if launched and not torch.cuda.is_available():
             # mmengine's own start-up would ask for a CUDA device.

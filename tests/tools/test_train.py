@@ -44,6 +44,7 @@ def options(image_folder: Path) -> list[str]:
         f'data_root={image_folder}',
         'model.network.num_classes=4',
         'image_size=32',
+        'precision=float32',
         'batch_size=8',
         'epochs=2',
         'algorithm.generations=2',

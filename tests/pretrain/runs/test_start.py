@@ -15,7 +15,6 @@ import pretrain
 from pretrain.runs import start
 from pretrain.runs.errors import UserError
 from pretrain.runs.start import (
-    become_torchrun,
     check_writable,
     choose_start,
     claim,
@@ -126,38 +125,6 @@ def test_where_a_run_can_be_written(tmp_path: Path) -> None:
     for place in (tmp_path / 'file', tmp_path / 'file/below', Path('/proc/nowhere')):
         with pytest.raises(UserError, match=f'No run can be written to {place}'):
             check_writable(place)
-
-
-@pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that have replaced this process."""
-    commands = []
-    monkeypatch.setattr(os, 'execv', lambda _, command: commands.append(command))
-    monkeypatch.setattr(os, 'environ', {})
-    monkeypatch.setattr(sys, 'argv', ['start.py', 'x.py', '--gpus', '4', '--resume'])
-    return commands
-
-
-def test_one_node_needs_no_address(executed: list[list[str]]) -> None:
-    become_torchrun(4, nodes=1)
-    (command,) = executed
-    assert '--standalone' in command
-    assert '--nproc_per_node=4' in command
-    assert command[-6:] == ['-m', 'pretrain.runs.start', 'x.py', '--gpus', '4', '--resume']
-    assert int(os.environ['OMP_NUM_THREADS']) >= 1
-
-
-def test_several_nodes_meet_at_the_first(executed: list[list[str]]) -> None:
-    with pytest.raises(UserError, match='NNODES=3 without MASTER_ADDR'):
-        become_torchrun(4, nodes=3)
-    os.environ.update(NODE_RANK='2', MASTER_ADDR='node7', OMP_NUM_THREADS='5')
-    become_torchrun(4, nodes=3)
-    (command,) = executed
-    assert command[3:8] == [
-        '--nnodes=3', '--node_rank=2', '--master_addr=node7', '--master_port=29500',
-        '--nproc_per_node=4',
-    ]  # fmt: skip
-    assert os.environ['OMP_NUM_THREADS'] == '5'
 
 
 def test_a_run_goes_as_the_page_says(

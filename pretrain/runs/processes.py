@@ -1,0 +1,177 @@
+"""The processes of a run: the GPUs they may use, how they are started, and how they agree."""
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import usable_cores
+
+T = TypeVar('T')
+DEVICES = Path('/dev')
+
+
+def usable_gpus() -> int:
+    """The number of GPUs that a run can use; 0 on a machine without any.
+
+    Raises:
+        UserError: if there are GPUs, but torch cannot compute on them. A run would train on the
+            CPU otherwise, which nobody asked for.
+    """
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
+    count = torch.cuda.device_count()
+    present = count or (0 if hidden else len(list(DEVICES.glob('nvidia[0-9]*'))))
+    if present and not torch.cuda.is_available():
+        build = (
+            f'built for CUDA {torch.version.cuda}' if torch.version.cuda else 'built without CUDA'
+        )
+        raise UserError(
+            f'This machine has {present} GPUs, but torch {torch.__version__}, {build}, cannot use '
+            'them: see whether nvidia-smi works, update the driver or install another torch; or '
+            'set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU.'
+        )
+    for index in range(count):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not any(_runs_on(arch, major, minor) for arch in torch.cuda.get_arch_list()):
+            raise UserError(
+                f'GPU {index}, a {torch.cuda.get_device_name(index)} (sm_{major}{minor}), is none '
+                f'that torch {torch.__version__} has kernels for '
+                f'({", ".join(torch.cuda.get_arch_list())}): install another torch, or leave this '
+                'GPU out with CUDA_VISIBLE_DEVICES.'
+            )
+    return count
+
+
+def _runs_on(arch: str, major: int, minor: int) -> bool:
+    """Whether code for ``arch``, such as sm_86 or compute_90, runs on a GPU."""
+    kind, _, version = arch.rstrip('af').partition('_')
+    ours, theirs = (int(version[:-1]), int(version[-1])), (major, minor)
+    return ours <= theirs and (kind == 'compute' or ours[0] == major)
+
+
+def check_processes(count: int) -> None:
+    """Each process needs a GPU of its own or, on a machine without any, a CPU core."""
+    gpus, cores = usable_gpus(), usable_cores()
+    if gpus and count > cores:
+        raise UserError(
+            f'{count} processes, but this one may use only {cores} CPU cores: on Slurm, ask for '
+            'more, as in SRUN_ARGS="--cpus-per-task=64".'
+        )
+    if not 1 <= count <= (gpus or cores):
+        have = f'{gpus} GPUs' if gpus else f'no GPU and {cores} CPU cores'
+        raise UserError(
+            f'{count} processes on a machine with {have}: ask for {gpus or cores} or fewer.'
+        )
+
+
+def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
+    """Run a Python command in several processes with torchrun, and wait for them.
+
+    Several nodes find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without a
+    port, jobs of Slurm take one by their number, so that two can share a node.
+
+    Args:
+        command: arguments of Python, such as ``['-m', 'pretrain.runs.start', 'config.py']``.
+        processes: on this node.
+        nodes: their number.
+
+    Raises:
+        UserError: if there are several nodes and no ``MASTER_ADDR``, or what a process raised, in
+            place of torchrun's report.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    rendezvous = ['--standalone']
+    if nodes > 1:
+        if 'MASTER_ADDR' not in os.environ:
+            raise UserError(f'NNODES={nodes} without MASTER_ADDR: set it to the address of node 0.')
+        job = os.environ.get('SLURM_JOB_ID')
+        port = os.environ.get('MASTER_PORT') or (20000 + int(job) % 20000 if job else 29500)
+        rendezvous = [
+            f'--nnodes={nodes}',
+            f'--node_rank={os.environ.get("NODE_RANK", 0)}',
+            f'--master_addr={os.environ["MASTER_ADDR"]}',
+            f'--master_port={port}',
+        ]
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
+    program = ['--no-python', sys.executable, '-u', *command]
+    try:
+        run.main([*rendezvous, f'--nproc_per_node={processes}', *program])
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as error:
+        told = [f for f in error.failures.values() if f.error_file_data]
+        if not told:
+            raise
+        raise UserError(min(told, key=lambda failure: failure.timestamp).message) from None
+
+
+def report_to_torchrun(sentence: str) -> bool:
+    """Hand an error to the torchrun that started this process, if one has.
+
+    Returns:
+        Whether one has: its report, or :func:`start_processes`, shows the sentence.
+    """
+    if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
+        return False
+    Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
+    return True
+
+
+class Processes:
+    """The processes of a run before they have a process group, which can agree on a decision.
+
+    Args:
+        rank: of this process.
+        count: of all nodes.
+        store: where they leave what they decide; not needed by a single process.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, store: distributed.Store | None = None):
+        self.rank = rank
+        self.count = count
+        self.store = store
+        self.decisions = 0
+
+    @classmethod
+    def of_launcher(cls) -> 'Processes':
+        """Those that torchrun, or what sets its variables, has started."""
+        (store, rank, count) = next(distributed.rendezvous('env://', timeout=timedelta(hours=1)))
+        return cls(rank, count, distributed.PrefixStore('start', store))
+
+    def decided_by(self, leader: int, decide: Callable[[], T]) -> T:
+        """What ``decide`` returns in the process ``leader``; every process must call this.
+
+        A UserError or OSError of any leader is raised in all processes, so that none waits for the
+        others in vain.
+
+        Args:
+            leader: rank of the process that decides for this one. Others may have another leader.
+            decide: called by leaders only; what it returns must be picklable.
+        """
+        if self.count == 1:
+            return decide()
+        result = error = None
+        if self.rank == leader:
+            try:
+                result = decide()
+            except (UserError, OSError) as raised:
+                error = raised
+        self.decisions += 1
+        self.store.set(f'{self.decisions}/{self.rank}', pickle.dumps((result, error)))
+        keys = [f'{self.decisions}/{rank}' for rank in range(self.count)]
+        everyone = [pickle.loads(self.store.get(key)) for key in keys]
+        for _, error in everyone:
+            if error is not None:
+                raise error
+        return everyone[leader][0]

@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from pretrain.runs import processes
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import usable_cores
+from pretrain.runs.processes import (
+    Processes,
+    check_processes,
+    report_to_torchrun,
+    start_processes,
+    usable_gpus,
+)
+from tests.conftest import ROOT
+
+TORCH = ['sm_75', 'sm_80', 'sm_86', 'sm_90a', 'compute_100']
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """``machine(count, available, gpus, devices)``: what NVML, the CUDA runtime and /dev say."""
+    monkeypatch.setattr(processes, 'DEVICES', tmp_path)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+
+    def pretend(count=0, available=True, gpus=(), devices=0):
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: count or len(gpus))
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: available)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: gpus[index])
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda index: f'Card {index}')
+        monkeypatch.setattr(torch.cuda, 'get_arch_list', lambda: TORCH)
+        for index in range(devices):
+            (tmp_path / f'nvidia{index}').touch()
+        (tmp_path / 'nvidiactl').touch()
+
+    return pretend
+
+
+def test_a_machine_without_gpus(machine):
+    machine(available=False)
+    assert usable_gpus() == 0
+    check_processes(1)
+    with pytest.raises(UserError, match=f'no GPU and {usable_cores()} CPU cores'):
+        check_processes(usable_cores() + 1)
+
+
+@pytest.mark.parametrize(
+    ('seen', 'count'),
+    [
+        (dict(count=8, available=False), 8),  # driver too old, fabric manager down
+        (dict(devices=4, available=False), 4),  # torch without CUDA, driver not loaded
+    ],
+)
+def test_gpus_that_cannot_be_used_are_no_cpu_run(seen, count, machine, monkeypatch):
+    machine(**seen)
+    for ask in (usable_gpus, lambda: check_processes(1)):
+        with pytest.raises(UserError, match=rf'has {count} GPUs, but torch .*nvidia-smi'):
+            ask()
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)  # as torch says of none visible
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert usable_gpus() == 0  # asked for
+
+
+@pytest.mark.parametrize('capability', [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 1)])
+def test_gpus_that_torch_has_kernels_for(capability, machine):
+    machine(gpus=[capability])
+    assert usable_gpus() == 1
+
+
+@pytest.mark.parametrize('capability', [(6, 0), (7, 0)])
+def test_a_gpu_that_torch_has_no_kernels_for_is_named(capability, machine):
+    machine(gpus=[(9, 0), capability])
+    sm = 'sm_{}{}'.format(*capability)
+    with pytest.raises(UserError, match=rf'GPU 1, a Card 1 \({sm}\).*sm_75, sm_80'):
+        usable_gpus()
+
+
+def agree(decisions):
+    """Let a thread a process decide, as on two nodes of two; what each returns or raises."""
+    store = distributed.HashStore()
+
+    def process(rank):
+        group = Processes(rank, 4, store)
+        try:
+            return [group.decided_by(rank - rank % 2, lambda: decisions[rank]()), group.decisions]
+        except (UserError, OSError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(process, range(4)))
+
+
+def fail(sentence):
+    raise UserError(sentence)
+
+
+def test_the_first_of_each_node_decides_for_it():
+    called = []
+    decisions = [lambda rank=rank: called.append(rank) or {'node': rank} for rank in range(4)]
+    assert agree(decisions) == [[{'node': rank}, 1] for rank in (0, 0, 2, 2)]
+    assert sorted(called) == [0, 2]
+
+
+def test_an_error_on_one_node_ends_all():
+    begun = time.monotonic()
+    decisions = [dict, dict, lambda: fail('No data root x.'), dict]
+    assert agree(decisions) == ['No data root x.'] * 4
+    assert time.monotonic() - begun < 30
+
+
+def test_a_single_process_decides_for_itself():
+    assert Processes().decided_by(0, lambda: 3) == 3
+
+
+def test_an_error_is_torchruns_to_show(monkeypatch, tmp_path):
+    monkeypatch.delenv('TORCHELASTIC_ERROR_FILE', raising=False)
+    assert not report_to_torchrun('No data.')
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'error.json'))
+    assert report_to_torchrun('No data.')
+    assert json.loads((tmp_path / 'error.json').read_text())['message'] == 'No data.'
+
+
+ONE_FAILS = """
+import os, time
+from pretrain.runs.cli import run
+from pretrain.runs.errors import UserError
+
+def main():
+    if os.environ['RANK'] == '1':
+        raise UserError('The loss is nan at epoch 1, iteration 7: lower the rate.')
+    print('line\\n' * 200, flush=True)
+    time.sleep(600)
+
+run(main)
+"""
+START = """
+import sys
+from pretrain.runs.cli import run
+from pretrain.runs.processes import start_processes
+
+run(lambda: start_processes(sys.argv[1:], 2, 1))
+"""
+
+
+def test_error_of_one_process_ends_all_and_is_the_last_line(tmp_path: Path) -> None:
+    (tmp_path / 'one_fails.py').write_text(ONE_FAILS)
+    result = subprocess.run(
+        [sys.executable, '-c', START, str(tmp_path / 'one_fails.py')],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    assert result.stderr.count('The loss is nan') == 1
+    last = result.stderr.splitlines()[-1]
+    assert last == 'error: The loss is nan at epoch 1, iteration 7: lower the rate.'
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The arguments that torchrun was called with."""
+    calls = []
+    monkeypatch.setattr('torch.distributed.run.main', calls.append)
+    monkeypatch.setattr(os, 'environ', {})
+    return calls
+
+
+def test_one_node_needs_no_address(torchrun):
+    start_processes(['-m', 'module', 'x.py'], 4, nodes=1)
+    ((*arguments,),) = torchrun
+    assert arguments[:2] == ['--standalone', '--nproc_per_node=4']
+    assert arguments[-3:] == ['-m', 'module', 'x.py']
+    assert int(os.environ['OMP_NUM_THREADS']) >= 1
+
+
+def test_several_nodes_meet_at_the_first(torchrun):
+    with pytest.raises(UserError, match='NNODES=3 without MASTER_ADDR'):
+        start_processes(['x.py'], 4, nodes=3)
+    os.environ.update(NODE_RANK='2', MASTER_ADDR='node7', OMP_NUM_THREADS='5')
+    for variables, port in (
+        ({}, 29500),
+        ({'SLURM_JOB_ID': '1234567'}, 34567),  # two jobs can share a node
+        ({'MASTER_PORT': '4000'}, 4000),
+    ):
+        os.environ.update(variables)
+        start_processes(['x.py'], 4, nodes=3)
+        assert torchrun[-1][:5] == [
+            '--nnodes=3', '--node_rank=2', '--master_addr=node7', f'--master_port={port}',
+            '--nproc_per_node=4',
+        ]  # fmt: skip
+    assert os.environ['OMP_NUM_THREADS'] == '5'
