@@ -55,7 +55,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.precision = resolve_precision(config.precision)
     _fill_loaders(config, world_size)
     config.train_cfg.micro_batches = config.micro_batches
-    # Images of many sizes would have cuDNN search anew for each.
+    # Pictures of many sizes would have cuDNN search anew for each.
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
@@ -177,6 +177,7 @@ def _fill_detection(config: Config) -> None:
 
 def _fill_segmentation(config: Config, world_size: int) -> None:
     config.model.data_preprocessor.size = config.crop_size
+    config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
     if world_size > 1 and torch.cuda.is_available():
         config.sync_bn = 'torch'  # statistics over the whole batch, whatever the number of GPUs
     elif config.train_dataloader.batch_size == config.micro_batches:

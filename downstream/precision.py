@@ -1,4 +1,4 @@
-"""The precision and the memory format in which detectors and segmenters compute."""
+"""How detectors and segmenters compute: precision, memory format, cuDNN's algorithms."""
 
 import functools
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -28,6 +29,18 @@ class DownstreamRunner(Runner):
     def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:
         model = super().build_model(model).to(memory_format=torch.channels_last)
         return set_precision(model, self.cfg.precision)
+
+
+@HOOKS.register_module()
+class CropsOfOneSizeHook(Hook):
+    """Has cuDNN try its algorithms for the crops of training, and not anew for each size of the
+    whole pictures of validation."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        torch.backends.cudnn.benchmark = True
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        torch.backends.cudnn.benchmark = False
 
 
 def set_precision(model: nn.Module, precision: str) -> nn.Module:

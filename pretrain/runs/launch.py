@@ -17,10 +17,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TextIO
 
-import torch
-
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.processes import usable_cores, usable_gpus
 from pretrain.runs.record import read_record
 
 # Which of the ``jobs`` places the run of this thread has.
@@ -64,10 +63,18 @@ class Launcher:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        if (count := torch.cuda.device_count()) and self.gpus * self.jobs > count:
+        count = usable_gpus()
+        if count and self.gpus * self.jobs > count:
             raise UserError(
                 f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {count}: '
                 'lower --jobs or --gpus.'
+            )
+        pipes = Path(os.environ.get('CUDA_MPS_PIPE_DIRECTORY', '/tmp/nvidia-mps'))
+        if count and self.jobs > count and not (pipes / 'control').exists():
+            print(
+                f'{self.jobs} runs share {count} GPUs and take turns there: for kernels side by '
+                'side, stop this and start NVIDIA MPS first (nvidia-cuda-mps-control -d).',
+                file=sys.stderr,
             )
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
@@ -124,7 +131,7 @@ class Launcher:
         environment = dict(os.environ)
         threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
         environment.setdefault('OMP_NUM_THREADS', str(threads))
-        if (count := torch.cuda.device_count()) > 1:
+        if (count := usable_gpus()) > 1:
             given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count))))
             each = max(1, self.gpus)
             first = _SLOT.get() * each % count
@@ -160,11 +167,6 @@ class Launcher:
                 else f'{run.title} failed with exit code {process.returncode}: see the end of '
                 f'{log}.'
             )
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on, which a cluster's scheduler may have limited."""
-    return len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
 
 
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:

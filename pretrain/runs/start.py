@@ -27,7 +27,13 @@ from pretrain.runs.cli import run
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import forbid_tf32
-from pretrain.runs.processes import Processes, check_processes, start_processes, usable_gpus
+from pretrain.runs.processes import (
+    Processes,
+    check_processes,
+    ddp_settings,
+    start_processes,
+    usable_gpus,
+)
 from pretrain.runs.record import read_record
 
 
@@ -208,11 +214,10 @@ def main() -> None:
         # The nodes may see another state of a shared folder.
         config.load_from, config.resume = processes.decided_by(0, begin)
         config.launcher = 'pytorch' if launched else 'none'
+        config.model_wrapper_cfg = ddp_settings()
         if launched and not torch.cuda.is_available():
             # mmengine's own start-up would ask for a CUDA device.
             torch.distributed.init_process_group('gloo')
-            wrapper = config.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
-            config.model_wrapper_cfg = dict(wrapper, device_ids=None)
         RUNNERS.build(config).train()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 
 from downstream.build import prepare
 from downstream.mmcv_ops import install
@@ -160,3 +160,24 @@ def test_precision_is_resolved_and_part_of_the_identity(voc, backbone_file):
         config = load_config(SEGMENTER[0], (*options, f'precision={precision}'))
         resolved = 'float32' if precision == 'float32' else 'bf16'
         assert prepare(config).identity['precision'] == resolved
+
+
+def test_cudnn_searches_while_training_on_crops_of_one_size(voc, backbone_file, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    options = (f'data_root={voc}', f'backbone_file={backbone_file}')
+    segmenter, detector = (
+        prepare(load_config(path, options)) for path, _ in (SEGMENTER, DETECTORS['C4'])
+    )
+    assert 'cudnn' not in detector.default_hooks
+    assert not segmenter.env_cfg.cudnn_benchmark
+    hook = HOOKS.build(segmenter.default_hooks.cudnn)
+    hook.before_train_epoch(None)
+    assert torch.backends.cudnn.benchmark
+    hook.before_val_epoch(None)
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize('path', [SEGMENTER[0], DETECTORS['C4'][0], 'configs/demo/r18_sd.py'])
+def test_metrics_are_collected_by_messages(path):
+    """Files in the working directory need a file system that all nodes share."""
+    assert load_config(path).val_evaluator.collect_device == 'gpu'

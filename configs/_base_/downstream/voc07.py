@@ -53,5 +53,10 @@ val_dataloader = dict(
         ],
     ),
 )
-val_evaluator = dict(type='VOCMetric', metric='mAP', eval_mode='11points')
+val_evaluator = dict(
+    type='VOCMetric',
+    metric='mAP',
+    eval_mode='11points',
+    collect_device='gpu',  # by messages, not through files
+)
 val_cfg = dict(type='ValLoop')

@@ -60,5 +60,9 @@ val_dataloader = dict(
         ],
     ),
 )
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(
+    type='IoUMetric',
+    iou_metrics=['mIoU'],
+    collect_device='gpu',  # by messages, not through files
+)
 val_cfg = dict(type='ValLoop')

@@ -21,11 +21,8 @@ model = dict(
     compiled=False,  # torch.compile
     data_preprocessor=dict(type='ImgDataPreprocessor'),
 )
-model_wrapper_cfg = dict(
-    type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True
-)
 paper = dict(metric='top1_error')  # and what the paper reports for a row
-val_evaluator = dict(type='TopKError')
+val_evaluator = dict(type='TopKError', collect_device='gpu')  # by messages, not through files
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),

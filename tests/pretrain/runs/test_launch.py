@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
+from pretrain.runs import launch
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import PROGRESS, Launcher, Run
 
@@ -65,7 +65,7 @@ def test_runs_are_dealt_out_to_the_gpus(
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if visible:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3 * max(1, gpus))
+    monkeypatch.setattr(launch, 'usable_gpus', lambda: 3 * max(1, gpus))
     given, together = [], threading.Barrier(3)
 
     def start(*_: object, env: dict[str, str], **__: object) -> None:
@@ -107,7 +107,7 @@ def test_no_run_begins_after_a_failure(jobs: int, capsys: pytest.CaptureFixture)
 
 
 def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    monkeypatch.setattr(launch, 'usable_gpus', lambda: 8)
     assert Launcher(4, 2).jobs == 2
     with pytest.raises(UserError, match='4 runs at a time of 4 GPUs each on a machine with 8'):
         Launcher(4, 4)
@@ -149,3 +149,23 @@ def test_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
     while child.exists() and 'zombie' not in (child / 'status').read_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'jobs', 'shared'), [(0, 4, True), (0, 2, False), (2, 1, False), (1, 2, False)]
+)
+def test_runs_that_share_a_gpu_are_told_of_mps(
+    gpus: int,
+    jobs: int,
+    shared: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(launch, 'usable_gpus', lambda: 2)
+    monkeypatch.setenv('CUDA_MPS_PIPE_DIRECTORY', str(tmp_path))
+    Launcher(gpus, jobs)
+    assert ('4 runs share 2 GPUs' in capsys.readouterr().err) == shared
+    (tmp_path / 'control').touch()  # MPS runs
+    Launcher(gpus, jobs)
+    assert not capsys.readouterr().err
