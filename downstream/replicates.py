@@ -133,7 +133,7 @@ class Comparison:
             over = f'{len(shared)} pretraining seeds × {tunings}'
         else:
             samples = [mine.mean(axis=1), theirs.mean(axis=1)]
-            over = f'{len(mine)} and {len(theirs)} unpaired pretrainings × {tunings}'
+            over = f'{len(mine)} and {len(theirs)} pretrainings, unpaired (Welch), × {tunings}'
         total = sum(len(runs) for arm in (ours, baseline) for runs in arm.values())
         if left_out := total - mine.size - theirs.size:
             over += f' that both have, {_count(left_out, "other run")} left out'
@@ -146,31 +146,32 @@ class Comparison:
             interval, p = tuple(map(float, test.confidence_interval(1 - LEVEL))), float(test.pvalue)
         return cls(difference, interval, p, over, method)
 
-    def cells(self) -> tuple[str, str, str]:
-        """The difference, its interval and p."""
-        difference = '–' if self.difference is None else f'{self.difference:+.2f}'
-        interval = '–' if self.interval is None else '{:+.2f} to {:+.2f}'.format(*self.interval)
-        return difference, interval, format_p(self.p)
+    def cells(self) -> tuple[str, str]:
+        """The difference with its interval, and p."""
+        if self.difference is None:
+            return '–', '–'
+        interval = ' [{:+.2f}, {:+.2f}]'.format(*self.interval) if self.interval else ''
+        return f'{self.difference:+.2f}{interval}', format_p(self.p)
 
     def verdict(self) -> str:
         """What the difference means, and what it does not, in words."""
         if self.difference is None:
             return f'{self.over}: no comparison is possible.'
-        difference, interval, p = self.cells()
+        difference, p = self.cells()
         if self.p is None:
-            found = f'{difference} over {self.over}: no test is possible'
+            meaning = ': no test is possible'
+        elif self.p >= LEVEL:
+            meaning = f', p = {p}: not distinguishable'
         else:
+            word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
-            meaning = 'not distinguishable'
-            if self.p < LEVEL:
-                word = 'better' if self.difference > 0 else 'worse'
-                meaning = f'{word} at the {100 * LEVEL:.0f} % level'
-            found = f'{difference} ({interval}, p {p}) over {self.over}: {meaning}'
+            meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
+        found = f'{difference} over {self.over}{meaning}'
         if self.method:
-            return f'{found}; this covers pretraining and fine-tuning.'
+            return f'{found}; this covers the variation of pretraining and fine-tuning.'
         return (
-            f'{found}; this covers fine-tuning alone, so no claim about the method is possible, '
-            'only about these backbones.'
+            f'{found}; this covers the variation of fine-tuning alone, so no claim about the '
+            'method is possible, only about these backbones.'
         )
 
 

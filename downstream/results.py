@@ -13,16 +13,15 @@ PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
 # The paper's training and test pictures and epochs (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10), 'segmentation': (10_582, 1_449, 50)}
 COLUMNS = 'task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n'
-COLUMNS += "paper's gain", 'gain', '95 % interval', 'p'
+COLUMNS += "paper's gain", 'gain', 'p'
 ABOUT_SPREADS = (
-    'n: pretrainings × fine-tunings of each. The mean gives each pretraining the same weight. '
-    'Between and within: standard deviations between pretrainings, and between the fine-tunings of '
-    'one, by analysis of variance. After ≤, where each was fine-tuned once, it contains both.'
+    'In percent; n is pretrainings × fine-tunings of each. Between and within are the standard '
+    'deviations between pretrainings and between the fine-tunings of one, by analysis of variance.'
 )
+ABOUT_BOTH = 'After ≤ stands the spread of pretrainings fine-tuned once each, which contains both.'
 ABOUT_GAINS = (
-    'Pretrainings are paired by their seeds, or compared by an unpaired test (Welch) if they have '
-    'none in common; those of one pretraining each are paired by the fine-tuning seeds. p: '
-    'two-sided t-test, not corrected for the number of comparisons.'
+    'Gains are in points, with their 95 % confidence interval, and paired by seed unless said '
+    'otherwise. p: two-sided t-test, not corrected for the number of comparisons.'
 )
 
 
@@ -61,21 +60,23 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         arms = {label: [r for r in mine if r['label'] == label] for label in labels}
         values = {label: _values(label, arm, metric) for label, arm in arms.items()}
         for label, arm in arms.items():
-            row = {'task': f'{name}, {metric} (%)', 'backbone': label}
+            row = {'task': f'{name} {metric}', 'backbone': label}
             row |= _level(arm, values[label], paper.get(label))
             if label != labels[0]:
                 comparison = Comparison.of(values[label], values[labels[0]])
-                row |= zip(COLUMNS[-3:], comparison.cells(), strict=True)
+                row |= zip(COLUMNS[-2:], comparison.cells(), strict=True)
                 if {label, labels[0]} <= paper.keys():
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 notes.append(f'{name}, {label} against {labels[0]}: {comparison.verdict()}')
             rows.append(row)
     notes.append(ABOUT_SPREADS)
+    if any('≤' in row.get('between', '') for row in rows):
+        notes.append(ABOUT_BOTH)
     if len(labels) > 1:
         notes.append(ABOUT_GAINS)
     header = [column for column in COLUMNS if any(column in row for row in rows)]
     cells = [[row.get(column, '') for column in header] for row in rows]
-    header = [f'gain over {labels[0]}' if column == 'gain' else column for column in header]
+    header = [f'gain over {labels[0]} [95 %]' if column == 'gain' else column for column in header]
     return markdown(header, cells, notes, texts=2)
 
 

@@ -78,10 +78,10 @@ def test_paired_test_is_the_mixed_models(pretrainings: int, tunings: int) -> Non
     assert result.p == pytest.approx(p, rel=1e-9)
     assert result.interval == pytest.approx((difference - margin, difference + margin), rel=1e-9)
     tunings = 'seed' if tunings == 1 else 'seeds'
-    assert f'over {pretrainings} pretraining seeds × {y.shape[2]} fine-tuning {tunings}:' in (
+    assert f'over {pretrainings} pretraining seeds × {y.shape[2]} fine-tuning {tunings}, p = ' in (
         result.verdict()
     )
-    assert result.verdict().endswith('this covers pretraining and fine-tuning.')
+    assert result.verdict().endswith('this covers the variation of pretraining and fine-tuning.')
 
 
 def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
@@ -91,10 +91,10 @@ def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
     result = Comparison.of(as_values(y[1]), as_values(y[0]))
     assert result.p == pytest.approx(2 * t_distribution.sf(abs(differences.mean()) / error, 3))
     assert not result.method
-    assert 'over 4 fine-tuning seeds: ' in result.verdict()
+    assert 'over 4 fine-tuning seeds, p' in result.verdict()
     assert result.verdict().endswith(
-        'this covers fine-tuning alone, so no claim about the method is possible, only about these '
-        'backbones.'
+        'this covers the variation of fine-tuning alone, so no claim about the method is possible, '
+        'only about these backbones.'
     )
 
 
@@ -109,7 +109,9 @@ def test_replicates_without_a_common_seed_are_not_paired() -> None:
     assert result.method
     assert result.p == pytest.approx(2 * t_distribution.sf(abs(difference) / error, free))
     assert result.interval == pytest.approx((difference - margin, difference + margin))
-    assert 'over 5 and 3 unpaired pretrainings × 2 fine-tuning seeds: better' in result.verdict()
+    assert (
+        'over 5 and 3 pretrainings, unpaired (Welch), × 2 fine-tuning seeds, p' in result.verdict()
+    )
 
 
 def test_one_replicate_against_several() -> None:
@@ -117,7 +119,7 @@ def test_one_replicate_against_several() -> None:
     y = measurements(3, 3)
     result = Comparison.of(as_values(y[1]), {1: as_values(y[0])[1]})
     assert (result.difference, result.method) == (pytest.approx((y[1, 1] - y[0, 1]).mean()), False)
-    assert 'over 3 fine-tuning seeds that both have, 6 other runs left out: ' in result.verdict()
+    assert 'over 3 fine-tuning seeds that both have, 6 other runs left out, p' in result.verdict()
     result = Comparison.of(as_values(y[1]), as_values(y[0, :1], first=7))
     assert (result.difference, result.method) == (
         pytest.approx(y[1].mean() - y[0, 0].mean()),
@@ -133,12 +135,12 @@ def test_what_one_arm_lacks_is_left_out_and_said() -> None:
     del ours[2]
     result = Comparison.of(ours, baseline)
     assert (result.difference, result.p) == (expected.difference, expected.p)
-    said = '2 pretraining seeds × 2 fine-tuning seeds that both have, 2 other runs left out: '
+    said = '2 pretraining seeds × 2 fine-tuning seeds that both have, 2 other runs left out, p'
     assert said in result.verdict()
     del baseline[0][1]  # so that the mean of each replicate is over the same fine-tuning seeds
     result = Comparison.of(ours, baseline)
     assert result.difference == pytest.approx((y[1, :2, 0] - y[0, :2, 0]).mean())
-    said = '2 pretraining seeds × 1 fine-tuning seed that both have, 5 other runs left out: '
+    said = '2 pretraining seeds × 1 fine-tuning seed that both have, 5 other runs left out, p'
     assert said in result.verdict()
 
 

@@ -57,24 +57,24 @@ def test_table_against_plain_statistics() -> None:
     baseline, distilled = named(table)
     assert list(baseline) == [
         'task', 'backbone', 'paper', 'mean', 'between', 'within', 'n',
-        "paper's gain", 'gain over BL', '95 % interval', 'p',
+        "paper's gain", 'gain over BL [95 %]', 'p',
     ]  # fmt: skip
     for label, paper, row in (('BL', '73.49', baseline), ('SD', '74.93', distilled)):
-        assert row['task'] == 'detection, mAP (%)'
+        assert row['task'] == 'detection mAP'
         assert (row['backbone'], row['paper'], row['between']) == (label, paper, '–')
         assert row['mean'] == f'{100 * statistics.fmean(values[label]):.2f}'
         assert row['within'] == f'{100 * statistics.stdev(values[label]):.2f}'
         assert row['n'] == '1 × 3'
-    assert list(baseline.values())[7:] == ['', '', '', '']
+    assert list(baseline.values())[7:] == ['', '', '']
     # Differences 3.0, 1.9, 1.1: mean 2.0, variance (1.0² + 0.1² + 0.9²) / 2 = 0.91, so that
     # t = 2 / sqrt(0.91 / 3); with 2 degrees of freedom p = 1 - t / sqrt(t² + 2), and the interval
     # reaches to 0.95 * sqrt(2 / (1 - 0.95²)) standard errors.
     error = math.sqrt(0.91 / 3)
     p = f'{1 - 2 / error / math.sqrt((2 / error) ** 2 + 2):.3f}'
     margin = 0.95 * math.sqrt(2 / (1 - 0.95**2)) * error
-    interval = f'{2 - margin:+.2f} to {2 + margin:+.2f}'
-    assert list(distilled.values())[7:] == ['+1.44', '+2.00', interval, p]
-    assert f'+2.00 ({interval}, p = {p}) over 3 fine-tuning seeds: not disting' in table
+    gain = f'+2.00 [{2 - margin:+.2f}, {2 + margin:+.2f}]'
+    assert list(distilled.values())[7:] == ['+1.44', gain, p]
+    assert f'{gain} over 3 fine-tuning seeds, p = {p}: not distinguishable' in table
 
 
 def test_replicates_of_both_kinds() -> None:
@@ -95,17 +95,19 @@ def test_replicates_of_both_kinds() -> None:
     assert distilled['between'] == f'{math.sqrt(8.0 - 0.625):.2f}'
     # Differences 1 and 3: t = 2 / 1 with 1 degree of freedom.
     p = f'{1 - 2 * math.atan(2) / math.pi:.3f}'
-    assert (distilled['gain over BL'], distilled['p']) == ('+2.00', p)
-    assert 'over 2 pretraining seeds × 2 fine-tuning seeds: not distinguishable' in table
+    margin = math.tan(0.95 * math.pi / 2)
+    gain = f'+2.00 [{2 - margin:+.2f}, {2 + margin:+.2f}]'
+    assert (distilled['gain over BL [95 %]'], distilled['p']) == (gain, p)
+    assert f'{gain} over 2 pretraining seeds × 2 fine-tuning seeds, p = {p}: not disting' in table
     records[-1]['identity']['backbone']['depth'] = 50
     with pytest.raises(UserError, match='replicates of SD differ in depth'):
         transfer_table(records)
 
 
 def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
-    (row,) = named(
-        transfer_table([record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))])
-    )
+    table = transfer_table([record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))])
+    (row,) = named(table)
+    assert 'After ≤ stands' in table
     assert (row['between'], row['within'], row['n']) == ('≤ 1.41', '–', '2 × 1')
 
 
@@ -128,7 +130,7 @@ def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
     (line,) = (line for line in table.splitlines() if ' against ' in line)
     start, _, words = line.partition(': ')
     assert start == '- detection, SD against BL'
-    assert words.startswith(named(table)[1].get('gain over BL', '').replace('–', 'no seed'))
+    assert words.startswith(named(table)[1].get('gain over BL [95 %]', '').replace('–', 'no seed'))
     return words.partition(';')[0]
 
 
@@ -140,11 +142,10 @@ def test_a_difference_is_better_or_worse_or_neither(sign: int) -> None:
     t = 2 / math.sqrt(0.04 / 3)
     p = 1 - t / math.sqrt(t**2 + 2)
     margin = 0.95 * math.sqrt(2 / (1 - 0.95**2)) * math.sqrt(0.04 / 3)
-    interval = f'{2 * sign - margin:+.2f} to {2 * sign + margin:+.2f}'
+    interval = f'[{2 * sign - margin:+.2f}, {2 * sign + margin:+.2f}]'
     word = 'better' if sign > 0 else 'worse'
     assert sentence(baseline, ours) == (
-        f'{2 * sign:+.2f} ({interval}, p = {p:.3f}) over 3 fine-tuning seeds: {word} at the '
-        '5 % level'
+        f'{2 * sign:+.2f} {interval} over 3 fine-tuning seeds, p = {p:.3f}: {word} at the 5 % level'
     )
     ours[1] = baseline[1] - sign * 4.0
     assert sentence(baseline, ours).endswith('not distinguishable')
@@ -157,19 +158,21 @@ def test_p_of_two_pairs_and_of_many() -> None:
     margin = 0.5 * math.tan(0.95 * math.pi / 2)
     two = sentence({0: 70.0, 1: 70.0}, {0: 71.0, 1: 72.0})
     assert two == (
-        f'+1.50 ({1.5 - margin:+.2f} to {1.5 + margin:+.2f}, p = {p:.3f}) over 2 fine-tuning seeds:'
-        ' not distinguishable'
+        f'+1.50 [{1.5 - margin:+.2f}, {1.5 + margin:+.2f}] over 2 fine-tuning seeds, p = {p:.3f}: '
+        'not distinguishable'
     )
     many = sentence(dict.fromkeys(range(20), 70.0), {s: 71.0 + 0.02 * (s % 2) for s in range(20)})
     assert re.fullmatch(
-        r'\+1\.01 \(.*, p <0\.001\) over 20 fine-tuning seeds: better at the 5 % level', many
+        r'\+1\.01 \[.*\] over 20 fine-tuning seeds, p <0\.001: better at the 5 % level', many
     )
 
 
 def test_only_shared_seeds_are_paired() -> None:
     words = sentence({0: 70.0, 1: 71.0, 2: 90.0}, {1: 72.0, 0: 73.0, 5: 10.0, 6: 11.0})
-    assert words.startswith('+2.00 (-10.71 to +14.71, p = 0.295) over 2 fine-tuning seeds that')
-    assert ' that both have, 3 other runs left out: not' in words
+    assert words == (
+        '+2.00 [-10.71, +14.71] over 2 fine-tuning seeds that both have, 3 other runs left out, '
+        'p = 0.295: not distinguishable'
+    )
     words = sentence({0: 70.0, 1: 71.0}, {1: 72.5})
     assert words == (
         '+1.50 over 1 fine-tuning seed that both have, 1 other run left out: no test is possible'
@@ -201,7 +204,7 @@ def test_one_seed_has_no_spread_and_miou_is_in_percent() -> None:
 def test_missing_run_is_a_hole() -> None:
     records = [record('BL', 0, 0.7)]
     assert rows(transfer_table(records, ['BL', 'SD']))[3][2:] == [
-        '74.93', 'missing', '', '', '0', '+1.44', '–', '–', '–',
+        '74.93', 'missing', '', '', '0', '+1.44', '–', '–',
     ]  # fmt: skip
 
 
@@ -245,7 +248,7 @@ def test_two_configs_of_one_task_are_told_apart() -> None:
         ]
         + [record('BL', 0, 70.0, 'segmentation')]
     )
-    names = [row['task'].split(', ')[0] for row in named(table)]
+    names = [row['task'].split()[0] for row in named(table)]
     assert names == ['c4', 'c4', 'fpn', 'fpn', 'segmentation', 'segmentation']
     assert 'fpn, SD against BL: +0.00 over 1 fine-tuning seed' in table
 
