@@ -17,6 +17,7 @@ import downstream.pictures
 import downstream.precision  # noqa: F401
 import pretrain.runs.log
 import pretrain.runs.micro_batches
+import pretrain.runs.randomness
 import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
@@ -68,6 +69,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         part.init_cfg = None  # where its weights lie is no part of what the model is
     model = config.to_dict()['model']
     provenance = _hand_over(config)
+    config.train_dataloader.dataset = dict(
+        type='SeededDataset', dataset=config.train_dataloader.dataset, seed=config.randomness.seed
+    )
     config.identity = dict(
         task=config.task,
         seed=config.randomness.seed,

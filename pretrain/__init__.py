@@ -31,8 +31,8 @@ Each epoch:
 11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5).
 12. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
     the end of mini-generation k, writes ``snapshot_k.pth``.
-13. ``CheckpointHook.after_train_epoch`` writes ``epoch_*.pth``.
-14. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
+13. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
+14. ``SaveHook.after_train_epoch`` writes ``epoch_*.pth`` (``runs/saving.py``).
 15. ``ValLoop.run`` computes the errors on the test pictures (``metrics.py``).
 16. ``RunRecordHook.after_val_epoch`` enters them.
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from pretrain.classifier import SnapshotClassifier, student_weights
 from pretrain.metrics import TopKError
-from pretrain.runs.checkpoint import check_resume, load_from_disk, tensor_mismatch
+from pretrain.runs.checkpoint import check_resume, is_whole, load_from_disk, tensor_mismatch
+from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import stable_seed
+from pretrain.runs.saving import iterations_done, save, unwrap
 from pretrain.schedule import boundaries, generation, teacher_step
 
 
@@ -40,7 +41,7 @@ class SnapshotHook(Hook):
         seed: of the new weights of ``fresh_student``.
     """
 
-    # Before CheckpointHook (VERY_LOW), whose file shall hold the averaged statistics.
+    # Before SaveHook (LOWEST), whose file shall hold the averaged statistics.
     priority = 'NORMAL'
 
     def __init__(
@@ -64,19 +65,25 @@ class SnapshotHook(Hook):
             weights = student_weights(load_from_disk(self.teacher_file))
             unwrap(runner).set_teacher(weights)
             runner.logger.info(f'The teacher is {self.teacher_file}.')
-        # A run that starts from another's snapshot has one of its own, for its ensemble.
-        if runner.epoch in boundaries(self.generations):
-            name = f'snapshot_{generation(runner.epoch, self.generations)}.pth'
-            if not (Path(runner.work_dir) / name).exists():
-                runner.save_checkpoint(runner.work_dir, name, meta=dict(epoch=runner.epoch))
+        for k, end in enumerate(boundaries(self.generations), start=1):
+            path = Path(runner.work_dir) / f'snapshot_{k}.pth'
+            if end > runner.epoch or (path.exists() and is_whole(path)):
+                continue
+            if end < runner.epoch or iterations_done(runner):
+                raise UserError(
+                    f'{path} is {"damaged" if path.exists() else "missing"}, and the ensemble at '
+                    'the end needs it: put an intact copy there.'
+                )
+            # A run that starts from another's snapshot has one of its own, for its ensemble.
+            save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def before_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
-        model.statistics.clear()
+        model.statistics.clear()  # SaveHook gives them back within an epoch
         if model.teacher is None:
             return
         model.teaching = runner.epoch >= self.taught_after
-        own = not self.teacher_file
+        own = not self.teacher_file and not iterations_done(runner)
         if own and 0 < teacher_step(runner.epoch + 1, self.generations) == runner.epoch:
             self._hand_over(runner, model)
 
@@ -96,11 +103,11 @@ class SnapshotHook(Hook):
         statistics = [b for b in model.student.buffers() if b.is_floating_point()]
         all_reduce_params(statistics, op='mean')
         epoch = runner.epoch + 1
+        done = dict(epoch=epoch, iter=runner.iter)
         if epoch in boundaries(self.generations):
-            name = f'snapshot_{generation(epoch, self.generations)}.pth'
-            runner.save_checkpoint(runner.work_dir, name)
+            save(runner, f'snapshot_{generation(epoch, self.generations)}.pth', done)
         if epoch in self.keep_epochs:
-            runner.save_checkpoint(runner.work_dir, f'kept_{epoch}.pth')
+            save(runner, f'kept_{epoch}.pth', done)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
@@ -118,11 +125,6 @@ class SnapshotHook(Hook):
                 del weights[key]
         if mismatch := tensor_mismatch(weights, unwrap(runner).state_dict(), 'the model'):
             raise RuntimeError(f'The checkpoint is of another network: {mismatch}.')
-
-
-def unwrap(runner: Runner) -> SnapshotClassifier:
-    """The model without what distributes it."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tensor:

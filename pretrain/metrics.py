@@ -6,7 +6,7 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @METRICS.register_module()
@@ -40,7 +40,7 @@ class TopKError(BaseMetric):
         }
 
 
-class TrainingStatistics:
+class TrainingStatistics(nn.Module):
     """Means over many training batches, kept on the device: read once an epoch, they cost no
     synchronisation at an iteration.
 
@@ -53,11 +53,13 @@ class TrainingStatistics:
     names = ('error', 'entropy', 'teacher_error', 'teacher_entropy', 'kl', 'agreement')
 
     def __init__(self) -> None:
-        self.clear()
+        super().__init__()
+        # A buffer, so that a run that is stopped within an epoch keeps it; part of no weights.
+        self.register_buffer('sums', None, persistent=False)
 
     def clear(self) -> None:
         """Forget all batches."""
-        self._sums: Tensor | None = None
+        self.sums = None
 
     @torch.no_grad()
     def add(
@@ -80,10 +82,10 @@ class TrainingStatistics:
         count = torch.full_like(batch[0], len(labels))
         sums = torch.stack([count, *batch]).double()
         # A generation ends with an epoch, and so with these statistics.
-        self._sums = sums if self._sums is None else self._sums + sums
+        self.sums = sums if self.sums is None else self.sums + sums
 
     def mean(self) -> dict[str, float]:
         """The means over the batches of all processes; every process must call it."""
-        all_reduce(self._sums)
-        count, *sums = self._sums.tolist()
+        all_reduce(self.sums)
+        count, *sums = self.sums.tolist()
         return {name: total / count for name, total in zip(self.names, sums, strict=False)}

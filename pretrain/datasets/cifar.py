@@ -40,7 +40,7 @@ class Cifar100(Dataset):
     pixels and mirrored with probability 1/2. Test pictures are not changed.
 
     Samples are requested by (epoch, index), as
-    :class:`pretrain.datasets.image_folder.EpochSampler` gives them, and drawn from
+    :class:`pretrain.runs.randomness.EpochSampler` gives them, and drawn from
     (seed, epoch, index) alone, so they do not depend on the batch, on the number of processes, or
     on whether the run was resumed. Loader workers would gain nothing.
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mmengine.dataset import DefaultSampler
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATASETS
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -98,9 +97,9 @@ class ClassFolder(Dataset):
     ``data_samples``, mmengine's name for the target: here the class index. A sample to train on has
     ``augmentation`` as well, for :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
-    Samples are requested by (epoch, index), as :class:`EpochSampler` gives them, and drawn from
-    (seed, epoch, index) alone, so they do not depend on the number of workers or processes, or on
-    whether the run was resumed.
+    Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
+    them, and drawn from (seed, epoch, index) alone, so they do not depend on the number of workers
+    or processes, or on whether the run was resumed.
 
     Args:
         root: the folder that holds the splits.
@@ -201,16 +200,3 @@ class ClassFolder(Dataset):
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the split's folder, in the order of the labels."""
         return [path.decode().removeprefix(f'{self.split}/') for path in self.paths.tolist()]
-
-
-@DATA_SAMPLERS.register_module()
-class EpochSampler(DefaultSampler):
-    """mmengine's sampler, but it yields (epoch, index), so that the epoch reaches persistent
-    workers, and two seeds never share a permutation (``DefaultSampler`` shuffles with
-    seed + epoch)."""
-
-    def __init__(self, dataset: ClassFolder, shuffle: bool, seed: int) -> None:
-        super().__init__(dataset, shuffle=shuffle, seed=stable_seed(seed))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())

@@ -46,12 +46,17 @@ class DeferredLogHook(RuntimeInfoHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self.waiting.append({name: value.detach() for name, value in outputs.items()})
-        if not is_flushed(runner, batch_idx):
+        if is_flushed(runner, batch_idx):
+            self.flush(runner, batch_idx)
+
+    def flush(self, runner: Runner, batch_idx: int) -> None:
+        """Bring the values to the host; every process must call it at the same iteration."""
+        if not self.waiting:
             return
         values = self._stack()
         all_reduce(values, op='mean')
         rows = self._read(runner, values, batch_idx)
-        for name, column in zip(outputs, zip(*rows, strict=True), strict=True):
+        for name, column in zip(self.waiting[0], zip(*rows, strict=True), strict=True):
             for value in column:
                 runner.message_hub.update_scalar(f'train/{name}', value)
         self.waiting.clear()
@@ -59,10 +64,6 @@ class DeferredLogHook(RuntimeInfoHook):
         # Before LoggerHook, which resets CUDA's peak at each line.
         peak = max(runner.message_hub.get_info('peak_memory_mb', 0.0), peak_memory_mb())
         runner.message_hub.update_info('peak_memory_mb', peak)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self.waiting:  # amid an epoch; only the first process writes, so without the others
-            self._read(runner, self._stack(), runner.iter % len(runner.train_dataloader))
 
     def _stack(self) -> Tensor:
         """The values since the last line, (iterations, names)."""

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
+
+from pretrain.runs.randomness import seed_all
+from pretrain.runs.saving import ResumableLoop
 
 
 def train_in_pieces(
@@ -56,8 +59,11 @@ def train_in_pieces(
 
 
 @LOOPS.register_module()
-class MicroBatchTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, whose iteration is :func:`train_in_pieces`."""
+class MicroBatchTrainLoop(ResumableLoop):
+    """A loop over epochs whose iteration is :func:`train_in_pieces`.
+
+    Its random numbers follow from (seed, iteration, rank), so that a stop changes none.
+    """
 
     def __init__(self, *args: object, micro_batches: int = 1, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -65,6 +71,8 @@ class MicroBatchTrainLoop(EpochBasedTrainLoop):
 
     def run_iter(self, idx: int, data_batch: Sequence | dict) -> None:
         runner = self.runner
+        # The last number tells this key from that of a sample: (seed, epoch, index).
+        seed_all(runner.seed, self._iter, get_rank(), 1)
         runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
         outputs = train_in_pieces(
             runner.model, data_batch, runner.optim_wrapper, self.micro_batches

@@ -1,10 +1,15 @@
 """Random numbers as functions of (seed, epoch, index) alone, so that a stop changes none."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import Dataset
 
 
 def stable_seed(*key: int) -> int:
@@ -22,3 +27,56 @@ def torch_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def seed_all(*key: int) -> None:
+    """Seed every generator of this process: Python's, NumPy's and torch's on all devices."""
+    seed = stable_seed(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(DefaultSampler):
+    """mmengine's sampler, but it yields (epoch, index), so that the epoch reaches persistent
+    workers, and two seeds never share a permutation (``DefaultSampler`` shuffles with
+    seed + epoch)."""
+
+    def __init__(self, dataset: Sized, shuffle: bool, seed: int) -> None:
+        super().__init__(dataset, shuffle=shuffle, seed=stable_seed(seed))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """A data set of OpenMMLab's whose augmentation follows from (seed, epoch, index).
+
+    Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them: the number of
+    workers, a resume or a second process change none.
+
+    Args:
+        dataset: its config.
+        seed: the run's seed.
+    """
+
+    def __init__(self, dataset: dict, seed: int) -> None:
+        self.dataset = DATASETS.build(dataset)
+        self.seed = seed
+        self.metainfo = self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: tuple[int, int]) -> Any:
+        epoch, index = position
+        seed_all(self.seed, epoch, index)
+        return self.dataset[index]
+
+    def get_data_info(self, position: tuple[int, int] | int) -> dict:
+        """What is known of a sample, by (epoch, index) or index, before it is loaded."""
+        return self.dataset.get_data_info(position if isinstance(position, int) else position[1])

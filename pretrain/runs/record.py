@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.log import is_flushed
+from pretrain.runs.saving import iterations_done
 from pretrain.schedule import generation
 
 FORMAT = 1  # of the records written; those of earlier formats stay readable
@@ -100,14 +101,14 @@ class RunRecordHook(Hook):
     ``sessions``.
     """
 
-    # After CheckpointHook (VERY_LOW) is ready, since a missed validation may save a best file.
-    priority = 'LOWEST'
+    # Before SaveHook (LOWEST), whose file shall hold the times of the epoch so far.
+    priority = 'VERY_LOW'
 
     def before_train(self, runner: Runner) -> None:
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
         # As rank 0 sees it, for whether to validate is decided by all together.
-        seen = [read_record(self.path) if runner.epoch > 0 else None, self._source(runner)]
+        seen = [read_record(self.path) if runner.iter > 0 else None, self._source(runner)]
         broadcast_object_list(seen)
         previous, source = seen
         self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
@@ -133,7 +134,10 @@ class RunRecordHook(Hook):
         self._write(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self.seconds: list[tuple[int, float]] = []  # iterations, and how long they took
+        hub = runner.message_hub  # which the checkpoints of a stopped epoch bring back
+        # Iterations, and how long they took.
+        self.seconds = hub.get_info('seconds', []) if iterations_done(runner) else []
+        hub.update_info('seconds', self.seconds)
         self.begun, self.tick = 0, time.perf_counter()
 
     def after_train_iter(
@@ -141,6 +145,10 @@ class RunRecordHook(Hook):
     ) -> None:
         self.begun += 1
         if is_flushed(runner, batch_idx):  # between, the host is ahead of the device
+            self.flush(runner, batch_idx)
+
+    def flush(self, runner: Runner, batch_idx: int) -> None:
+        if self.begun:
             now = time.perf_counter()
             self.seconds.append((self.begun, now - self.tick))
             self.begun, self.tick = 0, now
@@ -167,6 +175,8 @@ class RunRecordHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['identity'] = runner.cfg.identity.to_dict()
+        if iterations_done(runner):
+            self._write(runner)  # the time so far
 
     def _source(self, runner: Runner) -> dict | None:
         """The record of the run that this one starts from, if it lies beside the checkpoint."""
@@ -176,7 +186,8 @@ class RunRecordHook(Hook):
     def _validation_is_due(self, runner: Runner) -> bool:
         loop = runner.train_loop
         last = runner.epoch == runner.max_epochs
-        return runner.epoch > 0 and (last or runner.epoch % loop.val_interval == 0)
+        due = runner.epoch > 0 and (last or runner.epoch % loop.val_interval == 0)
+        return due and not iterations_done(runner)
 
     def _entry(self, runner: Runner, epoch: int) -> dict:
         history = self.record['history']

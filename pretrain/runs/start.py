@@ -35,6 +35,7 @@ from pretrain.runs.processes import (
     usable_gpus,
 )
 from pretrain.runs.record import read_record
+from pretrain.runs.saving import stop_when_told
 
 
 def parse_args() -> argparse.Namespace:
@@ -218,6 +219,7 @@ def main() -> None:
         if launched and not torch.cuda.is_available():
             # mmengine's own start-up would ask for a CUDA device.
             torch.distributed.init_process_group('gloo')
+        stop_when_told()
         RUNNERS.build(config).train()
 
 

@@ -1,5 +1,6 @@
 import math
 import shutil
+import signal
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,10 +14,12 @@ from torch.utils.data import Dataset
 
 from downstream.backbone import backbone_parts
 from downstream.build import prepare
+from pretrain.runs import saving
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from tests.stopping import Signal, assert_same_run
 
 DETECTION = 'configs/downstream/faster_rcnn_r152_voc07.py'
 PYRAMID = 'configs/downstream/faster_rcnn_r152_fpn_voc07.py'
@@ -53,7 +56,7 @@ def iterations_per_epoch(config, images):
     loader = config.train_dataloader.to_dict() | {'dataset': Images(images), 'num_workers': 0}
     loader |= {'persistent_workers': False}
     with MODELS.switch_scope_and_registry(config.default_scope):
-        return len(Runner.build_dataloader(loader))
+        return len(Runner.build_dataloader(loader, seed=0))
 
 
 def learning_rates(config, epoch_length):
@@ -89,12 +92,12 @@ def test_detection_is_the_papers_recipe(voc, backbone_file_152):
     assert rates[: 8 * length] == [0.01] * (8 * length)
     assert rates[8 * length :] == pytest.approx([0.001] * (2 * length))
 
-    dataset = config.train_dataloader.dataset
+    dataset = config.train_dataloader.dataset.dataset
     assert (dataset.type, dataset.ann_file) == ('VOCDataset', 'VOC2007/ImageSets/Main/trainval.txt')
     assert 'filter_cfg' not in dataset
     assert config.val_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
-    for loader in (config.train_dataloader, config.val_dataloader):
-        (resize,) = (step for step in loader.dataset.pipeline if step.type == 'Resize')
+    for split in (dataset, config.val_dataloader.dataset):
+        (resize,) = (step for step in split.pipeline if step.type == 'Resize')
         assert resize.scale == (1000, 600)
         assert resize.keep_ratio
     assert config.val_evaluator.eval_mode == '11points'
@@ -127,12 +130,12 @@ def test_segmentation_is_the_papers_recipe(voc, backbone_file_152):
     expected = [0.007 * (1 - i / (total - 1)) ** 0.9 for i in range(total)]  # 0 at the last
     assert rates == pytest.approx(expected, rel=1e-6)
 
-    splits = [dataset.ann_file for dataset in config.train_dataloader.dataset.datasets]
+    splits = [dataset.ann_file for dataset in config.train_dataloader.dataset.dataset.datasets]
     folder = 'VOC2012/ImageSets/Segmentation'
     assert splits == [f'{folder}/train.txt', f'{folder}/aug.txt']
-    masks = [d.data_prefix.seg_map_path for d in config.train_dataloader.dataset.datasets]
+    masks = [d.data_prefix.seg_map_path for d in config.train_dataloader.dataset.dataset.datasets]
     assert masks == ['VOC2012/SegmentationClass', 'VOC2012/SegmentationClassAug']
-    for dataset in config.train_dataloader.dataset.datasets:
+    for dataset in config.train_dataloader.dataset.dataset.datasets:
         steps = {step.type: step for step in dataset.pipeline}
         assert steps['RandomResize'].scale == (500, 500)
         assert steps['RandomResize'].ratio_range == (0.5, 2.0)
@@ -171,7 +174,9 @@ def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file_152):
     from mmcv.transforms import RandomResize
 
     config = prepare(with_files(SEGMENTATION, voc, backbone_file_152))
-    steps = {step.type: step for step in config.train_dataloader.dataset.datasets[0].pipeline}
+    steps = {
+        step.type: step for step in config.train_dataloader.dataset.dataset.datasets[0].pipeline
+    }
     settings = {k: v for k, v in steps['RandomResize'].items() if k != 'type'}
     resize = RandomResize(**settings | {'ratio_range': (1.0, 1.0), 'resize_type': 'Resize'})
     image = torch.randint(0, 255, (375, 500, 3), dtype=torch.uint8).numpy()
@@ -191,9 +196,9 @@ def test_difficult_objects_are_ignored(voc, backbone_file):
     from mmdet.registry import DATASETS
 
     config = prepare(with_files(DEMO_DETECTION, voc, backbone_file))
-    for loader in (config.train_dataloader, config.val_dataloader):
+    for split in (config.train_dataloader.dataset.dataset, config.val_dataloader.dataset):
         with MODELS.switch_scope_and_registry('mmdet'):
-            sample = DATASETS.build(loader.dataset)[0]['data_samples']
+            sample = DATASETS.build(split)[0]['data_samples']
         assert len(sample.gt_instances) == 0
         assert len(sample.ignored_instances) == 1
 
@@ -425,9 +430,9 @@ def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
 
     config = with_files(DEMO_BCCD, cells, backbone_file)
     prepared = prepare(config)
-    for loader in (prepared.train_dataloader, prepared.val_dataloader):
+    for split in (prepared.train_dataloader.dataset.dataset, prepared.val_dataloader.dataset):
         with MODELS.switch_scope_and_registry('mmdet'):
-            dataset = DATASETS.build(loader.dataset)
+            dataset = DATASETS.build(split)
         assert len(dataset) == 8
         ignored = [
             i for i, sample in enumerate(dataset) if sample['data_samples'].ignored_instances
@@ -441,27 +446,42 @@ def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
 @pytest.mark.parametrize(
     ('config', 'metric'), [(DEMO_DETECTION, 'pascal_voc/mAP'), (DEMO_SEGMENTATION, 'mIoU')]
 )
-def test_trains_evaluates_and_resumes(config, metric, voc, backbone_file, tmp_path):
+def test_trains_evaluates_and_resumes(
+    config, metric, voc, backbone_file, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped after the first iteration and resumed, it is bit for bit the run without a stop."""
     options = ['batch_size=4', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
     # A random backbone with frozen statistics has huge activations.
     options += ['optim_wrapper.optimizer.lr=1e-5', *SMALL[config]]
     options += ['param_scheduler.0.milestones=[1]'] if config == DEMO_DETECTION else []
+    # The log puts off what it shows by up to three iterations.
+    options += ['micro_batches=2', 'default_hooks.logger.interval=3']
     config = prepare(with_files(config, voc, backbone_file, *options))
 
-    def run(folder):
+    def run(folder: str, session: int) -> Runner:
         config.work_dir = str(tmp_path / folder)
-        runner = RUNNERS.build(config)
-        runner.train()
-        assert (runner.epoch, runner.iter) == (2, 2 * 8 // 4)
-        assert math.isfinite(runner.message_hub.get_scalar(f'val/{metric}').current())
-        assert len(list((tmp_path / folder / 'pictures').iterdir())) == 8
-        return runner.model.backbone.conv1.weight.detach()
+        config.experiment_name = f'{tmp_path}-{folder}-{session}'
+        return RUNNERS.build(config)
 
-    run('first')
-    checkpoint = tmp_path / 'first' / 'epoch_1.pth'
+    whole = run('whole', 0)
+    whole.train()
+    assert (whole.epoch, whole.iter) == (2, 2 * 8 // 4)
+    assert math.isfinite(whole.message_hub.get_scalar(f'val/{metric}').current())
+    assert len(list((tmp_path / 'whole/pictures').iterdir())) == 8
+
+    received = []
+    monkeypatch.setattr(saving, '_received', received)
+    cut = run('cut', 0)
+    cut.register_hook(Signal(received, signal.SIGTERM, at=1))
+    with pytest.raises(SystemExit, match='143'):
+        cut.train()
+    (checkpoint,) = (tmp_path / 'cut').glob('*_iter_*.pth')
+    assert checkpoint.name == 'epoch_0_iter_1.pth'
+    received.clear()
     config.update(load_from=str(checkpoint), resume=True)
-    end = run('resumed')
+    end = run('cut', 1).train().backbone.conv1.weight.detach()
+    assert_same_run(tmp_path / 'whole', tmp_path / 'cut', 'epoch_2.pth')
     start = load_backbone_file(backbone_file)['conv1.weight']
     middle = load_from_disk(str(checkpoint))['state_dict']['backbone.conv1.weight']
-    # The second epoch began at the checkpoint, not at the backbone file once more.
+    # The run went on at the checkpoint, not at the backbone file once more.
     assert 0 < (end - middle).norm() < (end - start).norm()

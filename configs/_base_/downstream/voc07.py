@@ -17,7 +17,7 @@ drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are a
 image_scale = (1000, 600)  # the longer and the shorter side at most
 train_dataloader = dict(
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='EpochSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='VOCDataset',

@@ -30,7 +30,7 @@ train_dataloader = dict(
     num_workers=4,
     # A last batch of one image has no variance for the pooled branch of DeepLabv3.
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='EpochSampler', shuffle=True),
     dataset=dict(
         type='ConcatDataset',
         datasets=[

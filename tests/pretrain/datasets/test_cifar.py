@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pretrain.datasets import cifar
 from pretrain.datasets.cifar import Cifar100
-from pretrain.datasets.image_folder import EpochSampler
 from pretrain.runs.errors import UserError
+from pretrain.runs.randomness import EpochSampler
 
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'elk')
 COUNTS = {'train': 60, 'test': 20}

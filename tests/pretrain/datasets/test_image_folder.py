@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.datasets.image_folder import ClassFolder, EpochSampler
+from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.errors import UserError
-from pretrain.runs.randomness import stable_seed
+from pretrain.runs.randomness import EpochSampler, stable_seed
 
 AREA = (0.08, 1.0)
 

@@ -1,5 +1,6 @@
 """The log costs the device nothing between its lines, and its buffers do not grow."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.datasets import augmentation
-from pretrain.runs import log
+from pretrain.runs import log, saving
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.log import DeferredLogHook
@@ -104,25 +105,27 @@ def test_the_log_is_mmengines(tiny_config: Callable, tmp_path: Path) -> None:
 
 def test_buffers_and_checkpoints_do_not_grow(tiny_config: Callable, tmp_path: Path) -> None:
     options = ('batch_size=2', 'epochs=6', 'algorithm.generations=1')
-    config = tiny_config('bl', tmp_path, *options, 'log_processor.window_size=20')
-    config.default_hooks.checkpoint.max_keep_ckpts = -1
+    config = tiny_config(
+        'bl', tmp_path, *options, 'log_processor.window_size=20', 'keep_epochs=[3, 6]'
+    )
     runner = Runner.from_cfg(config)
     runner.train()
     buffers = runner.message_hub.log_scalars
     assert {'train/loss', 'train/lr', 'train/time', 'train/data_time'} <= buffers.keys()
     assert {name: n for name, b in buffers.items() if (n := len(b.data[0])) > 20} == {}
-    sizes = [(tmp_path / f'epoch_{epoch}.pth').stat().st_size for epoch in (3, 6)]
-    # Four bytes of digits here and there; unbounded, each of five buffers would have grown by 48
-    # values of 8 bytes.
-    assert abs(sizes[1] - sizes[0]) < 48 * 8
+    sizes = [(tmp_path / f'kept_{epoch}.pth').stat().st_size for epoch in (3, 6)]
+    # Three validations more. Unbounded, each of five buffers would have grown by 48 values and 48
+    # counts of 8 bytes.
+    assert abs(sizes[1] - sizes[0]) < 2 * 48 * 8
 
 
 class Poison(Hook):
     """Makes the loss of one iteration NaN, and asks for a checkpoint right after it."""
 
-    def __init__(self, batch_idx: int, save: bool) -> None:
+    def __init__(self, batch_idx: int, save: bool, received: list[int]) -> None:
         self.batch_idx = batch_idx
         self.save = save
+        self.received = received
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         if batch_idx == self.batch_idx:
@@ -131,15 +134,17 @@ class Poison(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: object) -> None:
         if self.save and batch_idx == self.batch_idx:
-            runner.save_checkpoint(runner.work_dir, 'amid.pth')
+            self.received.append(signal.SIGTERM)
 
 
 @pytest.mark.parametrize('save', [False, True])
 def test_loss_is_checked_before_a_checkpoint_and_its_iteration_named(
-    save: bool, tiny_config: Callable, tmp_path: Path
+    save: bool, tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    received = []
+    monkeypatch.setattr(saving, '_received', received)
     runner = Runner.from_cfg(tiny_config('bl', tmp_path, *ONE))
-    runner.register_hook(Poison(2, save))
+    runner.register_hook(Poison(2, save, received))
     with pytest.raises(UserError, match='The loss is nan at epoch 1, iteration 3'):
         runner.train()
     assert not list(tmp_path.glob('*.pth'))

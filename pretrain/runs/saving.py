@@ -1,0 +1,245 @@
+"""A run that is stopped at any iteration goes on from that iteration as if it had not been."""
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pretrain.runs.checkpoint import checkpoints, is_whole, progress
+from pretrain.runs.errors import UserError
+
+# The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
+# (EX_TEMPFAIL, "try again") for the warning of a scheduler that the time is up.
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75}
+_received: list[int] = []
+
+
+def stop_when_told() -> None:
+    """From now on have a signal of :data:`EXIT_CODES` stop the run at its next iteration."""
+    for number in EXIT_CODES:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda received, _: _received.append(received))
+
+
+def iterations_done(runner: Runner) -> int:
+    """Finished iterations of the present epoch; 0 between two epochs."""
+    return runner.iter - runner.epoch * len(runner.train_dataloader)
+
+
+def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
+    """Write a checkpoint to the run's folder and read it back; every process must call it.
+
+    Args:
+        runner: the run.
+        name: of the file.
+        done: its finished ``epoch`` and ``iter``.
+
+    Raises:
+        UserError: in the main process, if it cannot be written or a value is not finite. The
+            others then end without a word.
+    """
+    path = Path(runner.work_dir) / name
+    failure = None
+    try:
+        runner.save_checkpoint(runner.work_dir, name, meta=done)
+        if is_main_process() and not is_whole(path):
+            raise UserError(f'{path} cannot be read back as it was written: check the disk.')
+    except (UserError, OSError) as error:
+        failure = error
+    failed = [failure is not None]
+    broadcast_object_list(failed)  # all wait until the file is there
+    if failed[0]:
+        raise failure or SystemExit(1)
+    runner.logger.info(f'Saved {path}.')
+    return path
+
+
+def unwrap(runner: Runner) -> nn.Module:
+    """The model without what distributes it."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+class ResumableLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs, which resumes at an iteration and not only at an epoch."""
+
+    def run_epoch(self) -> None:
+        done = iterations_done(self.runner)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for index, batch in enumerate(self._batches(done), start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _batches(self, done: int) -> Iterable:
+        """The epoch's batches without the first ``done``, which are not loaded."""
+        loader = self.dataloader
+        if not done:
+            return loader
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=islice(loader.batch_sampler, done, None),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            prefetch_factor=loader.prefetch_factor,
+        )
+
+
+@HOOKS.register_module()
+class SaveHook(Hook):
+    """Saves the run: at the end of an epoch as ``epoch_<e>.pth``; within the next one as
+    ``epoch_<e>_iter_<i>.pth`` when ``minutes`` have passed since the last time, or to stop.
+
+    The two newest checkpoints are kept. An older one is deleted once the new one has been read
+    back. A checkpoint with a value that is not finite is not written.
+
+    Each process tells the others at each iteration whether it shall stop. It reads their answer at
+    its next iteration, so that none waits, and all stop at the same one.
+
+    Args:
+        minutes: the longest time between two checkpoints, but for the length of a validation.
+    """
+
+    # What the other hooks do at the same moment belongs to the state that is saved.
+    priority = 'LOWEST'
+
+    def __init__(self, minutes: float = 15.0) -> None:
+        self.minutes = minutes
+        self.buffers: list[dict[str, Tensor]] | None = None  # of each process, within an epoch
+
+    def before_train(self, runner: Runner) -> None:
+        self.newest = Path(runner.cfg.load_from) if runner.cfg.load_from else None
+        self.saved_at = time.monotonic()
+        several = get_world_size() > 1
+        self.group = torch.distributed.new_group(backend='gloo') if several else None
+        self.pending: tuple[torch.distributed.Work, Tensor] | None = None
+        if is_main_process():
+            for part in Path(runner.work_dir).glob('.*.part'):
+                part.unlink()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.buffers is not None and iterations_done(runner):
+            _restore(unwrap(runner), self.buffers[get_rank()])
+        self.buffers = None
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        stop, due = self._wishes()
+        if not (stop or due):
+            return
+        self._answer()
+        runner.call_hook('flush', batch_idx=batch_idx)  # what the log and the record put off
+        self.buffers = self._gather(_changing_buffers(unwrap(runner)))
+        done = dict(epoch=runner.epoch, iter=runner.iter + 1)
+        self._save(runner, f'epoch_{runner.epoch}_iter_{batch_idx + 1}.pth', done)
+        self.buffers = None
+        if stop:
+            self._stop(runner, stop)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        done = dict(epoch=runner.epoch + 1, iter=runner.iter)
+        self._save(runner, f'epoch_{runner.epoch + 1}.pth', done)
+        self._answer()
+        stop, _ = self._wishes(wait=True)
+        if stop:
+            self._stop(runner, stop)
+
+    def after_val_iter(self, runner: Runner, **_: Any) -> None:
+        if _received:  # the epoch's checkpoint is written; its validation is made up for
+            self._stop(runner, max(_received))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self.buffers = checkpoint.get('process_buffers')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.buffers is not None:
+            checkpoint['process_buffers'] = self.buffers
+        parts = {key: checkpoint.get(key) for key in ('state_dict', 'optimizer')}
+        for name, tensor in _tensors(parts):
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: lower '
+                    'optim_wrapper.optimizer.lr or look at the data; the checkpoints so far are '
+                    'kept.'
+                )
+
+    def _wishes(self, wait: bool = False) -> list[int]:
+        """The signal to stop by, or 0, and whether to save: what the processes wanted at the
+        iteration before, or with ``wait`` what they want now."""
+        due = is_main_process() and time.monotonic() - self.saved_at > 60 * self.minutes
+        wish = [max(_received, default=0), int(due)]
+        if self.group is None:
+            return wish
+        answer = self._answer()
+        wishes = torch.tensor(wish)
+        largest = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(wishes, largest, self.group, async_op=True)
+        self.pending = work, wishes
+        return self._answer() if wait else answer
+
+    def _answer(self) -> list[int]:
+        if self.pending is None:
+            return [0, 0]
+        work, wishes = self.pending
+        self.pending = None
+        work.wait()
+        return wishes.tolist()
+
+    def _gather(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]] | None:
+        if self.group is None:
+            return [buffers]
+        gathered = [None] * get_world_size() if is_main_process() else None
+        torch.distributed.gather_object(buffers, gathered, group=self.group)
+        return gathered
+
+    def _save(self, runner: Runner, name: str, done: dict[str, int]) -> None:
+        path = save(runner, name, done)
+        if is_main_process():
+            for old in checkpoints(path.parent):
+                if progress(old) < progress(path) and old != self.newest:
+                    old.unlink()
+        self.newest, self.saved_at = path, time.monotonic()
+
+    def _stop(self, runner: Runner, number: int) -> NoReturn:
+        runner.logger.info(f'Stopped by {signal.Signals(number).name}: --resume goes on from here.')
+        raise SystemExit(EXIT_CODES[number])
+
+
+def _changing_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes in a process beside the parameters: running statistics and sums."""
+    return {
+        f'{path}.{name}': buffer.cpu()
+        for path, module in model.named_modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
+    device = next(model.parameters()).device
+    for path, value in buffers.items():
+        owner, _, name = path.rpartition('.')
+        setattr(model.get_submodule(owner), name, value.to(device))
+
+
+def _tensors(node: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _tensors(value, f'{name}.{key}' if name else str(key))

@@ -1,0 +1,141 @@
+"""Stopped at any iteration and resumed, a run is bit for bit the run that was never stopped."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from pretrain.runs import saving
+from pretrain.runs.checkpoint import checkpoints
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+from tests.stopping import Signal, assert_same_run
+
+
+@pytest.fixture
+def stopped(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """``stopped(work_dir, where, 'key=value', ...)``: an SD run that is stopped and resumed."""
+
+    def run(name: str, stops: list[dict], *options: str) -> Path:
+        work_dir = tmp_path / name
+        for session, stop in enumerate([*stops, None]):
+            received = []
+            monkeypatch.setattr(saving, '_received', received)
+            config = tiny_config('sd', work_dir, *options)
+            config.default_hooks.logger.interval = 3  # which puts off what it shows
+            config.experiment_name += f'-{session}'
+            if found := checkpoints(work_dir):
+                config.load_from, config.resume = str(found[-1]), True
+            runner = Runner.from_cfg(config)
+            if stop is None:
+                runner.train()
+                return work_dir
+            runner.register_hook(Signal(received, **stop))
+            with pytest.raises(SystemExit) as ended:
+                runner.train()
+            assert ended.value.code == saving.EXIT_CODES[stop['number']]
+
+    return run
+
+
+def test_a_stop_changes_nothing(stopped: Callable[..., Path]) -> None:
+    """Three epochs of four iterations; the teacher is handed over after the first."""
+    stops = [
+        dict(at=1, number=signal.SIGTERM),
+        dict(at=4, number=signal.SIGUSR1),  # the end of a mini-generation
+        dict(at=5, number=signal.SIGHUP),  # the first iteration with a teacher
+        dict(at=7, number=signal.SIGTERM),
+        dict(at=8, number=signal.SIGINT),  # the end of an epoch
+        dict(at=1, epoch=2, number=signal.SIGUSR1),  # within its validation
+    ]
+    whole, cut = stopped('whole', []), stopped('cut', stops)
+    assert_same_run(whole, cut, 'epoch_3.pth')
+    assert_same_run(whole, cut, 'snapshot_1.pth')
+    assert read_record(cut / 'run.json')['sessions'] == len(stops) + 1
+    workers = ('train_dataloader.num_workers=2', 'val_dataloader.num_workers=1')
+    with_workers = stopped('workers', [dict(at=6, number=signal.SIGTERM)], *workers)
+    assert_same_run(whole, with_workers, 'epoch_3.pth')
+
+
+def test_a_run_saves_by_the_clock_and_keeps_two(tiny_config: Callable, tmp_path: Path) -> None:
+    """Every iteration is late here. Another run's file and a lost part are not checkpoints."""
+    for name in ('.epoch_9.pth.part', 'epoch_best.pth'):
+        (tmp_path / name).write_text('')
+    runner = Runner.from_cfg(
+        tiny_config('bl', tmp_path, 'default_hooks.checkpoint.minutes=0', 'algorithm.generations=1')
+    )
+    seen = []
+
+    class Look(Hook):
+        priority = 'HIGHEST'
+
+        def before_train_iter(self, runner: Runner, **_: Any) -> None:
+            seen.append([path.stem for path in checkpoints(tmp_path)])
+
+    runner.register_hook(Look())
+    runner.train()
+    assert seen[:4] == [
+        [],
+        ['epoch_0_iter_1'],
+        ['epoch_0_iter_1', 'epoch_0_iter_2'],
+        ['epoch_0_iter_2', 'epoch_0_iter_3'],
+    ]
+    assert seen[4] == ['epoch_0_iter_4', 'epoch_1']
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} >= {'epoch_best.pth'}
+    assert not list(tmp_path.glob('.*.part'))
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_read_back(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / 'epoch_3.pth'
+    monkeypatch.setattr(saving, 'is_whole', lambda path: path != damaged)
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'algorithm.generations=1'))
+    with pytest.raises(UserError, match=r'epoch_3\.pth cannot be read back'):
+        runner.train()
+    assert {'epoch_1.pth', 'epoch_2.pth'} <= {path.name for path in checkpoints(tmp_path)}
+
+
+class Diverge(Hook):
+    """The last update of epoch 2 gives a weight that is not finite, after a finite loss."""
+
+    priority = 'NORMAL'
+
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+        if runner.iter == 7:
+            with torch.no_grad():
+                next(runner.model.student.parameters())[0, 0, 0, 0] = float('inf')
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_written(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'algorithm.generations=1'))
+    runner.register_hook(Diverge())
+    with pytest.raises(UserError, match=r'student\.0\.weight is not finite after iteration 8'):
+        runner.train()
+    assert [path.name for path in checkpoints(tmp_path)] == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('harm', ['damaged', 'missing'])
+def test_a_snapshot_that_is_needed_later_is_looked_at_before_training(
+    harm: str, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('sd', tmp_path)
+    path = tmp_path / 'snapshot_1.pth'
+    if harm == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    config = tiny_config('sd', tmp_path)
+    config.load_from, config.resume = str(tmp_path / 'epoch_2.pth'), True
+    config.experiment_name += '-resumed'
+    with pytest.raises(UserError, match=rf'snapshot_1\.pth is {harm}'):
+        Runner.from_cfg(config).train()
