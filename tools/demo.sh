@@ -14,8 +14,8 @@ demo=work_dirs/demo
   --backbone random=configs/demo/r18_random.py \
   --configs configs/demo/faster_rcnn_r18_voc07.py configs/demo/deeplabv3_r18_voc12.py \
   --seeds 0 --jobs 2 --work-dir "$demo"
-"$python" tools/plot_curves.py BL="$demo/BL/pretrain/run.json" SD="$demo/SD/pretrain/run.json" \
-  "$demo/curves.png"
+"$python" tools/plot_curves.py BL="$demo/pretrain/r18_bl/seed0/run.json" \
+  SD="$demo/pretrain/r18_sd/seed0/run.json" "$demo/curves.png"
 cat <<EOF
 
 What was shown: a ResNet-18 learned to classify drawn pictures of the 20 VOC classes, once as BL and
@@ -26,6 +26,6 @@ What was not shown: whether SD is better than BL. That takes real data and sever
 
   table     $demo/transfer.md
   curves    $demo/curves.png, the errors of both pretraining runs
-  pictures  $demo/{BL,SD,random}/{faster_rcnn_r18_voc07,deeplabv3_r18_voc12}/seed0/pictures/,
-            the truth on the left and the prediction on the right
+  pictures  $demo/{BL,SD,random}/pretraining0/{faster_rcnn_r18_voc07,deeplabv3_r18_voc12}/seed0/
+            pictures/, the truth on the left and the prediction on the right
 EOF

@@ -1,6 +1,7 @@
 import ast
 import functools
 import json
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pretrain.runs.checkpoint import weights_sha256
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
+from tests.conftest import ROOT
 
 DETECTION = Path('configs/demo/faster_rcnn_r18_voc07.py')
 SEGMENTATION = Path('configs/demo/deeplabv3_r18_voc12.py')
@@ -350,3 +352,5 @@ def test_each_config_is_pretrained_with_each_seed(
     launched.clear()
     assert study.run() == table
     assert not launched
+    said = re.findall(r'\$demo/(\S+/run\.json)', (ROOT / 'tools/demo.sh').read_text())
+    assert said and all((study.work_dir / path).is_file() for path in said)

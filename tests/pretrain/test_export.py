@@ -77,6 +77,15 @@ def test_only_seeds_leave_the_recipe_as_it_is(checkpoint: Path, tmp_path: Path) 
     assert exported(batch_size=4)['recipe_sha256'] != first['recipe_sha256']
 
 
+def test_a_seed_changes_nothing_else_in_the_identity(tiny_config: Callable, tmp_path: Path) -> None:
+    """Else two replicates would have different recipes."""
+    first, second = (
+        tiny_config('sd', tmp_path, f'randomness.seed={seed}').identity.to_dict() for seed in (0, 3)
+    )
+    differing = {key for key in first if first[key] != second[key]}
+    assert differing and differing <= {'seed', 'data_seed', 'randomness'}
+
+
 def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Path) -> None:
     identity = load_from_disk(checkpoint)['meta']['identity']
     data = {'train': {'count': 9, 'sha256': 'a'}, 'val': {'count': 4, 'sha256': 'b'}}
