@@ -36,7 +36,7 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
             options.append(f'backbone_file={_random_backbone(config, Path(scratch))}')
         ours = prepare(load_config(path, options))
         theirs = copy.deepcopy(ours)
-        theirs.custom_hooks = []
+        del theirs.default_hooks.record
         theirs.runner_type = 'Runner'
         runs = {'run': ours, 'library run': theirs}
         median = median_of_turns(lambda: {n: run_seconds(c, rounds) for n, c in runs.items()})

@@ -25,8 +25,15 @@ from downstream.voc import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
+# Of a config, what is no part of the run's identity: where the backbone is,
+NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
+# and what `prepare` derives from settings that are.
+NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
+NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
+NOT_IDENTITY += ('*.pipeline.*.ratio_range', 'train_cfg.micro_batches', 'train_dataloader.dataset.seed')
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
 _VISUALIZERS = {
     'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
@@ -40,7 +47,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
     ``image_scale``, ``scale_range`` and ``crop_size`` reach the loaders, ``classes`` the loaders
     and the model, ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not
-    change while the run lasts.
+    change while the run lasts, see :mod:`pretrain.runs.identity`.
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
@@ -65,32 +72,23 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         _fill_detection(config)
     visualizer = _VISUALIZERS[config.task]
     config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
-    for part in backbone_parts(config.model).values():
-        part.init_cfg = None  # where its weights lie is no part of what the model is
-    model = config.to_dict()['model']
-    provenance = _hand_over(config)
+    config.default_hooks.record = dict(
+        type='RunRecordHook', generations=[config.train_cfg.max_epochs]
+    )
+    backbone = _hand_over(config)
     config.train_dataloader.dataset = dict(
         type='SeededDataset', dataset=config.train_dataloader.dataset, seed=config.randomness.seed
     )
-    config.identity = dict(
-        task=config.task,
-        seed=config.randomness.seed,
-        batch_size=config.batch_size,
-        micro_batches=config.micro_batches,
-        precision=config.precision,
-        image_scale=config.image_scale,
-        scale_range=config.get('scale_range'),
-        crop_size=config.get('crop_size'),
-        classes=config.get('classes'),
-        drop_invalid_boxes=config.get('drop_invalid_boxes'),
-        model=model,
-        backbone=provenance,
-        optimizer=config.optim_wrapper.optimizer.to_dict(),
-        paramwise_cfg=config.optim_wrapper.get('paramwise_cfg'),
-        max_epochs=config.train_cfg.max_epochs,
-        param_scheduler=config.to_dict()['param_scheduler'],
-    )
+    if not config.label:  # a backbone of another library says nothing of an algorithm
+        known = 'algorithm' in backbone
+        config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
+    config.identity = identity_of(config, NOT_IDENTITY, world_size=world_size, backbone=backbone)
     return config
+
+
+def may_differ(*_: object) -> tuple[str, ...]:
+    """The rule that a run asks its stage for: two fine-tuning runs have no epochs in common."""
+    return ()
 
 
 def check_data(config: Config, world_size: int = 1) -> None:

@@ -5,13 +5,17 @@ from statistics import fmean
 
 from downstream.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import MISSING, SHORTENED, markdown, mean_std
+from pretrain.runs.report import MISSING, SHORTENED, check_alike, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
-# The paper's training and test pictures and epochs (Section 4.3).
-FULL = {'detection': (5_011, 4_952, 10), 'segmentation': (10_582, 1_449, 50)}
+# The paper's training and test pictures, epochs and depth of the ResNet (Section 4.3).
+FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
+# What the runs of a config may differ in: stem, stride and preprocessing are their backbones' own.
+MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
+MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.backbone.style')
+MAY_DIFFER += ('model.roi_head.shared_head.style',)
 COLUMNS = 'task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n'
 COLUMNS += "paper's gain", 'gain', 'p'
 ABOUT_SPREADS = (
@@ -81,26 +85,19 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
 
 
 def _one_setting(config: str, records: Sequence[dict]) -> None:
-    """Make sure that the runs of a config may be compared. Stem, stride and preprocessing are their
-    backbones' own."""
-    apart = 'seed', 'backbone', 'model'
-    settings = [
-        {key: value for key, value in r['identity'].items() if key not in apart}
-        | {'data': r['data'], 'epochs': r['history'][-1]['epoch']}
-        for r in records
-    ]
-    for other in settings[1:]:
-        if differing := [k for k in settings[0] | other if settings[0].get(k) != other.get(k)]:
-            raise UserError(
-                f'The records of {config} differ in {", ".join(differing)}, and do not belong in '
-                'one table: name the folder of one set of runs.'
-            )
+    """Make sure that the runs of a config may be compared."""
+    settings = []
+    for record in records:
+        *_, epochs, depth = _size(record)
+        more = {'data': record['data'], 'epochs': epochs, 'depth': depth}
+        settings.append(record['identity'] | more)
+    check_alike(f'The records of {config}', settings, MAY_DIFFER)
 
 
-def _size(record: dict) -> tuple[int, int, int]:
-    """Training and test pictures and epochs."""
-    data = record['data']
-    return data['train']['count'], data['val']['count'], record['history'][-1]['epoch']
+def _size(record: dict) -> tuple[int, int, int, int]:
+    """Training and test pictures, epochs, and the depth of the backbone."""
+    data, depth = record['data'], record['identity']['backbone']['depth']
+    return data['train']['count'], data['val']['count'], record['history'][-1]['epoch'], depth
 
 
 def _values(label: str, records: Sequence[dict], metric: str) -> Values:
@@ -110,7 +107,7 @@ def _values(label: str, records: Sequence[dict], metric: str) -> Values:
     values = {}
     for record in records:
         runs = values.setdefault(replicate(record['identity']['backbone']), {})
-        if (seed := record['identity']['seed']) in runs:
+        if (seed := record['identity']['randomness']['seed']) in runs:
             raise UserError(
                 f'Two records are of {label}, {record["config"]} and the same seed: keep one of '
                 'them.'
@@ -143,6 +140,9 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
 
 
 def _note(config: str, records: Sequence[dict]) -> str:
-    train, val, epochs = _size(records[0])
+    train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
-    return f'{config}: {train} training and {val} test pictures, {epochs} epochs, on {devices}.'
+    return (
+        f'{config}: ResNet-{depth}, {train} training and {val} test pictures, {epochs} epochs, on '
+        f'{devices}.'
+    )

@@ -9,7 +9,7 @@ The start, in :mod:`pretrain.runs.start`:
    and hooks (``build.py``; ``downstream/build.py`` for fine-tuning).
 3. ``choose_start`` takes the last ``epoch_*.pth`` of the work directory, else the checkpoint of
    ``--start-from``, else new weights. ``check_resume`` refuses a checkpoint that another setting
-   has made (``runs/checkpoint.py``).
+   has made (``runs/identity.py``), but for what SE and SD share (``resume.py``).
 4. With ``--gpus N`` the command is then started once for each process.
 
 mmengine's Runner takes over. Hooks of the same moment run in the order of this list:

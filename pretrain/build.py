@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -21,12 +20,21 @@ import pretrain.runs.log
 import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
 from pretrain.classifier import student_weights
+from pretrain.resume import may_differ  # noqa: F401, the rule that a run asks its stage for
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import identity_in, identity_of
 from pretrain.runs.precision import resolve_precision
 from pretrain.schedule import cosine_restarts, mini_generations
 
+# Of a config, what is no part of the run's identity: where the teacher is and what is kept,
+NOT_IDENTITY = ('teacher_file', 'keep_epochs')
+# and what `prepare` derives from settings that are.
+NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
+NOT_IDENTITY += ('default_hooks.snapshot', 'default_hooks.ensemble')
+NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
+NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
 LOSS_SETTINGS = (
     'teacher_weight',
     'temperature',
@@ -42,7 +50,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     ``epochs`` and ``algorithm`` become the loss, the learning-rate schedule and the hooks, so that
     BL, SE, SD and the methods they are compared with differ in those alone; ``data_root``,
     ``batch_size`` and the seeds reach the loaders. ``identity`` is added: what must not change
-    while the run lasts.
+    while the run lasts, see :mod:`pretrain.runs.identity`.
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
@@ -71,8 +79,14 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.train_cfg.micro_batches = config.micro_batches
     config.train_cfg.max_epochs = sum(algorithm.generations)
     config.param_scheduler = cosine_restarts(algorithm.generations)
-    config.custom_hooks += _hooks(config)
-    config.identity = _identity(config)
+    config.label = config.label or algorithm.name
+    config.default_hooks.update(_hooks(config))
+    config.identity = identity_of(
+        config,
+        NOT_IDENTITY,
+        world_size=world_size,
+        teacher=_teacher(config) if config.teacher_file else None,
+    )
     if torch.cuda.is_available():
         config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
     return config
@@ -107,10 +121,11 @@ def _fill_loaders(config: Config, world_size: int) -> None:
             loader.dataset.update(size=config.image_size, skip=skip)
 
 
-def _hooks(config: Config) -> list[dict]:
+def _hooks(config: Config) -> dict[str, dict]:
     algorithm = config.algorithm
-    return [
-        dict(
+    return dict(
+        record=dict(type='RunRecordHook', generations=algorithm.generations),
+        snapshot=dict(
             type='SnapshotHook',
             generations=algorithm.generations,
             taught_after=algorithm.taught_after,
@@ -119,39 +134,19 @@ def _hooks(config: Config) -> list[dict]:
             keep_epochs=config.keep_epochs,
             seed=config.randomness.seed,
         ),
-        dict(
+        ensemble=dict(
             type='EnsembleHook',
             generations=len(algorithm.generations),
             # T^(k-1) is for students that copy a softened teacher without being softened.
             temperature=1.0 if algorithm.symmetric else algorithm.temperature,
         ),
-    ]
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    dataset = config.train_dataloader.dataset.to_dict()
-    places = ('root', 'split', 'seed')
-    return dict(
-        task=config.task,
-        seed=config.randomness.seed,
-        data_seed=config.data_seed,
-        batch_size=config.batch_size,
-        dataset={key: value for key, value in dataset.items() if key not in places},
-        data_preprocessor=config.model.data_preprocessor.to_dict(),
-        network=config.model.network.to_dict(),
-        precision=config.precision,
-        micro_batches=config.micro_batches,
-        compiled=config.model.compiled,
-        optimizer=config.optim_wrapper.optimizer.to_dict(),
-        algorithm=config.algorithm.to_dict(),
-        teacher=_teacher(config) if config.teacher_file else None,
     )
 
 
 def _teacher(config: Config) -> str:
     """The hash of the weights of another run's checkpoint that shall be the teacher."""
     checkpoint = load_from_disk(config.teacher_file)
-    theirs = checkpoint.get('meta', {}).get('identity', {}).get('network')
+    theirs = identity_in(checkpoint, config.teacher_file)['model']['network']
     ours = config.model.network.to_dict()
     if theirs != ours:
         raise UserError(

@@ -9,6 +9,7 @@ from pretrain.classifier import student_weights
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import identity_in
 from pretrain.runs.record import read_record
 
 
@@ -35,18 +36,17 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     """
     checkpoint_path = Path(checkpoint_path)
     checkpoint = load_from_disk(str(checkpoint_path))
-    meta = checkpoint.get('meta', {})
-    identity = meta.get('identity', {})
-    if identity.get('task') != 'classification' or identity['network']['type'] != 'ResNet':
+    identity, meta = identity_in(checkpoint, checkpoint_path), checkpoint['meta']
+    if identity['task'] != 'classification' or identity['model']['network']['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
-    preprocessor = identity['data_preprocessor']
+    network, preprocessor = (identity['model'][key] for key in ('network', 'data_preprocessor'))
     weights = student_weights(checkpoint)
     for name in [name for name in weights if name.startswith('fc.')]:
         del weights[name]
-    recipe = {key: value for key, value in identity.items() if key not in ('seed', 'data_seed')}
+    recipe = {k: v for k, v in identity.items() if k not in ('randomness', 'data_seed')}
     provenance = {
         'arch': 'ResNet',
-        'depth': identity['network']['depth'],
+        'depth': network['depth'],
         'stem': 'v1',
         'style': 'pytorch',
         'mean': list(preprocessor['mean']),
@@ -54,19 +54,19 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         'channel_order': 'RGB',  # as ClassFolder decodes
         'epoch': meta['epoch'],
         'algorithm': dict(identity['algorithm']),
-        'seed': identity['seed'],
+        'seed': identity['randomness']['seed'],
         'recipe_sha256': hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-        **_recorded(checkpoint_path, meta),
+        **_recorded(checkpoint_path, identity, meta['epoch']),
     }
     return write_backbone_file(out, weights, checkpoint_path, provenance)
 
 
-def _recorded(checkpoint_path: Path, meta: dict) -> dict[str, Any]:
+def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
     """What the record of the run tells of the data and the epoch, if it is the same run's. A
     checkpoint cannot tell: it is written before its epoch is validated."""
     record = read_record(checkpoint_path.parent / 'run.json')
-    if record is None or record['identity'] != json.loads(json.dumps(meta['identity'])):
+    if record is None or record['identity'] != identity:
         return {}
     metrics = {entry['epoch']: entry.get('metrics', {}) for entry in record['history']}
-    errors = metrics.get(meta['epoch'], {})
+    errors = metrics.get(epoch, {})
     return {'data': record['data']} | {k: v for k, v in errors.items() if k == 'top1_error'}

@@ -165,7 +165,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         config.experiment_name = f'{run.title}-{run.work_dir}-{len(runs)}'
         config = prepare(config)
         choose_start(
-            config, Namespace(resume=True, start_from=run.start_from and str(run.start_from))
+            config,
+            Namespace(
+                resume=True,
+                start_from=run.start_from and str(run.start_from),
+                accept_change=[],
+            ),
         )
         Runner.from_cfg(config).train()
 

@@ -29,7 +29,9 @@ def one_record(run: Path) -> dict:
     source, *chosen = [run] if run.exists() else str(run).split(':')
     records = read_records(Path(source))
     if chosen:
-        names = [[r['config'], str(r['identity']['seed'])][: len(chosen)] for r in records]
+        names = [
+            [r['config'], str(r['identity']['randomness']['seed'])][: len(chosen)] for r in records
+        ]
         records = [r for r, name in zip(records, names, strict=True) if name == chosen]
     if len(records) != 1:
         raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')

@@ -17,8 +17,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='SaveHook', minutes=15),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    record=dict(type='RunRecordHook'),
 )
-custom_hooks = [dict(type='RunRecordHook')]
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -1,4 +1,4 @@
-"""Checkpoints that are safe to load, whole or absent, and resumed only by the run they fit."""
+"""Checkpoints that are safe to load, and whole or absent."""
 
 import hashlib
 import os
@@ -217,48 +217,3 @@ def tensor_mismatch(
         if names:
             return f'{len(names)} {problem} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})'
     return None
-
-
-def check_resume(path: str, identity: dict, another_run: bool = False) -> None:
-    """Refuse to continue a checkpoint that another run, or another setting, has made.
-
-    Two classification runs that differ in the teacher alone share all epochs before either is
-    taught (the protocol of Section 4.1). The lengths must agree to the end: a checkpoint holds
-    the schedule, and mmengine goes on with that.
-
-    Args:
-        path: the checkpoint.
-        identity: what must not change while a run lasts, as ``prepare`` of either stage puts it
-            in the config and :class:`pretrain.runs.record.RunRecordHook` in the checkpoint.
-        another_run: whether the checkpoint is another run's, of which this one is a branch: it
-            may then go on with other random numbers (Section 3.3.2).
-
-    Raises:
-        UserError: naming the setting that differs.
-    """
-    meta = load_from_disk(path)['meta']
-    if 'identity' not in meta:
-        raise UserError(f'{path} was not written by this suite: start a new run instead.')
-    theirs, ours = dict(meta['identity']), dict(identity)
-    if another_run:
-        theirs.pop('data_seed', None), ours.pop('data_seed', None)
-    if 'algorithm' in theirs and 'algorithm' in ours:
-        before, now = theirs.pop('algorithm'), ours.pop('algorithm')
-        if meta['epoch'] > min(before['taught_after'], now['taught_after']):
-            compared = (before.keys() | now.keys()) - {'name'}
-        else:
-            compared = {'generations', 'confidence_penalty'}
-            theirs.pop('teacher'), ours.pop('teacher')
-        if differing := sorted(key for key in compared if before.get(key) != now.get(key)):
-            raise UserError(
-                f'{path} (epoch {meta["epoch"]}) was trained with algorithm '
-                f'{ {key: before.get(key) for key in differing} }, this run asks for '
-                f'{ {key: now.get(key) for key in differing} }: keep the algorithm, or start from '
-                'a checkpoint of the epochs that both runs have in common.'
-            )
-    for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key):
-            raise UserError(
-                f'{path} was trained with {key}={theirs.get(key)}, this run asks for '
-                f'{ours.get(key)}: keep the setting, or start a new run in another --work-dir.'
-            )

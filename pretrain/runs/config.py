@@ -2,10 +2,10 @@
 
 import ast
 import difflib
-import hashlib
-import json
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmengine.config import Config
@@ -13,8 +13,6 @@ from mmengine.config import Config
 from pretrain.runs.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Where a run finds its things; not part of what it computes.
-PLACE_KEYS = ('data_root', 'backbone_file', 'load_from', 'resume')
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -51,11 +49,19 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise UserError(f'{path} has no key {key}: did you mean {near[0]}?')
         overrides[key] = _literal(text)
     config.merge_from_dict(overrides)
-    # Taken here, before anything is derived from the number of processes or the folders.
-    settings = {key: value for key, value in config.to_dict().items() if key not in PLACE_KEYS}
-    text = json.dumps(settings, sort_keys=True)
-    config.config_sha256 = hashlib.sha256(text.encode()).hexdigest()
     return config
+
+
+def stage_of(config: Config) -> ModuleType:
+    """The module that finishes configs of this kind: ``pretrain.build`` or ``downstream.build``. It
+    has ``prepare(config, world_size)`` and the rule ``may_differ`` of
+    :func:`pretrain.runs.identity.check_resume`."""
+    return importlib.import_module(f'{config.stage}.build')
+
+
+def prepare(config: Config, world_size: int) -> Config:
+    """Have its stage check a config and fill it in."""
+    return stage_of(config).prepare(config, world_size)
 
 
 def _walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

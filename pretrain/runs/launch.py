@@ -15,15 +15,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import TextIO
 
-from pretrain.runs.config import load_config
+from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences, in_words
 from pretrain.runs.processes import usable_cores, usable_gpus
 from pretrain.runs.record import read_record
 
 # Which of the ``jobs`` places the run of this thread has.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
+_PREPARING = Lock()  # mmengine's registries are one for all threads
 PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
 
 
@@ -116,15 +119,21 @@ class Launcher:
         if record is None or record['status'] != 'finished':
             self._launch(run)
             record = read_record(run.work_dir / 'run.json')
-        elif record['config_sha256'] != load_config(run.config, run.options).config_sha256:
+        elif found := differences(record['identity'], self._identity(run)):
             raise UserError(
-                f'{run.work_dir} holds a finished run with other settings: choose another '
-                '--work-dir, or delete that run.'
+                f'{run.work_dir} holds a finished run with other settings: '
+                f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or delete '
+                'that run.'
             )
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
         print(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
         return record
+
+    def _identity(self, run: Run) -> dict:
+        with _PREPARING:
+            config = load_config(run.config, run.options)
+            return prepare(config, self.gpus or 1).identity.to_dict()
 
     def _environment(self) -> dict[str, str]:
         """Of a run in this thread's place: its share of the cores and its GPUs."""

@@ -9,7 +9,10 @@ import os
 import statistics
 import subprocess
 import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,10 @@ from mmengine.runner import Runner
 
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT, upgrade
 from pretrain.runs.log import is_flushed
 from pretrain.runs.saving import iterations_done
-from pretrain.schedule import generation
 
-FORMAT = 1  # of the records written; those of earlier formats stay readable
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
@@ -71,12 +73,17 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
         record = None
     if not isinstance(record, dict) or not {'status', 'task'} <= record.keys():
         raise UserError(f'{place} is not the record of a run: restore it, or delete it.')
-    if record.get('format', FORMAT) > FORMAT:
+    if (written_as := record.get('format', 1)) > FORMAT:
         raise UserError(
-            f'{place} has format {record["format"]}, this version of the suite reads up to '
+            f'{place} has format {written_as}, this version of the suite reads up to '
             f'{FORMAT}: update the suite.'
         )
-    return record
+    return record if written_as == FORMAT else _upgraded(record, written_as)
+
+
+def _upgraded(record: dict, written_as: int) -> dict:
+    identity = upgrade(record.get('identity', {}), written_as)
+    return record | {'format': FORMAT, 'identity': identity, 'accepted_changes': []}
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
@@ -89,8 +96,9 @@ class RunRecordHook(Hook):
     """Keeps ``run.json`` up to date, and validates what a resume would leave out.
 
     The record's keys: ``status`` ('running' or 'finished'), ``config``, ``label``, ``task``,
-    ``paper``, ``identity``, ``config_sha256``, ``git_commit``, ``versions``, ``device``,
-    ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
+    ``paper``, ``identity`` (see :mod:`pretrain.runs.identity`), ``accepted_changes`` (of the
+    identity, while the run lasted), ``git_commit``, ``versions``, ``device``, ``world_size``,
+    ``started_from``, ``data`` (count and hash of the file list of each split),
     ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
     ``seconds_per_iter`` of training, ``train``, which are the means of
     :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
@@ -99,10 +107,16 @@ class RunRecordHook(Hook):
     together), ``peak_memory_mb`` (of rank 0 while training, on a
     GPU; of its whole process on a CPU), ``wall_seconds`` (all sessions together) and
     ``sessions``.
+
+    Args:
+        generations: the lengths of the run's mini-generations in epochs; fine-tuning has one.
     """
 
     # Before SaveHook (LOWEST), whose file shall hold the times of the epoch so far.
     priority = 'VERY_LOW'
+
+    def __init__(self, generations: Sequence[int]) -> None:
+        self.ends = list(accumulate(generations))
 
     def before_train(self, runner: Runner) -> None:
         self.path = Path(runner.work_dir) / 'run.json'
@@ -174,7 +188,7 @@ class RunRecordHook(Hook):
         self._write(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['meta']['identity'] = runner.cfg.identity.to_dict()
+        checkpoint['meta'].update(format=FORMAT, identity=runner.cfg.identity.to_dict())
         if iterations_done(runner):
             self._write(runner)  # the time so far
 
@@ -192,7 +206,7 @@ class RunRecordHook(Hook):
     def _entry(self, runner: Runner, epoch: int) -> dict:
         history = self.record['history']
         if not history or history[-1]['epoch'] != epoch:
-            history.append({'epoch': epoch, 'generation': generation(epoch, _lengths(runner.cfg))})
+            history.append({'epoch': epoch, 'generation': bisect_left(self.ends, epoch) + 1})
         return history[-1]
 
     @master_only
@@ -210,18 +224,14 @@ def _history_so_far(record: dict | None, epoch: int) -> list[dict]:
 def describe(config: Config) -> dict:
     """What a run is, before it has begun."""
     cuda = torch.cuda.is_available()
-    identity = config.identity.to_dict()
-    # A backbone of another library says nothing of an algorithm.
-    origin = identity.get('backbone', identity)
-    name = origin['algorithm']['name'] if 'algorithm' in origin else Path(origin['source']).stem
     return {
         'format': FORMAT,
         'config': Path(config.filename).stem,
-        'label': config.label or name,
+        'label': config.label,
         'task': config.task,
         'paper': config.paper.to_dict(),
-        'identity': identity,
-        'config_sha256': config.config_sha256,
+        'identity': config.identity.to_dict(),
+        'accepted_changes': config.get('accepted_changes', []),
         'git_commit': _git_commit(),
         'versions': {p: v for p in PACKAGES if (v := _version(p)) is not None},
         'device': torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores',
@@ -254,11 +264,6 @@ def summarise(history: list[dict], metric: str) -> list[dict]:
             row |= {'best': best['metrics'], 'best_epoch': best['epoch']}
         rows.append(row)
     return rows
-
-
-def _lengths(config: Config) -> list[int]:
-    algorithm = config.get('algorithm')
-    return algorithm.generations if algorithm else [config.train_cfg.max_epochs]
 
 
 def _fingerprint(dataset: Any, root: str) -> dict[str, int | str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 
 MISSING = 'missing'
@@ -39,10 +40,32 @@ def collect_records(source: Path, out: Path) -> int:
     records = [r for r in read_records(source) if r['status'] == 'finished']
     if not records:
         raise UserError(f'There is no record of a finished run in {source}.')
-    records.sort(key=lambda r: (r['config'], r['label'], r['identity']['seed'], json.dumps(r)))
+    records.sort(
+        key=lambda r: (r['config'], r['label'], r['identity']['randomness']['seed'], json.dumps(r))
+    )
     lines = [json.dumps(record, separators=(',', ':')) + '\n' for record in records]
     write_atomically(out, ''.join(lines).encode())
     return len(records)
+
+
+def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
+    """Make sure that runs may stand in one table.
+
+    Args:
+        records: what to call them.
+        settings: of each run: its identity, and what else is compared.
+        may_differ: keys that are not compared, and all below them.
+
+    Raises:
+        UserError: naming the keys that differ, with both values.
+    """
+    for other in settings[1:]:
+        if found := differences(settings[0], other, may_differ):
+            values = ', '.join(f'{key} ({a} and {b})' for key, (a, b) in found.items())
+            raise UserError(
+                f'{records} differ in {values}, and do not belong in one table: name the folder of '
+                'one set of runs.'
+            )
 
 
 def mean_std(values: Sequence[float], sign: str = '-') -> str:

@@ -7,7 +7,6 @@ installed.
 import argparse
 import errno
 import fcntl
-import importlib
 import os
 import socket
 import sys
@@ -22,10 +21,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from pretrain.runs.checkpoint import check_resume, checkpoints, install, is_whole
+from pretrain.runs.checkpoint import checkpoints, install, is_whole
 from pretrain.runs.cli import run
-from pretrain.runs.config import load_config
+from pretrain.runs.config import load_config, prepare, stage_of
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import check_resume
 from pretrain.runs.precision import forbid_tf32
 from pretrain.runs.processes import (
     Processes,
@@ -47,6 +47,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
     parser.add_argument(
         '--start-from', metavar='CHECKPOINT', help="begin with another run's end of generation 1"
+    )
+    parser.add_argument(
+        '--accept-change',
+        action='append',
+        default=[],
+        metavar='KEY',
+        help='continue although this setting, or the data, has changed; the record says so',
     )
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     parser.add_argument(
@@ -131,16 +138,6 @@ def claim(work_dir: Path) -> TextIO:
     return file
 
 
-def stage_of(config: Config) -> ModuleType:
-    """The module of the stage that a config belongs to, which registers what it may name."""
-    return importlib.import_module(f'{config.stage}.build')
-
-
-def prepare(config: Config, world_size: int) -> Config:
-    """Have the stage that the config belongs to check it and fill it in."""
-    return stage_of(config).prepare(config, world_size)
-
-
 def choose_start(config: Config, args: argparse.Namespace) -> None:
     """Set where the run begins: afresh, from its last checkpoint or from another run's."""
     work_dir = Path(config.work_dir)
@@ -160,8 +157,17 @@ def choose_start(config: Config, args: argparse.Namespace) -> None:
     newest = _newest_whole(found) if found else None
     config.load_from = str(newest) if newest else args.start_from or started_from
     config.resume = config.load_from is not None
+    changes = record['accepted_changes'] if record else []
     if config.resume:
-        check_resume(config.load_from, config.identity.to_dict(), another_run=newest is None)
+        changed = check_resume(
+            config.load_from,
+            config.identity.to_dict(),
+            stage_of(config).may_differ,
+            another_run=newest is None,
+            accepted=args.accept_change,
+        )
+        changes += [change for change in changed if change not in changes]
+    config.accepted_changes = changes
 
 
 def _newest_whole(found: list[Path]) -> Path:
@@ -207,13 +213,13 @@ def main() -> None:
     forbid_tf32()
     with ExitStack() as held:
 
-        def begin() -> tuple[str | None, bool]:
+        def begin() -> tuple[str | None, bool, list[dict]]:
             held.enter_context(claim(work_dir))
             choose_start(config, args)
-            return config.load_from, config.resume
+            return config.load_from, config.resume, config.accepted_changes
 
         # The nodes may see another state of a shared folder.
-        config.load_from, config.resume = processes.decided_by(0, begin)
+        config.load_from, config.resume, config.accepted_changes = processes.decided_by(0, begin)
         config.launcher = 'pytorch' if launched else 'none'
         config.model_wrapper_cfg = ddp_settings()
         if launched and not torch.cuda.is_available():

@@ -132,9 +132,7 @@ def launch_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
         options = [*options, 'batch_size=2', *tiny]
     rows, kernels = [], []
     for name, config in zip(('BL', 'SD'), bl_and_sd(path, options), strict=True):
-        for hook in config.custom_hooks:
-            if hook.type == 'SnapshotHook':
-                hook.taught_after = 0  # The teacher teaches from the first iteration on.
+        config.default_hooks.snapshot.taught_after = 0  # The teacher teaches from the start.
         title = f'{Path(path).stem}: {name}'
         launched, waits = count(config, rounds)
         kernels.append(launched)

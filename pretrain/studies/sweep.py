@@ -1,16 +1,15 @@
 """Trains every config with every seed; a mini-generation that configs share is trained once."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mmengine.config import Config
-
 from pretrain.build import prepare
+from pretrain.resume import may_differ
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences
 from pretrain.runs.launch import Launcher, Run
 
 
@@ -46,11 +45,11 @@ class Sweep:
             raise UserError('A config is given twice: name each once.')
         if len({*self.seeds}) < len(self.seeds):
             raise UserError('A seed is given twice: name each once.')
-        leaders: dict[str, Path] = {}
-        sources = {}
+        identities, sources = {}, {}
         for path in self.configs:
             config = prepare(load_config(path, self.options), self.launcher.gpus or 1)
-            sources[path] = leaders.setdefault(_first_generation(config), path)
+            identities[path] = config.identity.to_dict()
+            sources[path] = next(p for p in identities if _share(identities[p], identities[path]))
         first = [path for path in self.configs if sources[path] == path]
         second = [path for path in self.configs if sources[path] != path]
         total = len(self.configs) * len(self.seeds)
@@ -80,9 +79,7 @@ class Sweep:
         return self.work_dir / config.stem / f'seed{seed}'
 
 
-def _first_generation(config: Config) -> str:
-    """The settings that determine a run until the end of its first mini-generation."""
-    identity = config.identity.to_dict()
-    algorithm = identity.pop('algorithm')
-    shared = ('generations', 'confidence_penalty')
-    return json.dumps([identity, {key: algorithm[key] for key in shared}], sort_keys=True)
+def _share(theirs: dict, ours: dict) -> bool:
+    """Whether two runs are the same until the end of their first mini-generation."""
+    first = ours['algorithm']['generations'][0]
+    return not differences(theirs, ours, may_differ(first, theirs, ours, another_run=False))

@@ -2,16 +2,19 @@
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from scipy.stats import ttest_ind
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import MISSING, SHORTENED, format_p, markdown, mean_std
+from pretrain.runs.report import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
 
 METRIC = 'top1_error'
+# What the runs of a network may differ in, in one table.
+MAY_DIFFER = ('algorithm', 'param_scheduler', 'teacher', 'randomness.seed', 'data_seed')
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 
@@ -33,8 +36,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
     Raises:
         UserError: if the records of the rows do not belong in one table.
     """
-    groups = _group(records, configs)
-    notes, full = _setting(groups, configs)
+    groups, others = _group(records, configs)
+    notes, full = _setting(groups, others, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
@@ -75,8 +78,8 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
 
     Args and errors are those of :func:`table_3`.
     """
-    groups = _group(records, configs)
-    notes, full = _setting(groups, configs)
+    groups, others = _group(records, configs)
+    notes, full = _setting(groups, others, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
     rows = []
@@ -111,8 +114,8 @@ def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bo
     Raises:
         UserError: if the records of the rows do not belong in one table.
     """
-    groups = _group(records, configs)
-    notes, _ = _setting(groups, configs)
+    groups, others = _group(records, configs)
+    notes, _ = _setting(groups, others, configs)
     header = ['method', 'generations', 'n', 'iterations', '× BL', 'seconds', '× BL']
     if errors:
         header[2:3] = 'error (%)', 'n', 'gain over BL', 'p'
@@ -156,10 +159,11 @@ def table_2(records: Sequence[dict]) -> str:
             mine.append(record)
     if not mine:
         raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
-    _one_setting([mine])
+    _one_setting(mine)
+    backbone = _backbone(mine[0]['identity'])
     notes = [_describe(mine)]
-    if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and mine[0]['config'] == 'densenet100_bl'):
-        notes = [f'{SHORTENED}{mine[0]["config"]}: {notes[0]}']
+    if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and backbone == 'DenseNet-100'):
+        notes = [f'{SHORTENED}{backbone}: {notes[0]}']
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
     for student in teachers:
@@ -176,29 +180,40 @@ def table_2(records: Sequence[dict]) -> str:
     return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
 
 
-def _group(records: Sequence[dict], configs: Sequence[Config]) -> list[list[dict]]:
-    groups = []
-    for config in configs:
-        mine = [r for r in records if r['config'] == Path(config.filename).stem]
-        seeds = [r['identity']['seed'] for r in mine]
+def _group(
+    records: Sequence[dict], configs: Sequence[Config]
+) -> tuple[list[list[dict]], list[dict]]:
+    """The records of each row, and those of none. A record tells itself what it is of: the config
+    file may have been overridden."""
+    kinds = [_kind(config) for config in configs]
+    groups = [[r for r in records if _kind(r['identity']) == kind] for kind in kinds]
+    for config, mine in zip(configs, groups, strict=True):
+        seeds = [r['identity']['randomness']['seed'] for r in mine]
         if len(set(seeds)) < len(seeds):
             raise UserError(
-                f'Two records are of {mine[0]["config"]} and the same seed: keep one of them.'
+                f'Two records are of {_backbone(config)}, {config.algorithm.name} and the same '
+                'seed: keep one of them.'
             )
-        groups.append(mine)
-    return groups
+    return groups, [r for r in records if _kind(r['identity']) not in kinds]
 
 
-def _one_setting(groups: Sequence[Sequence[dict]]) -> None:
-    for key, read in _SETTINGS.items():
-        if len({str(read(r)) for mine in groups for r in mine}) > 1:
-            raise UserError(
-                f'The records differ in {key}, and do not belong in one table: name the folder of '
-                'one set of runs.'
-            )
+def _kind(settings: Mapping[str, Any]) -> tuple:
+    """The network and the algorithm of a config or an identity, but for names and lengths."""
+    algorithm = dict(settings['algorithm'])
+    lengths = algorithm.pop('generations')
+    for name in ('name', 'taught_after'):
+        algorithm.pop(name, None)
+    return _backbone(settings), lengths if isinstance(lengths, int) else len(lengths), algorithm
 
 
-def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[list[str], bool]:
+def _one_setting(records: Sequence[dict]) -> None:
+    settings = [r['identity'] | {'epochs': _epochs(r), 'data': r['data']} for r in records]
+    check_alike('The records', settings, MAY_DIFFER)
+
+
+def _setting(
+    groups: Sequence[list[dict]], others: Sequence[dict], configs: Sequence[Config]
+) -> tuple[list[str], bool]:
     """Notes on what the records are, and whether they are the configs' own full length."""
     notes, full = [], True
     for backbone in dict.fromkeys(map(_backbone, configs)):
@@ -209,7 +224,7 @@ def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[l
         ]
         if not pairs:
             continue
-        _one_setting([mine for _, mine in pairs])
+        _one_setting([record for _, mine in pairs for record in mine])
         note = f'{backbone}: {_describe(pairs[0][1])}'
         record, config = pairs[0][1][0], pairs[0][0]
         pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
@@ -217,6 +232,12 @@ def _setting(groups: Sequence[list[dict]], configs: Sequence[Config]) -> tuple[l
             full = False
             note = f'{SHORTENED}{note}'
         notes.append(note)
+    if others:
+        names = Counter(
+            f'{_backbone(i)}, {i["algorithm"]["name"]}' for i in (r['identity'] for r in others)
+        )
+        listed = '; '.join(f'{name} ({count})' for name, count in names.items())
+        notes.append(f'Records that belong in no row: {listed}.')
     return notes, full
 
 
@@ -237,19 +258,10 @@ def _epochs(record: dict) -> int:
     return lengths[0] if algorithm['fresh_student'] else sum(lengths)
 
 
-_SETTINGS: dict[str, Callable[[dict], object]] = {
-    'epochs': _epochs,
-    'training data': lambda r: r['data']['train'],
-    'test data': lambda r: r['data']['val'],
-    'batch size': lambda r: r['identity']['batch_size'],
-    'optimizer': lambda r: r['identity']['optimizer'],
-    'network': lambda r: r['identity']['network'],
-}
-
-
-def _backbone(config: Config) -> str:
-    network = config.model.network
-    return f'{re.sub("^Cifar", "", network.type)}-{network.depth}'
+def _backbone(settings: Mapping[str, Any]) -> str:
+    """Of a config or an identity."""
+    network = settings['model']['network']
+    return f'{network["type"].removeprefix("Cifar")}-{network["depth"]}'
 
 
 def _last(record: dict, k: int) -> float:

@@ -22,12 +22,13 @@ def record(
     metric = 'mAP' if task == 'detection' else 'mIoU'
     train, val, epochs = (5_011, 4_952, 10) if task == 'detection' else (10_582, 1_449, 50)
     return {
+        'format': 2,
         'status': 'finished',
         'task': task,
         'config': f'{task}_config',
         'label': label,
         'device': 'CPU, 2 cores',
-        'identity': {'seed': seed, 'backbone': backbone(label, pretrained)},
+        'identity': {'randomness': {'seed': seed}, 'backbone': backbone(label, pretrained)},
         'paper': {'metric': metric, 'BL': 73.49, 'SD': 74.93},
         'data': {'train': {'count': train}, 'val': {'count': val}},
         'history': [{'epoch': epochs}],
@@ -99,8 +100,8 @@ def test_replicates_of_both_kinds() -> None:
     gain = f'+2.00 [{2 - margin:+.2f}, {2 + margin:+.2f}]'
     assert (distilled['gain over BL [95 %]'], distilled['p']) == (gain, p)
     assert f'{gain} over 2 pretraining seeds × 2 fine-tuning seeds, p = {p}: not disting' in table
-    records[-1]['identity']['backbone']['depth'] = 50
-    with pytest.raises(UserError, match='replicates of SD differ in depth'):
+    records[-1]['identity']['backbone']['epoch'] = 50
+    with pytest.raises(UserError, match='replicates of SD differ in epoch'):
         transfer_table(records)
 
 
@@ -214,29 +215,57 @@ SHORT = {'data': {'train': {'count': 240}, 'val': {'count': 80}}, 'history': [{'
 def test_demo_configs_have_no_paper_number() -> None:
     table = transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'}, **SHORT)])
     assert 'paper' not in table
-    assert '- detection_config: 240 training and 80 test pictures, 3 epochs, on CPU' in table
+    assert (
+        '- detection_config: ResNet-152, 240 training and 80 test pictures, 3 epochs, on CPU'
+        in table
+    )
 
 
 def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
     table = transfer_table([record(label, 0, 0.7, **SHORT) for label in ('BL', 'SD')])
     assert not {'paper', "paper's gain"} & named(table)[1].keys()
-    assert '- SHORTENED, not comparable with the paper. detection_config: 240 training' in table
+    assert (
+        '- SHORTENED, not comparable with the paper. detection_config: ResNet-152, 240 training'
+        in table
+    )
+
+
+def settings(**more: object) -> dict:
+    return {'identity': {'randomness': {'seed': 0}, 'backbone': backbone('SD')} | more}
 
 
 @pytest.mark.parametrize(
     ('other', 'names'),
     [
-        (SHORT | {'history': [{'epoch': 10}]}, 'data'),
-        ({'history': [{'epoch': 9}]}, 'epochs'),
-        ({'identity': {'seed': 0, 'batch_size': 4, 'backbone': backbone('SD')}}, 'batch_size'),
+        (
+            SHORT | {'history': [{'epoch': 10}]},
+            r'data.train.count \(5011 and 240\), data.val.count \(4952 and 80\)',
+        ),
+        ({'history': [{'epoch': 9}]}, r'epochs \(10 and 9\)'),
+        (settings(batch_size=4), r'batch_size \(None and 4\)'),
+        (settings(val_evaluator={'type': 'other'}), r'val_evaluator.type \(None and other\)'),
+        (settings(model={'backbone': {'depth': 18}}), r'model.backbone.depth \(None and 18\)'),
+        (settings(backbone=backbone('SD', depth=18)), r'depth \(152 and 18\)'),
     ],
 )
 def test_unlike_runs_are_not_compared(other: dict, names: str) -> None:
     with pytest.raises(UserError, match=f'detection_config differ in {names}, and do not'):
         transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **other)])
-    caffe = {'backbone': backbone('SD', style='caffe'), 'model': {'style': 'caffe'}}
-    own = {'identity': {'seed': 0} | caffe}
-    assert transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7, **own)])
+    pytorch, caffe = (
+        settings(backbone=backbone(b, style=s), model={'backbone': {'depth': 152, 'style': s}})
+        for b, s in (('BL', 'pytorch'), ('SD', 'caffe'))
+    )
+    assert transfer_table([record('BL', 0, 0.7, **pytorch), record('SD', 0, 0.7, **caffe)])
+
+
+def test_the_papers_numbers_are_of_resnet_152() -> None:
+    records = [
+        record(b, 0, 0.7, identity={'randomness': {'seed': 0}, 'backbone': backbone(b, depth=18)})
+        for b in ('BL', 'SD')
+    ]
+    table = transfer_table(records)
+    assert 'paper' not in named(table)[0]
+    assert '- SHORTENED, not comparable with the paper. detection_config: ResNet-18, 5011' in table
 
 
 def test_two_configs_of_one_task_are_told_apart() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from mmengine.config import Config
 from safetensors.torch import save_file
 
 import downstream.transfer as transfer_module
@@ -48,6 +49,14 @@ def write_backbone(path: Path, value: float, **facts: object) -> Path:
     return path
 
 
+def prepared(config: Config, _: int) -> Config:
+    """As far as a Launcher looks at it; the data are not there."""
+    identity = {key: config[key] for key in ('randomness', 'batch_size')}
+    if 'backbone_file' in config:
+        identity['backbone'] = torch.load(config.backbone_file, weights_only=True).provenance
+    return Config(dict(identity=identity))
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that were started; each leaves the record that a real one would."""
@@ -56,26 +65,22 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def launch(self: Launcher, run: Run) -> None:
         titles.append(run.title)
         run.work_dir.mkdir(parents=True, exist_ok=True)
-        config_sha256 = load_once(run.config, tuple(run.options)).config_sha256
+        config = prepared(load_once(run.config, tuple(run.options)), 1)
+        same = {'format': 2, 'status': 'finished', 'wall_seconds': 1.0}
+        same['identity'] = config.identity.to_dict()
         if run.config.stem not in METRICS:
             generations = [{'generation': 1, 'last': {'top1_error': 50.0}}]
-            record = {'status': 'finished', 'task': 'classification', 'wall_seconds': 1.0}
-            record |= {'config_sha256': config_sha256, 'generations': generations}
+            record = same | {'task': 'classification', 'generations': generations}
             (run.work_dir / 'run.json').write_text(json.dumps(record))
             return
         settings = dict(option.split('=', 1) for option in run.options)
         task, metric = METRICS[run.config.stem]
-        provenance = torch.load(settings['backbone_file'], weights_only=True).provenance
-        record = {
-            'status': 'finished',
+        record = same | {
             'task': task,
             'config': run.config.stem,
             'label': ast.literal_eval(settings['label']),
             'device': 'CPU',
-            'wall_seconds': 1.0,
             'paper': {'metric': metric},
-            'config_sha256': config_sha256,
-            'identity': {'seed': int(settings['randomness.seed']), 'backbone': provenance},
             'data': {'train': {'count': 1}, 'val': {'count': 1}},
             'history': [{'epoch': 1}],
             'generations': [{'last': {metric: 0.5}}],
@@ -86,6 +91,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (transfer_module, launch_module):
         monkeypatch.setattr(module, 'load_config', lambda *args: load_once(*map(_frozen, args)))
     monkeypatch.setattr(transfer_module, 'check_data', lambda *_: None)
+    monkeypatch.setattr(launch_module, 'prepare', prepared)
     return titles
 
 
@@ -127,7 +133,7 @@ def test_results_of_another_backbone_are_refused(
 ) -> None:
     transfer.run()
     write_backbone(tmp_path / 'SD.pth', 3, seed=4)
-    with pytest.raises(UserError, match='another backbone'):
+    with pytest.raises(UserError, match=r'other settings: it has backbone\.weights_sha256='):
         transfer.run()
 
 
@@ -136,8 +142,10 @@ def test_finished_run_with_other_settings_is_refused(
 ) -> None:
     transfer.run()
     record = transfer.work_dir / f'SD/pretraining4/{SEGMENTATION.stem}/seed1/run.json'
-    record.write_text(json.dumps(json.loads(record.read_text()) | {'config_sha256': 'other'}))
-    with pytest.raises(UserError, match='other settings'):
+    content = json.loads(record.read_text())
+    content['identity']['batch_size'] = 7
+    record.write_text(json.dumps(content))
+    with pytest.raises(UserError, match='other settings: it has batch_size=7, this one 4'):
         transfer.run()
 
 

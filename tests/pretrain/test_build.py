@@ -14,7 +14,7 @@ def test_algorithm_reaches_every_part(tiny_config: Callable, tmp_path: Path) -> 
     assert config.model.loss.temperature == 2.0
     assert config.param_scheduler.periods == [1, 2]
     assert config.train_cfg.max_epochs == 3
-    (hook,) = (hook for hook in config.custom_hooks if hook.type == 'SnapshotHook')
+    hook = config.default_hooks.snapshot
     assert (hook.generations, hook.taught_after) == ([1, 2], 1)
     assert config.train_dataloader.sampler.seed == config.train_dataloader.dataset.seed == 7
     assert config.identity.algorithm == config.algorithm

@@ -72,5 +72,7 @@ def test_snapshots_of_different_runs_are_refused(
     train('se', tmp_path / 'other', 'randomness.seed=1')
     runner = train('se', tmp_path / 'mine')
     (tmp_path / 'other/snapshot_1.pth').replace(tmp_path / 'mine/snapshot_1.pth')
-    with pytest.raises(UserError, match=r'snapshot_1\.pth was trained with seed=1'):
+    with pytest.raises(
+        UserError, match=r'snapshot_1\.pth \(epoch 1\) was trained with randomness\.seed=1'
+    ):
         runner.call_hook('after_train')

@@ -25,11 +25,14 @@ def checkpoint(tmp_path: Path) -> Path:
     meta = {
         'epoch': 2,
         'cfg': 'raise SystemExit("a checkpoint must not run code")',
+        'format': 2,
         'identity': {
             'task': 'classification',
-            'seed': 5,
-            'data_preprocessor': preprocessor,
-            'network': dict(type='ResNet', depth=18, num_classes=4),
+            'randomness': dict(seed=5),
+            'model': dict(
+                data_preprocessor=preprocessor,
+                network=dict(type='ResNet', depth=18, num_classes=4),
+            ),
             'algorithm': algorithm,
             'crop_area': (0.7, 1.0),
         },
@@ -71,7 +74,7 @@ def test_only_seeds_leave_the_recipe_as_it_is(checkpoint: Path, tmp_path: Path) 
         torch.save(content, checkpoint)
         return export_backbone(checkpoint, tmp_path / 'backbone.pth')
 
-    first, second = exported(), exported(seed=6, data_seed=7)
+    first, second = exported(), exported(randomness={'seed': 6}, data_seed=7)
     assert (first['seed'], second['seed']) == (5, 6)
     assert first['recipe_sha256'] == second['recipe_sha256']
     assert exported(batch_size=4)['recipe_sha256'] != first['recipe_sha256']
@@ -90,7 +93,8 @@ def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Pa
     identity = load_from_disk(checkpoint)['meta']['identity']
     data = {'train': {'count': 9, 'sha256': 'a'}, 'val': {'count': 4, 'sha256': 'b'}}
     history = [{'epoch': e, 'metrics': {'top1_error': 50.0 - e, 'top5_error': 9.0}} for e in (1, 2)]
-    record = {'identity': identity, 'data': data, 'history': history}
+    record = {'format': 2, 'status': 'running', 'task': 'classification', 'identity': identity}
+    record |= {'data': data, 'history': history}
 
     def told(**other: object) -> tuple:
         (checkpoint.parent / 'run.json').write_text(json.dumps(record | other))
@@ -99,7 +103,7 @@ def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Pa
 
     assert told() == (data, 48.0)
     assert told(history=[*history[:1], {'epoch': 2}]) == (data, None)
-    assert told(identity=identity | {'seed': 6}) == (None, None)
+    assert told(identity=identity | {'randomness': {'seed': 6}}) == (None, None)
 
 
 def test_export_is_repeatable(checkpoint: Path, tmp_path: Path) -> None:
@@ -135,7 +139,7 @@ def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     torch.save(OrderedDict(a=torch.zeros(1)), tmp_path / 'plain.pth')
     with pytest.raises(UserError, match='not a backbone file'):
         load_backbone_file(tmp_path / 'plain.pth')
-    with pytest.raises(UserError, match='not a checkpoint of a ResNet'):
+    with pytest.raises(UserError, match='not written by this suite'):
         export_backbone(tmp_path / 'plain.pth', tmp_path / 'out.pth')
 
 

@@ -279,12 +279,12 @@ def test_teacher_of_another_architecture_is_refused(
     train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     path = tmp_path / 'snapshot_1.pth'
     checkpoint = load_from_disk(path)
-    checkpoint['meta']['identity']['network']['type'] = 'OtherNet'
+    checkpoint['meta']['identity']['model']['network']['type'] = 'OtherNet'
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match=r'OtherNet.*TinyNet.*same network'):
         tiny_config('sd', tmp_path / 'sd', f'teacher_file={path}')
     with pytest.raises(UserError, match='teacher_weight is 0'):
-        checkpoint['meta']['identity']['network']['type'] = 'TinyNet'
+        checkpoint['meta']['identity']['model']['network']['type'] = 'TinyNet'
         torch.save(checkpoint, path)
         tiny_config('bl', tmp_path / 'bl', f'teacher_file={path}')
 

@@ -83,7 +83,7 @@ class DumpHook(Hook):
 PROBED_CONFIG = """
 _base_ = {base!r}
 custom_imports = dict(imports=['probe'])
-custom_hooks = [dict(type='RunRecordHook'), dict(type='DumpHook')]
+custom_hooks = [dict(type='DumpHook')]
 """
 WITHOUT_NORMALISATION = 'model = dict(network=dict(_delete_=True, type="Plain", num_classes=20))'
 

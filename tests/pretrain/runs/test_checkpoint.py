@@ -8,30 +8,13 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from pretrain.runs.checkpoint import check_resume, is_whole, load_from_disk, write_atomically
+from pretrain.runs.checkpoint import is_whole, load_from_disk, write_atomically
 from pretrain.runs.errors import UserError
 
 
 class Malicious:
     def __reduce__(self) -> tuple:
         return os.mkdir, ('owned',)
-
-
-def identity(**algorithm: object) -> dict:
-    defaults = dict(name='SD', generations=[2, 2], teacher_weight=1.0, temperature=2.0)
-    defaults |= dict(taught_after=2, confidence_penalty=0.0)
-    return {
-        'task': 'classification',
-        'seed': 0,
-        'data_seed': 0,
-        'algorithm': defaults | algorithm,
-        'teacher': None,
-    }
-
-
-def checkpoint(path: Path, epoch: int, **algorithm: object) -> str:
-    torch.save({'meta': {'epoch': epoch, 'identity': identity(**algorithm)}}, path)
-    return str(path)
 
 
 def test_what_a_run_writes_loads_safely(train: Callable, tmp_path: Path) -> None:
@@ -137,58 +120,3 @@ def test_a_flipped_weight_of_another_library_is_found(tmp_path: Path) -> None:
     assert not torch.load(path)['weight'].eq(3).all()
     with pytest.raises(UserError, match='damaged'):
         load_from_disk(path)
-
-
-@pytest.mark.parametrize(
-    ('epoch', 'ours'),
-    [
-        (3, {}),
-        (2, {'teacher_weight': 0.0}),  # SE from SD's end of generation 1
-        (2, {'temperature': 3.0}),
-        (1, {'temperature': 3.0, 'name': 'other'}),
-    ],
-)
-def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -> None:
-    check_resume(checkpoint(tmp_path / 'a.pth', epoch), identity(**ours))
-
-
-@pytest.mark.parametrize(
-    ('epoch', 'ours'),
-    [
-        (3, {'teacher_weight': 0.0}),
-        (3, {'temperature': 3.0}),
-        (3, {'generations': [2, 3]}),
-        (2, {'generations': [3, 3]}),
-        (2, {'generations': [2, 5, 5]}),  # mmengine would go on with the old periods
-        (1, {'generations': [4], 'name': 'BL'}),
-        (4, {'generations': [2]}),
-    ],
-)
-def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='algorithm'):
-        check_resume(checkpoint(tmp_path / 'a.pth', epoch), identity(**ours))
-
-
-def test_another_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='seed=0, this run asks for 1'):
-        check_resume(checkpoint(tmp_path / 'a.pth', 1), identity() | {'seed': 1})
-
-
-def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
-    path, other = checkpoint(tmp_path / 'a.pth', 1), identity() | {'data_seed': 1}
-    check_resume(path, other, another_run=True)
-    with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
-        check_resume(path, other)
-
-
-def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
-    ours = identity(taught_after=2) | {'teacher': 'its hash'}
-    check_resume(checkpoint(tmp_path / 'a.pth', 2), ours)
-    with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
-        check_resume(checkpoint(tmp_path / 'a.pth', 3), ours)
-
-
-def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    torch.save({'meta': {'epoch': 1}}, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match='not written by this suite'):
-        check_resume(str(tmp_path / 'a.pth'), identity())

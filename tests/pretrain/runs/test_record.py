@@ -159,4 +159,4 @@ def test_committed_records_stay_readable() -> None:
         for record in read_records(path):
             assert record['status'] == 'finished'
             assert record['history'][-1]['epoch'] == record['generations'][-1]['last_epoch']
-            assert isinstance(record['identity']['seed'], int)
+            assert isinstance(record['identity']['randomness']['seed'], int)

@@ -4,17 +4,18 @@ from pathlib import Path
 import pytest
 
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT
 from pretrain.runs.report import collect_records, find_records
 
 
 def write(folder: Path, config: str, seed: int, **more: object) -> dict:
     record = {
-        'format': 1,
+        'format': FORMAT,
         'status': 'finished',
         'task': 'classification',
         'config': config,
         'label': 'BL',
-        'identity': {'seed': seed},
+        'identity': {'randomness': {'seed': seed}},
         'error': 0.1 + 0.2,
     }
     folder.mkdir(parents=True)

@@ -21,7 +21,7 @@ from pretrain.runs.start import (
     launched_processes,
 )
 
-RESUME = Namespace(resume=True, start_from=None)
+RESUME = Namespace(resume=True, start_from=None, accept_change=[])
 
 
 def flip(path: Path) -> None:

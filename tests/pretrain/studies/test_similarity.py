@@ -36,7 +36,7 @@ def test_protocol_of_section_3_3_2(similarity: Similarity, launched: list[Run]) 
         assert teacher['history'][:shared] == original['history'][:shared]
         assert teacher['history'][shared]['train'] != original['history'][shared]['train']
         assert teacher['identity']['data_seed'] == 1003
-        assert teacher['identity']['seed'] == original['identity']['data_seed'] == 3
+        assert teacher['identity']['randomness']['seed'] == original['identity']['data_seed'] == 3
         assert kept.keys() == source.keys()
     for student, teacher in pairs:
         folder = out / f'M_{student}_T_{teacher}'

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from pretrain.studies.tables import methods_table, table_2, table_3, table_4, we
 from tests.conftest import ROOT
 
 CIFAR = ROOT / 'configs/pretrain/cifar100'
+load_once = functools.cache(load_config)
 ROWS = [load_config(CIFAR / f'resnet20_{row}.py') for row in ('bl', 'se', 'sd_t2', 'sd_t3')]
 
 
@@ -22,21 +24,25 @@ def write(
     root: Path, config: str, seed: int, errors: list[float], epochs: int = 164, **more: object
 ) -> None:
     """A record whose generations end with ``errors``; each was 0.5 lower at its best."""
-    fresh = more.pop('fresh_student', False)
+    (path,) = CIFAR.parent.rglob(f'{config}.py')
+    settings = load_once(path)
+    fresh = settings.algorithm.fresh_student
     lengths = [epochs if fresh else epochs // len(errors)] * len(errors)
     record = {
         'status': 'finished',
         'task': 'classification',
         'config': config,
+        'format': 2,
         'label': config,
         'device': 'CPU',
         'identity': {
-            'seed': seed,
+            'randomness': {'seed': seed},
             'batch_size': 128,
-            'optimizer': {'lr': 0.1},
-            'network': {'depth': 20},
-            'algorithm': {'generations': lengths, 'fresh_student': fresh},
-        },
+            'optim_wrapper': {'optimizer': {'lr': 0.1}},
+            'model': {'network': settings.model.network},
+            'algorithm': settings.algorithm | {'generations': lengths},
+        }
+        | more.pop('identity', {}),
         'data': {
             'train': {'count': 50_000, 'sha256': 'a'},
             'val': {'count': 10_000, 'sha256': 'b'},
@@ -118,7 +124,7 @@ def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
         table_3(find_records(records), ROWS)
     shutil.rmtree(records / 'resnet20_sd_t2')
     write(records / 'more', 'resnet20_bl', 0, [34.0])
-    with pytest.raises(UserError, match='resnet20_bl and the same seed'):
+    with pytest.raises(UserError, match='ResNet-20, BL and the same seed'):
         table_3(find_records(records), ROWS)
 
 
@@ -128,7 +134,7 @@ def test_unfinished_runs_do_not_count(records: Path) -> None:
 
 
 def test_methods_cost_what_was_measured(records: Path) -> None:
-    write(records, 'resnet20_ban', 0, [34.0, 33.0, 32.5, 32.0], fresh_student=True)
+    write(records, 'resnet20_ban', 0, [34.0, 33.0, 32.5, 32.0])
     configs = [ROWS[0], ROWS[3], load_config(CIFAR / 'resnet20_ban.py'), ROWS[2]]
     table = methods_table(find_records(records), configs)
     assert cells(table, 'BAN') == [
@@ -158,6 +164,42 @@ def test_table_4(tmp_path: Path) -> None:
     assert cells(table, 'ResNet-152', 'SE', 'ours') == ['missing'] * 4 + ['0']
     assert cells(table, 'ResNet-152', 'SD', 'ours') == ['22.00', '6.00', '20.50', '5.00', '1']
     assert cells(table, 'ResNet-152', 'SD', 'paper')[:4] == ['22.56', '6.44', '20.93', '5.48']
+
+
+def test_a_row_is_what_the_records_say_they_are(tmp_path: Path) -> None:
+    """Not what the config that was overridden is called."""
+    both = {'train': {'count': 1_281_167}, 'val': {'count': 50_000}}
+    ends = [{'last': {'top1_error': a, 'top5_error': b}} for a, b in ((32.0, 12.0), (30.0, 10.0))]
+    small = {'model': {'network': {'type': 'ResNet', 'depth': 18, 'num_classes': 1000}}}
+    warm = load_once(CIFAR.parent / 'r152_sd.py').algorithm | {'temperature': 3.0}
+    warm = {'algorithm': warm | {'generations': [45, 45]}}
+    for seed, identity in enumerate((small, warm)):
+        write(
+            tmp_path / f'{seed}', 'r152_sd', seed, [0.0, 0.0], epochs=90, data=both,
+            generations=ends, identity=identity,
+        )  # fmt: skip
+    records = find_records(tmp_path)
+    records[1]['identity']['randomness'] = {'seed': 1}
+    configs = [load_once(CIFAR.parent / f'r152_{row}.py') for row in ('bl', 'se', 'sd')]
+    table = table_4(records, configs)
+    assert cells(table, 'ResNet-152', 'SD', 'ours') == ['missing'] * 4 + ['0']
+    assert 'Records that belong in no row: ResNet-18, SD (1); ResNet-152, SD (1).' in table
+
+
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ({'val_evaluator': {'type': 'Other'}}, r'val_evaluator\.type \(None and Other\)'),
+        ({'world_size': 8}, r'world_size \(None and 8\)'),
+        ({'batch_size': 64}, r'batch_size \(128 and 64\)'),
+    ],
+)
+def test_what_changes_the_result_is_not_mixed(
+    other: dict, message: str, records: Path, tmp_path: Path
+) -> None:
+    write(records, 'resnet20_sd_t2', 0, [40.0] * 4, identity=other)
+    with pytest.raises(UserError, match=message):
+        table_3(find_records(records), ROWS)
 
 
 def test_table_2_reads_the_pairs(tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""What a run is, and whether a checkpoint or a record belongs to it."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from pretrain.runs.checkpoint import load_from_disk, progress
+from pretrain.runs.errors import UserError
+
+FORMAT = 2  # of an identity, and of the checkpoints and records that hold one
+
+# A run is its whole prepared config but for these, which change nothing that is computed. They are
+# patterns of dotted keys.
+PLACES = 'work_dir', 'data_root', '*.data_root', '*.dataset.root', 'load_from', 'resume'
+NAMES = 'label', 'paper', 'experiment_name', 'identity', 'accepted_changes', 'custom_imports'
+LOGS = 'visualizer', 'vis_backends', 'log_level', 'log_processor'
+LOGS += tuple(
+    f'default_hooks.{name}' for name in ('runtime_info', 'timer', 'logger', 'checkpoint', 'record')
+)
+PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.pin_memory'
+LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
+
+# What the state in a checkpoint holds: a changed setting would have no effect.
+HELD = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
+
+# Where the settings of format 1, which listed some under other names, stand now.
+_FORMAT_1 = {
+    'seed': 'randomness.seed',
+    'dataset': 'train_dataloader.dataset',
+    'data_preprocessor': 'model.data_preprocessor',
+    'network': 'model.network',
+    'compiled': 'model.compiled',
+    'optimizer': 'optim_wrapper.optimizer',
+    'max_epochs': 'train_cfg.max_epochs',
+}
+
+Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
+# Of the epochs that a checkpoint has begun, its identity, the run's and whether the checkpoint is another run's:
+# the keys that may differ.
+MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
+
+
+def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """What a prepared run is: its settings, and what was found out about it.
+
+    Args:
+        config: a prepared config.
+        left_out: more patterns like ``LEFT_OUT``, of the stage that the config belongs to: its
+            places, and what it derives from settings that are in the identity anyway.
+        facts: what no setting tells, such as the content of the data.
+
+    Returns:
+        Nested dicts and lists of what JSON can hold.
+    """
+    patterns = (*LEFT_OUT, *left_out)
+
+    def kept(node: Any, prefix: str) -> Any:
+        if isinstance(node, dict):
+            keys = {name: f'{prefix}{name}' for name in node}
+            return {
+                name: kept(node[name], f'{key}.')
+                for name, key in keys.items()
+                if not any(fnmatchcase(key, pattern) for pattern in patterns)
+            }
+        if isinstance(node, list | tuple):
+            return [kept(value, f'{prefix}{index}.') for index, value in enumerate(node)]
+        return node
+
+    return json.loads(json.dumps(kept(config.to_dict(), '') | facts))
+
+
+def differences(
+    theirs: Any, ours: Any, may_differ: Sequence[str] = (), key: str = ''
+) -> Differences:
+    """Compare two identities. A missing value is None, a missing part is empty.
+
+    Args:
+        theirs: the one.
+        ours: the other.
+        may_differ: keys that are not compared, and all below them.
+        key: of both in the identity that they are parts of.
+
+    Example:
+        >>> differences({'model': {'depth': 18}, 'seed': 0}, {'model': {'depth': 50}, 'seed': 0})
+        {'model.depth': (18, 50)}
+    """
+    if theirs == ours or covers(may_differ, key):
+        return {}
+    if all(isinstance(value, dict | None) for value in (theirs, ours)):
+        theirs, ours = theirs or {}, ours or {}
+        names = sorted(theirs.keys() | ours.keys())
+        parts = [(name, theirs.get(name), ours.get(name)) for name in names]
+    elif _has_parts(theirs) and _has_parts(ours) and len(theirs) == len(ours):
+        parts = [(index, *pair) for index, pair in enumerate(zip(theirs, ours, strict=True))]
+    else:
+        return {key: (theirs, ours)}
+    found = {}
+    for name, a, b in parts:
+        found |= differences(a, b, may_differ, f'{key}.{name}' if key else str(name))
+    return found
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
+
+
+def covers(keys: Iterable[str], key: str) -> bool:
+    """Whether a dotted key is one of ``keys`` or below one of them."""
+    return any(key == given or key.startswith(f'{given}.') for given in keys)
+
+
+def in_words(found: Differences, they: str, we: str) -> str:
+    """Name each key with both values.
+
+    Example:
+        >>> in_words({'seed': (0, 1)}, 'was trained with', 'this run asks for')
+        'was trained with seed=0, this run asks for 1'
+    """
+    return f'{they} ' + '; '.join(f'{key}={a}, {we} {b}' for key, (a, b) in found.items())
+
+
+def upgrade(identity: dict, written_as: int) -> dict:
+    """An identity of an earlier format under the present names; it lacks what was not kept then."""
+    if written_as == FORMAT:
+        return identity
+    new = {}
+    for name, value in identity.items():
+        *parents, last = _FORMAT_1.get(name, name).split('.')
+        node = new
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return new
+
+
+def identity_in(checkpoint: dict, path: object) -> dict:
+    """The identity of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: what :func:`pretrain.runs.checkpoint.load_from_disk` loaded.
+        path: of its file, for the message.
+
+    Raises:
+        UserError: if this suite did not write it.
+    """
+    meta = checkpoint.get('meta', {})
+    if 'identity' not in meta:
+        raise UserError(
+            f'{path} was not written by this suite: give a checkpoint of one of its runs.'
+        )
+    return upgrade(meta['identity'], meta.get('format', 1))
+
+
+def check_resume(
+    path: str,
+    identity: dict,
+    may_differ: MayDiffer,
+    another_run: bool = False,
+    accepted: Sequence[str] = (),
+) -> list[dict]:
+    """Refuse to continue a checkpoint that another run, or the same with another setting, wrote.
+
+    Args:
+        path: the checkpoint.
+        identity: of the run that shall go on from it.
+        may_differ: the rule of the stage that the run belongs to.
+        another_run: whether the checkpoint is another run's, of which this one is a branch.
+        accepted: keys that may differ because the user says so, and all below them.
+
+    Returns:
+        The differences that are accepted: ``epoch``, ``key``, ``was`` and ``now`` of each.
+
+    Raises:
+        UserError: naming every other key that differs, with both values.
+    """
+    checkpoint = load_from_disk(path)
+    theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
+    within_epoch = (progress(Path(path)) or (epoch, 0))[1] > 0
+    allowed = may_differ(epoch + within_epoch, theirs, identity, another_run)
+    found = differences(theirs, identity, allowed)
+    refused = {
+        key: pair for key, pair in found.items() if covers(HELD, key) or not covers(accepted, key)
+    }
+    if refused:
+        if any(covers(HELD, key) for key in refused):
+            advice = 'keep them, since the checkpoint holds the optimizer and the schedule, or'
+        else:
+            flags = ' '.join(f'--accept-change {key}' for key in refused)
+            advice = f'keep them, or add {flags} to change them on purpose, or'
+        raise UserError(
+            f'{path} (epoch {epoch}) {in_words(refused, "was trained with", "this run asks for")}: '
+            f'{advice} start a new run in another --work-dir.'
+        )
+    return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in found.items()]
