@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
                 network=dict(type='ResNet', depth=18, num_classes=4),
             ),
             'algorithm': algorithm,
-            'crop_area': (0.7, 1.0),
+            'crop_area': [0.7, 1.0],
         },
     }
     path = tmp_path / 'run/epoch_2.pth'

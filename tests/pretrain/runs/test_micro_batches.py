@@ -93,7 +93,7 @@ def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path
     assert [e['iterations'] for e in pieces['history']] == [
         e['iterations'] for e in whole['history']
     ]
-    assert pieces['identity']['model']['micro_batches'] == 2
+    assert pieces['identity']['micro_batches'] == 2
 
 
 def test_impossible_pieces(tiny_config: Callable, tmp_path: Path) -> None:
