@@ -33,7 +33,11 @@ NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shar
 # and what `prepare` derives from settings that are.
 NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
 NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
-NOT_IDENTITY += ('*.pipeline.*.ratio_range', 'train_cfg.micro_batches', 'train_dataloader.dataset.seed')
+NOT_IDENTITY += (
+    '*.pipeline.*.ratio_range',
+    'train_cfg.micro_batches',
+    'train_dataloader.dataset.seed',
+)
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
 _VISUALIZERS = {
     'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),

@@ -39,8 +39,8 @@ _FORMAT_1 = {
 }
 
 Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
-# Of the epochs that a checkpoint has begun, its identity, the run's and whether the checkpoint is another run's:
-# the keys that may differ.
+# Of the epochs that a checkpoint has begun, its identity, the run's, and whether the checkpoint is
+# another run's: the keys that may differ.
 MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 

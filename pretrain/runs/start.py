@@ -14,7 +14,6 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TextIO
 
 import torch

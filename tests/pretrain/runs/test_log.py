@@ -90,7 +90,7 @@ def test_the_log_is_mmengines(tiny_config: Callable, tmp_path: Path) -> None:
     for name, hook in (('ours', 'DeferredLogHook'), ('theirs', 'RuntimeInfoHook')):
         config = tiny_config('sd', tmp_path / name, 'default_hooks.logger.interval=3')
         config.default_hooks.runtime_info.type = hook
-        config.custom_hooks = [h for h in config.custom_hooks if h.type != 'EnsembleHook']
+        del config.default_hooks.ensemble
         Runner.from_cfg(config).train()
         (path,) = (tmp_path / name).glob('*/vis_data/scalars.json')
         dropped = ('time', 'data_time')
