@@ -1,7 +1,11 @@
-"""What an import of ours may do: register our own classes, and nothing else."""
+"""What may import what, and what an import may do: register our own classes, and nothing else."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -44,3 +48,38 @@ def test_an_import_changes_nothing_elsewhere() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 40
+
+
+@pytest.mark.parametrize(
+    ('folder', 'allowed'),
+    [
+        ('pretrain/runs', ['pretrain.runs']),
+        ('pretrain', ['pretrain']),
+        ('downstream', ['downstream', 'pretrain']),
+        ('tools', ['downstream', 'pretrain']),
+    ],
+)
+def test_imports_go_one_way(folder: str, allowed: list[str]) -> None:
+    files = sorted((ROOT / folder).rglob('*.py'))
+    assert files
+    upward = [
+        f'{path.relative_to(ROOT)} imports {module}'
+        for path in files
+        for module in imported(path)
+        if module.split('.')[0] in ('pretrain', 'downstream', 'tools', 'tests')
+        and not any(f'{module}.'.startswith(f'{room}.') for room in allowed)
+    ]
+    assert upward == []
+
+
+def imported(path: Path) -> list[str]:
+    """The modules that a file imports, anywhere in it."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: a relative import'
+            # What is imported from a package may be a module of it.
+            modules += [f'{node.module}.{alias.name}' for alias in node.names]
+    return modules

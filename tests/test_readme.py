@@ -15,6 +15,7 @@ from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 from tools.readme_tables import READMES, with_tables
 
+CONTRIBUTING = ROOT / 'CONTRIBUTING.md'
 by_path = pytest.mark.parametrize('path', READMES, ids=lambda path: str(path.relative_to(ROOT)))
 
 # Each command of a README is parsed by its tool, below. This is where it is run as a whole, at test
@@ -79,6 +80,12 @@ def test_links_and_names_exist(path: Path) -> None:
 def test_each_tool_is_named() -> None:
     named = re.findall(r'^\| \[([\w.]+)\]', (ROOT / 'tools/README.md').read_text(), re.MULTILINE)
     assert sorted(named) == sorted(path.name for path in (ROOT / 'tools').glob('*.*[yh]'))
+
+
+def test_files_that_contributors_change_exist() -> None:
+    named = re.findall(r'`((?:pretrain|downstream|configs)/[^`]+)`', CONTRIBUTING.read_text())
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize('folder', ['pretrain', 'pretrain/cifar100', 'downstream', 'demo'])
