@@ -42,9 +42,10 @@ class Split(NamedTuple):
 
 
 class _Findings(NamedTuple):
-    """What a split holds: its names, what is wrong with it (a sentence, and files by kind), and the
+    """What a split holds: its names, what is wrong with it (sentences, and files by kind), and the
     labels in each label file: the classes of its objects or (id, colour) of its mask."""
 
+    split: Split
     names: list[str]
     wrong: list[str]
     found: dict[str, list[str]]
@@ -90,14 +91,15 @@ def check_detection(
     for file, label in _labels(findings):
         files[label].append(file)
     errors = []
-    if unknown := {repr(name): files[name] for name in sorted(files.keys() - set(classes))}:
+    if unknown := sorted(files.keys() - set(classes)):
+        counts = (f'{name!r} ({len(files[name]):,}, first in {files[name][0]})' for name in unknown)
         errors.append(
-            f'{len(unknown):,} classes of objects are unknown: '
-            f'{describe_findings(unknown, unknown)}. Correct these names or, if all classes are '
-            f'your own, add --cfg-options "classes={sorted(files)}".'
+            f'The objects have {len(unknown)} unknown classes: {", ".join(counts)}. Correct these '
+            'names or, if all classes are your own, add '
+            f'--cfg-options "classes={sorted(files)}".'
         )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
-    return _conclude(train, test, findings, classes, lambda label: label, tolerated, errors)
+    return _conclude(findings, len(train), classes, lambda label: label, tolerated, errors)
 
 
 def check_segmentation(
@@ -120,16 +122,15 @@ def check_segmentation(
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
     colours = dict(enumerate(map(list, palette)))
     errors = []
-    for split, (_, _, found, labels) in zip((*train, *test), findings, strict=True):
+    for split, _, _, found, labels in findings:
         for file, ids in labels.items():
             if unknown := [i for i, _ in ids if i >= len(classes)]:
                 what = f'{file}: {", ".join(map(str, unknown))}'
-                found.setdefault('masks with an unknown class id', []).append(what)
+                found['masks with an unknown class id'].append(what)
             for i, colour in ids:
-                if colour and colour not in ([i] * 3, colours.setdefault(i, colour)):
+                if colour not in (None, [i] * 3) and colour != colours.setdefault(i, colour):
                     what = f'{file}: {i} is {colour}, not {colours[i]}'
-                    kind = 'masks whose palette gives a class id another colour'
-                    found.setdefault(kind, []).append(what)
+                    found['masks whose palette gives a class id another colour'].append(what)
         used = {i for ids in labels.values() for i, _ in ids}
         if labels and len(used) < 2:
             what = f'the class id {used.pop()} alone' if used else 'no class id'
@@ -137,27 +138,27 @@ def check_segmentation(
                 f'All masks of {split.list_file} hold {what}, beside 255, which is ignored: write '
                 'the id of its class into each pixel, 1 and not 255 for the objects of one class.'
             )
-    return _conclude(train, test, findings, classes, lambda label: classes[label[0]], (), errors)
+    return _conclude(findings, len(train), classes, lambda label: classes[label[0]], (), errors)
 
 
 def _labels(findings: Iterable[_Findings]) -> list[tuple[str, Any]]:
     """Each label with the name of its file."""
-    files = chain.from_iterable(split.labels.items() for split in findings)
+    files = chain.from_iterable(part.labels.items() for part in findings)
     return [(file, label) for file, labels in files for label in labels]
 
 
 def _conclude(
-    train: Sequence[Split],
-    test: Sequence[Split],
     findings: Sequence[_Findings],
+    trained: int,
     classes: Sequence[str],
     class_of: Callable[[Any], str],
     tolerated: Sequence[str],
     errors: list[str],
 ) -> list[int]:
-    """Raise all that is wrong, print what is tolerated or missing, and count the images."""
-    splits = [*train, *test]
-    for split, (names, wrong, found, _) in zip(splits, findings, strict=True):
+    """Raise all that is wrong, print what is tolerated or missing, and count the images. The first
+    ``trained`` splits are trained on, the others tested on."""
+    train, test = findings[:trained], findings[trained:]
+    for split, names, wrong, found, _ in findings:
         kinds = [kind for kind in found if kind not in tolerated]
         if kinds:
             wrong.append(f'there are {describe_findings(found, kinds)}')
@@ -170,27 +171,28 @@ def _conclude(
             )
         else:
             errors += wrong
-    for (one, a), (other, b) in combinations(zip(splits, findings, strict=True), 2):
-        shared = sorted(set(a.names) & set(b.names)) if one.pictures == other.pictures else []
-        if shared:
+    for one, other in combinations(findings, 2):
+        same_folder = one.split.pictures.resolve() == other.split.pictures.resolve()
+        if shared := sorted(set(one.names) & set(other.names)) if same_folder else []:
             images = describe_findings({'images': shared}, ['images'])
-            why = 'would be trained on and tested on' if other in test else 'would count twice'
+            effect = (
+                'be trained on and tested on' if one in train and other in test else 'count twice'
+            )
             errors.append(
-                f'{one.list_file} and {other.list_file} share {images}, which {why}: take them out '
-                'of one list.'
+                f'{one.split.list_file} and {other.split.list_file} share {images}, which would '
+                f'{effect}: take them out of one list.'
             )
     if errors:
         raise UserError('\n'.join(errors))
-    for split, (_, _, found, _) in zip(splits, findings, strict=True):
-        if ignored := describe_findings(found, tolerated):
-            print(f'Ignored in {split.list_file}: {ignored}.')
-    for part, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
-        there = findings[: len(train)] if part is train else findings[len(train) :]
-        present = {class_of(label) for _, label in _labels(there)}
-        if part and (absent := [name for name in classes if name not in present]):
-            files = ', '.join(str(split.list_file) for split in part)
-            print(f'warning: {files} has no {", ".join(absent)}, which {effect}.', file=sys.stderr)
-    return [len(split.names) for split in findings]
+    for part in findings:
+        if ignored := describe_findings(part.found, tolerated):
+            print(f'Ignored in {part.split.list_file}: {ignored}.')
+    for parts, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
+        present = {class_of(label) for _, label in _labels(parts)}
+        if parts and (absent := [name for name in classes if name not in present]):
+            files = ', '.join(str(part.split.list_file) for part in parts)
+            print(f'warning: {files}: no {", ".join(absent)}, which {effect}.', file=sys.stderr)
+    return [len(part.names) for part in findings]
 
 
 def _read_list(path: Path) -> list[str]:
@@ -223,7 +225,7 @@ def _check_split(
     try:
         names = _read_list(split.list_file)
     except UserError as error:
-        return _Findings([], [str(error)], {}, {})
+        return _Findings(split, [], [str(error)], {}, {})
     counts = Counter(names)
     folders = {split.pictures: '.jpg', split.labels: suffix}
     wrong, complete = [], set(counts)
@@ -252,7 +254,7 @@ def _check_split(
             found[kind].append(what)
     if repeated := [name for name, count in counts.items() if count > 1]:
         found['names given twice'] = repeated
-    return _Findings(names, wrong, found, labels)
+    return _Findings(split, names, wrong, found, labels)
 
 
 def _check_boxes(files: tuple[Path, Path]) -> tuple[list, list]:

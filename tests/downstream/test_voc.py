@@ -210,7 +210,7 @@ def _no_split(year: Path) -> None:
         (_endless_number, r'1 unreadable annotations \(000003.xml: .*NaN'),
         (_odd_difficult, r'1 unreadable annotations \(000003.xml: .*Unspecified'),
         (_no_name, r'1 unreadable annotations \(000003.xml: object/name is missing\)'),
-        (_unknown_class, r"1 classes of objects are unknown: 1 'Dog' \(000003.xml\)\. Correct"),
+        (_unknown_class, r"1 unknown classes: 'Dog' \(1, first in 000003.xml\)\. Correct"),
         (_other_size, r'1 pictures of another size .* \(000003.jpg: 64x48, not 48x48\)'),
         (_lying_picture, r'1 pictures of another size .* \(000003.jpg: 48x64, not 64x48\)'),
         (_cut_picture, r'1 truncated \(000003.jpg\)'),
@@ -477,8 +477,8 @@ def test_unknown_classes_are_named_once_over_all_splits(year: Path) -> None:
     with pytest.raises(UserError) as error:
         check_detection([boxes(year)], [boxes(year, 'test')], CLASSES)
     assert str(error.value) == (
-        "2 classes of objects are unknown: 1 ' dog ' (000003.xml), 2 'lynx' (100002.xml, "
-        '100004.xml). Correct these names or, if all classes are your own, add --cfg-options '
+        "The objects have 2 unknown classes: ' dog ' (1, first in 000003.xml), 'lynx' (2, first in "
+        '100002.xml). Correct these names or, if all classes are your own, add --cfg-options '
         "\"classes=[' dog ', 'cat', 'dog', 'lynx']\"."
     )
 
@@ -508,8 +508,8 @@ def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixtur
     (year / 'ImageSets/Main/test.txt').write_text('100000\n100002\n')
     check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f'warning: {boxes(year).list_file} has no cow, which are not learned.'
-    assert second.endswith('test.txt has no dog, cow, which are left out of the mean.')
+    assert first == f'warning: {boxes(year).list_file}: no cow, which are not learned.'
+    assert second.endswith('test.txt: no dog, cow, which are left out of the mean.')
 
 
 def _exif(picture: Path, format: str = 'JPEG') -> None:
@@ -618,8 +618,8 @@ def test_everything_is_found_at_once(year: Path) -> None:
         detect(year)
     split = year / 'ImageSets/Main/trainval.txt'
     assert str(error.value) == (
-        "1 classes of objects are unknown: 1 'Dog' (000003.xml). Correct these names or, if all "
-        "classes are your own, add --cfg-options \"classes=['Dog', 'cat', 'dog']\".\n"
+        "The objects have 1 unknown classes: 'Dog' (1, first in 000003.xml). Correct these names "
+        "or, if all classes are your own, add --cfg-options \"classes=['Dog', 'cat', 'dog']\".\n"
         f'{split} names 9 images, but {year}/JPEGImages lacks 1 files (000099.jpg); '
         f'{year}/Annotations lacks 1 files (000099.xml); there are 4 inverted or empty boxes '
         '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, '
@@ -659,7 +659,7 @@ def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> N
     os.utime(year / 'JPEGImages/000001.jpg', ns=(0, 0))
     assert detect(year) == 8
     assert len(names) == 24
-    with pytest.raises(UserError, match=r"1 classes of objects are unknown: 4 'dog' \("):
+    with pytest.raises(UserError, match=r"1 unknown classes: 'dog' \(4, first in 000001.xml\)"):
         check_detection([boxes(year)], [], ('cat',))
     assert len(names) == 24
 
