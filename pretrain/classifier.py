@@ -129,9 +129,8 @@ class SnapshotClassifier(BaseModel):
             self._folded.append(fold(self.teacher, self.precision))
             if self.compiled:
                 self._folded[0].compile()
-        with torch.inference_mode():
-            logits = self._compute(self._folded[0], inputs)
-        return logits.clone()  # outside, so that the loss may keep it for its backward pass
+        with torch.no_grad():
+            return self._compute(self._folded[0], inputs)
 
     def renew_student(self, seed: int) -> None:
         """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""

@@ -45,8 +45,9 @@ def snapshot_distillation_loss(
         student_temperature: 1, or T for symmetric distillation.
     """
     cross_entropy = F.cross_entropy(logits, labels)
+    softened = logits if student_temperature == 1 else logits / student_temperature
     kl = F.kl_div(
-        F.log_softmax(logits / student_temperature, dim=1),
+        F.log_softmax(softened, dim=1),
         F.log_softmax(teacher_logits.detach() / temperature, dim=1),
         reduction='batchmean',
         log_target=True,

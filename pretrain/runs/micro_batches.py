@@ -50,9 +50,10 @@ def train_in_pieces(
         wait = distributed and piece is not split[-1]
         with model.no_sync() if wait else nullcontext():
             loss, values = inner.parse_losses(model(**piece, mode='loss'))
-            optim_wrapper.backward(share * loss)
+            optim_wrapper.backward(loss if share == 1 else share * loss)
         for name, value in values.items():
-            logs[name] = logs.get(name, torch.zeros_like(value)) + share * value.detach()
+            mean = value.detach() if share == 1 else share * value.detach()
+            logs[name] = logs[name] + mean if name in logs else mean
     optim_wrapper.step()
     optim_wrapper.zero_grad()
     return logs

@@ -24,7 +24,7 @@ def resolve_precision(precision: str) -> str:
     """
     if precision not in ('auto', 'bf16', 'float32'):
         raise UserError(f"precision is {precision!r}: choose 'auto', 'bf16' or 'float32'.")
-    without = _device_without_bf16()
+    without = device_without_bf16()
     if precision == 'auto':
         return 'float32' if without else 'bf16'
     if precision == 'bf16' and without:
@@ -35,7 +35,7 @@ def resolve_precision(precision: str) -> str:
     return precision
 
 
-def _device_without_bf16() -> str | None:
+def device_without_bf16() -> str | None:
     """The device of a run that has no arithmetic for bfloat16, or None if all have it."""
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

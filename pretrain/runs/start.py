@@ -25,7 +25,7 @@ from pretrain.runs.cli import run
 from pretrain.runs.config import load_config, prepare, stage_of
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import check_resume
-from pretrain.runs.precision import forbid_tf32
+from pretrain.runs.precision import device_without_bf16, forbid_tf32
 from pretrain.runs.processes import (
     Processes,
     check_processes,
@@ -199,6 +199,8 @@ def main() -> None:
     count = args.gpus * nodes if launches else processes.count
     # Once a node: a million files are looked at.
     first_of_node = processes.rank - (int(os.environ['LOCAL_RANK']) if launched else 0)
+    if not launched and config.precision == 'auto' and (without := device_without_bf16()):
+        print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
     config = processes.decided_by(first_of_node, partial(prepare, config, count))
     if launches or args.check:
         choose_start(config, args)

@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 import torch
 
+from pretrain.runs import start
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import autocast, forbid_tf32, resolve_precision
 
@@ -47,6 +50,18 @@ def test_an_old_gpu_is_named(machine):
     machine(gpus=[(8, 6), (7, 5)])
     with pytest.raises(UserError, match=r'GPU 1, a Card \(7, 5\) older than Ampere'):
         resolve_precision('bf16')
+
+
+def test_a_run_says_why_auto_is_float32(machine, monkeypatch, capsys, tiny_file, tmp_path):
+    machine(gpus=[(7, 5)])
+    path = tiny_file('bl')
+    path.write_text(path.read_text().replace("precision = 'float32'", "precision = 'auto'"))
+    monkeypatch.setattr(sys, 'argv', ['start.py', str(path), '--work-dir', str(tmp_path / 'run')])
+    monkeypatch.setattr(start, 'usable_gpus', lambda: 1)
+    monkeypatch.setattr(start, 'prepare', lambda *_: sys.exit())
+    with pytest.raises(SystemExit):
+        start.main()
+    assert "'auto' is float32: GPU 0, a Card (7, 5) older than Ampere," in capsys.readouterr().err
 
 
 def test_an_avx512_processor_that_emulates_bf16_does_not_count(machine, monkeypatch):
