@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
+from signal import Signals
 from typing import TypeVar
 
 import torch
@@ -116,9 +117,15 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
-        told = [f for f in error.failures.values() if f.error_file_data]
+        told = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
+        rank, first = error.get_first_failure()
+        if not told and first.exitcode > 0:  # it has said why, as a run that was told to stop does
+            sys.exit(first.exitcode)
         if not told:
-            raise
+            raise UserError(
+                f'Process {rank} was ended by {Signals(-first.exitcode).name}: SIGKILL often means '
+                'that the memory was too small.'
+            ) from None
         raise UserError(min(told, key=lambda failure: failure.timestamp).message) from None
 
 

@@ -6,11 +6,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torchvision
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs import processes
@@ -201,6 +203,21 @@ def test_gradients_are_copied_a_bucket_at_a_time():
         distributed.destroy_process_group()
     assert ours - alone <= 2 * 4  # buckets
     assert theirs - alone >= 62  # parameters
+
+
+@pytest.mark.parametrize(('code', 'outcome'), [(75, 75), (143, 143), (-9, 'Process 3 .* SIGKILL')])
+def test_end_of_a_process_that_reported_no_error(code, outcome, monkeypatch, tmp_path):
+    failure = ProcessFailure(3, 1, code, str(tmp_path / 'no.json'))
+    error = ChildFailedError('start', {3: failure})
+    monkeypatch.setattr('torch.distributed.run.main', Mock(side_effect=error))
+    monkeypatch.setattr(os, 'environ', {})
+    if isinstance(outcome, int):
+        with pytest.raises(SystemExit) as stop:
+            start_processes(['x.py'], 4, nodes=1)
+        assert stop.value.code == outcome
+    else:
+        with pytest.raises(UserError, match=outcome):
+            start_processes(['x.py'], 4, nodes=1)
 
 
 @pytest.fixture
