@@ -96,9 +96,9 @@ class RunRecordHook(Hook):
     """Keeps ``run.json`` up to date, and validates what a resume would leave out.
 
     The record's keys: ``format``, ``status`` ('running' or 'finished'), ``config``, ``label``,
-    ``task``, ``paper``, ``identity`` (see :mod:`pretrain.runs.identity`), ``accepted_changes`` (of the
-    identity, while the run lasted), ``git_commit``, ``versions``, ``device``, ``world_size``,
-    ``started_from``, ``data`` (count and hash of the file list of each split),
+    ``task``, ``paper``, ``identity`` (see :mod:`pretrain.runs.identity`), ``accepted_changes``
+    (of the identity, while the run lasted), ``git_commit``, ``versions``, ``device``,
+    ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
     ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
     ``seconds_per_iter`` of training, ``train``, which are the means of
     :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
