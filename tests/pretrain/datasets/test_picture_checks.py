@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import picture_checks as module
+from pretrain.datasets.decode import Box, Picture
 from pretrain.datasets.image_folder import list_pictures
 from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, check_pictures
 
@@ -74,11 +75,24 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         encode(picture(), 'MPO', **TWO),
         encode(picture('P'), 'PNG'),
         encode(picture('RGBA'), 'PNG'),
+        encode(picture(), 'GIF'),
+        encode(picture(), 'AVIF'),
+        encode(picture(), 'TIFF', compression='tiff_lzw'),
+        encode(picture(), keep_rgb=True),
+        encode(picture(), subsampling=2)[:-2] + b'\0\0\x17\xff\xd9',
+        encode(picture(side=1)),
+        encode(picture().resize((3000, 1))),
+        JPEG[:2] + b'\xff\xe1\0\x10Exif\0\0\x1c\xff\x13\x37abcd' + JPEG[2:],
+        JPEG[:2] + b'\xff\xe1\0\x12Exif\0\0MM\0*\0\0\0\x08\0\x05' + JPEG[2:],
+        JPEG[:2] + b'\xff\xe2\0\x10MPF\0II*\0\x08\0\0\0\0\0' + JPEG[2:],
     ],
 )
 def test_usable_whatever_its_name(data: bytes, root: Path) -> None:
-    (root / 'train/n01/a.JPEG').write_bytes(data)
+    path = root / 'train/n01/a.JPEG'
+    path.write_bytes(data)
     assert scan(root) == {}
+    shown = Picture(path)
+    assert shown.crop(Box(0, 0, shown.height, shown.width), 8).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +127,8 @@ def test_kinds(data: bytes, kind: str, root: Path) -> None:
     (root / 'val/n01/a.png').write_bytes(data)
     assert scan(root) == {kind: ['val/n01/a.png']}
     assert kind in UNUSABLE + CONVERTED
+    if kind in CONVERTED:
+        assert Picture(root / 'val/n01/a.png').crop(Box(0, 0, 64, 64), 8).shape == (3, 8, 8)
 
 
 def test_too_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
