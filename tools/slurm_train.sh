@@ -2,6 +2,9 @@
 # Train a config on several nodes of a Slurm cluster: tools/dist_train.sh once on each.
 # usage: tools/slurm_train.sh CONFIG NODES GPUS_PER_NODE [arguments of tools/train.py]
 # SRUN_ARGS is handed to srun: SRUN_ARGS="--partition=gpu --time=72:00:00 --cpus-per-task=64".
+# Five minutes before the time limit Slurm warns the run, which saves and exits with 75. It is then
+# started again with --resume: here, or by requeueing the batch job that this is part of. A batch
+# job asks for the warning itself: sbatch --signal=USR1@300 --requeue.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: tools/slurm_train.sh CONFIG NODES GPUS_PER_NODE [arguments of tools/train.py]" >&2
@@ -13,12 +16,23 @@ gpus=$3
 shift 3
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 read -r -a srun_args <<< "${SRUN_ARGS:-}"
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- --resume "$@"
 
-# Each task learns its rank and the first node's name from Slurm.
-# shellcheck disable=SC2016
-exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" \
-  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-  --kill-on-bad-exit=1 ${srun_args[@]+"${srun_args[@]}"} \
-  bash -c 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) \
-    NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID exec bash "$@"' \
-  slurm "$tools/dist_train.sh" "$config" "$gpus" "$@"
+status=75
+while [ "$status" -eq 75 ]; do
+  status=0
+  # Each task learns its rank and the first node's name from Slurm.
+  # shellcheck disable=SC2016
+  srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" \
+    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+    --kill-on-bad-exit=1 --signal=USR1@300 ${srun_args[@]+"${srun_args[@]}"} \
+    bash -c 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) \
+      NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID exec bash "$@"' \
+    slurm "$tools/dist_train.sh" "$config" "$gpus" "$@" || status=$?
+  if [ "$status" -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    break
+  fi
+  [[ " $* " == *" --resume "* ]] || set -- --resume "$@"
+done
+exit "$status"

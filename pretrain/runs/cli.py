@@ -1,7 +1,9 @@
 """What the command-line tools have in common."""
 
 import argparse
+import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ def run(main: Callable[[], None]) -> None:
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
+    _find_home()
     try:
         main()
     except Exception as error:
@@ -28,6 +31,15 @@ def run(main: Callable[[], None]) -> None:
         sentence = _sentence(error) if expected else FAULT
         # Of many processes the one that started them tells it, once.
         sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
+
+
+def _find_home() -> None:
+    """Give a user without HOME and without an entry in the list of users a folder, which several
+    libraries want when they are imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ['HOME'] = tempfile.mkdtemp(prefix='home-')
 
 
 FAULT = (

@@ -1,9 +1,7 @@
 """Many runs from one command: each done once, resumed where it stopped, side by side if asked."""
 
-import ctypes
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from typing import TextIO
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences, in_words
-from pretrain.runs.processes import usable_cores, usable_gpus
+from pretrain.runs.processes import end_with_parent, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
 
 # Which of the ``jobs`` places the run of this thread has.
@@ -165,7 +163,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=self._environment(),
-                preexec_fn=_die_with_parent,
+                preexec_fn=end_with_parent,
             )
             lines = _follow(process, file, run.title)
         if process.returncode:
@@ -194,10 +192,3 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
     finally:
         process.terminate()
     return list(tail)
-
-
-def _die_with_parent() -> None:
-    """Stop the run with the command that started it, however that ends (Linux only)."""
-    if sys.platform == 'linux':
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

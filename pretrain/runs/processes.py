@@ -1,14 +1,15 @@
 """The processes of a run: the GPUs they may use, how they are started, and how they agree."""
 
+import ctypes
 import json
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from signal import Signals
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs.errors import UserError
+from pretrain.runs.saving import EXIT_CODES
 
 T = TypeVar('T')
 DEVICES = Path('/dev')
@@ -98,7 +100,8 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    rendezvous = ['--standalone']
+    # The host's name, which torchrun takes otherwise, may be unknown on one node.
+    rendezvous = ['--standalone', '--local-addr=127.0.0.1']
     if nodes > 1:
         if 'MASTER_ADDR' not in os.environ:
             raise UserError(f'NNODES={nodes} without MASTER_ADDR: set it to the address of node 0.')
@@ -112,21 +115,33 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         ]
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
     program = ['--no-python', sys.executable, '-u', *command]
+    signals = ','.join(number.name for number in (*EXIT_CODES, signal.SIGQUIT))
+    options = [f'--nproc_per_node={processes}', f'--signals-to-handle={signals}']
     try:
-        run.main([*rendezvous, f'--nproc_per_node={processes}', *program])
+        run.main([*rendezvous, *options, *program])
     except SignalException as stop:
-        sys.exit(128 + stop.sigval)
+        sys.exit(EXIT_CODES.get(stop.sigval, 128 + stop.sigval))
     except ChildFailedError as error:
         told = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
-        rank, first = error.get_first_failure()
+        _, first = error.get_first_failure()
         if not told and first.exitcode > 0:  # it has said why, as a run that was told to stop does
             sys.exit(first.exitcode)
-        if not told:
-            raise UserError(
-                f'Process {rank} was ended by {Signals(-first.exitcode).name}: SIGKILL often means '
-                'that the memory was too small.'
-            ) from None
+        # What the others report then is that they miss it.
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not told):
+                raise UserError(
+                    f'Process {rank} was ended by {signal.Signals(-failure.exitcode).name}: '
+                    'SIGKILL often means that the memory was too small. --resume goes on from the '
+                    'newest checkpoint.'
+                ) from None
         raise UserError(min(told, key=lambda failure: failure.timestamp).message) from None
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM when the process that started it ends, however (Linux only)."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def report_to_torchrun(sentence: str) -> bool:

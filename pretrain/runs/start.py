@@ -30,6 +30,7 @@ from pretrain.runs.processes import (
     Processes,
     check_processes,
     ddp_settings,
+    end_with_parent,
     start_processes,
     usable_gpus,
 )
@@ -58,7 +59,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--gpus', type=int, metavar='N', help='start N processes, each with a GPU or a CPU core'
     )
-    parser.add_argument('--check', action='store_true', help='check that it can run, and stop')
+    parser.add_argument(
+        '--check',
+        type=int,
+        nargs='?',
+        const=1,
+        metavar='N',
+        help='check that N processes (default: --gpus, or 1) can run it, and stop',
+    )
     return parser.parse_args()
 
 
@@ -188,6 +196,8 @@ def main() -> None:
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     # Once, before the processes start: a mistake is one sentence and not one traceback a process.
+    if args.gpus is None:
+        args.gpus = args.check
     launches = args.gpus is not None and 'LOCAL_RANK' not in os.environ
     nodes = int(os.environ.get('NNODES') or 1)
     if launches:
@@ -195,6 +205,8 @@ def main() -> None:
     else:
         usable_gpus()
     launched = None if launches else launched_processes()
+    if launched:
+        end_with_parent()
     processes = Processes.of_launcher() if launched else Processes()
     count = args.gpus * nodes if launches else processes.count
     # Once a node: a million files are looked at.
@@ -202,9 +214,9 @@ def main() -> None:
     if not launched and config.precision == 'auto' and (without := device_without_bf16()):
         print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
     config = processes.decided_by(first_of_node, partial(prepare, config, count))
-    if launches or args.check:
+    if launches or args.check is not None:
         choose_start(config, args)
-    if args.check:
+    if args.check is not None:
         return
     if launches:
         start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], args.gpus, nodes)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,29 +189,59 @@ def test_commands_of_the_readme_exist() -> None:
     assert call('bash', 'tools/dist_train.sh', SD).returncode == 2
 
 
-def test_slurm_starts_each_node_with_its_rank(tmp_path: Path) -> None:
-    """With stand-ins for srun, which runs one task, for scontrol and for dist_train.sh."""
+@pytest.fixture
+def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
+    """``slurm(argument, ..., NAME='value')``: the exit code of slurm_train.sh and what it called.
+
+    With stand-ins for srun, which runs one task, for scontrol and for dist_train.sh, which exits
+    with 75, the request to be resumed, unless it resumes already.
+    """
     programs = {
         'srun': 'echo "$@" | sed "s/bash -c.*//" >> "$OUT"; '
         'while [ "$1" != bash ]; do shift; done; '
         'SLURM_JOB_NODELIST=x SLURM_NNODES=3 SLURM_NODEID=2 exec "$@"',
-        'scontrol': 'echo node7; echo node8; echo node9',
+        'scontrol': 'if [ "$1" = requeue ]; then echo "$@" >> "$OUT"; fi; '
+        'echo node7; echo node8; echo node9',
+        'dist_train.sh': 'echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"; '
+        '[[ " $* " == *" --resume "* ]] || exit 75',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
         (tmp_path / name).chmod(0o755)
-    train_script = tmp_path / 'dist_train.sh'
-    train_script.write_text('echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"\n')
     shutil.copy(ROOT / 'tools/slurm_train.sh', tmp_path)
-    result = call(
-        'bash', str(tmp_path / 'slurm_train.sh'), SD, '3', '8', '--resume', 'a b',
-        PATH=f'{tmp_path}:{os.environ["PATH"]}', OUT=str(tmp_path / 'out'),
-        SRUN_ARGS='--partition=gpu --time=1:00',
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = (tmp_path / 'out').read_text().splitlines()
-    assert lines[0].split() == [
+
+    def run(*args: str, **environment: str) -> tuple[int, list[list[str]]]:
+        result = call(
+            'bash', str(tmp_path / 'slurm_train.sh'), SD, '3', '8', *args,
+            PATH=f'{tmp_path}:{os.environ["PATH"]}', OUT=str(tmp_path / 'out'), **environment,
+        )  # fmt: skip
+        lines = (tmp_path / 'out').read_text().splitlines()
+        return result.returncode, [line.split() for line in lines]
+
+    return run
+
+
+def test_slurm_starts_each_node_with_its_rank(slurm: Callable) -> None:
+    code, lines = slurm('--resume', 'a b', SRUN_ARGS='--partition=gpu --time=1:00')
+    assert code == 0
+    assert lines[0] == [
         '--nodes=3', '--ntasks=3', '--ntasks-per-node=1', '--gpus-per-node=8',
-        '--kill-on-bad-exit=1', '--partition=gpu', '--time=1:00',
+        '--kill-on-bad-exit=1', '--signal=USR1@300', '--partition=gpu', '--time=1:00',
     ]  # fmt: skip
-    assert lines[-1] == f'node7 3 2: {SD} 8 --resume a b'
+    assert lines[-1] == ['node7', '3', '2:', SD, '8', '--resume', 'a', 'b']
+
+
+def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable) -> None:
+    code, lines = slurm('--work-dir', 'x')
+    assert code == 0
+    calls = [line[4:] for line in lines if line[0] == 'node7']
+    assert calls == [['8', '--work-dir', 'x'], ['8', '--resume', '--work-dir', 'x']]
+
+
+def test_slurm_requeues_a_batch_job(slurm: Callable) -> None:
+    code, lines = slurm('--work-dir', 'x', SLURM_JOB_ID='12')
+    assert code == 75
+    assert lines[-1] == ['requeue', '12']
+    code, lines = slurm('--work-dir', 'x', SLURM_JOB_ID='12', SLURM_RESTART_COUNT='1')
+    assert code == 0
+    assert lines[-1][4:] == ['8', '--resume', '--work-dir', 'x']

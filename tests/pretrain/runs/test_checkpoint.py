@@ -40,6 +40,7 @@ def test_code_in_a_checkpoint_does_not_run(
     assert not Path('owned').exists()
 
 
+@pytest.mark.faults
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
     torch.save({'a': torch.zeros(1000)}, tmp_path / 'whole.pth')
     data = (tmp_path / 'whole.pth').read_bytes()
@@ -51,6 +52,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         load_from_disk(tmp_path / 'nowhere.pth')
 
 
+@pytest.mark.faults
 def test_interrupted_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +70,7 @@ def test_interrupted_write_keeps_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.faults
 def test_the_old_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
     """Whoever has the old file open, as a second name stands for here, still reads all of it."""
     path = tmp_path / 'file'
@@ -85,6 +88,7 @@ def saved(train: Callable, tmp_path: Path) -> Path:
     return tmp_path / 'epoch_2.pth'
 
 
+@pytest.mark.faults
 def test_every_damage_is_found(saved: Path, tmp_path: Path) -> None:
     """Flipped bits and lost ends at 200 positions each, all of the archive's end among them."""
     whole, copy = saved.read_bytes(), tmp_path / 'copy.pth'
@@ -109,6 +113,7 @@ def test_other_programs_read_a_sealed_checkpoint(saved: Path) -> None:
     assert torch.load(saved, mmap=True, weights_only=False)['meta']['epoch'] == 2
 
 
+@pytest.mark.faults
 def test_a_flipped_weight_of_another_library_is_found(tmp_path: Path) -> None:
     """torch.load returns another number without a word."""
     path = tmp_path / 'weights.pth'

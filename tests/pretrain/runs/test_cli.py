@@ -1,5 +1,7 @@
+import pwd
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,13 @@ def test_a_fault_of_the_program_says_where_to_report_it(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match=r'error: .*report .* issue'):
         run(raises(KeyError('x')))
     assert 'KeyError' in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setenv('HOME', '')
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    run(lambda: Path.home().rmdir())

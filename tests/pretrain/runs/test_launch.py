@@ -134,9 +134,9 @@ def test_progress_is_read_from_the_log(line: str, expected: tuple) -> None:
 def test_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
     script = (
         'import subprocess, sys, time\n'
-        'from pretrain.runs.launch import _die_with_parent\n'
+        'from pretrain.runs.processes import end_with_parent\n'
         'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],\n'
-        '                         preexec_fn=_die_with_parent)\n'
+        '                         preexec_fn=end_with_parent)\n'
         'print(child.pid, flush=True)\n'
         'time.sleep(600)\n'
     )

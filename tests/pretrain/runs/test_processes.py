@@ -232,7 +232,8 @@ def torchrun(monkeypatch):
 def test_one_node_needs_no_address(torchrun):
     start_processes(['-m', 'module', 'x.py'], 4, nodes=1)
     ((*arguments,),) = torchrun
-    assert arguments[:2] == ['--standalone', '--nproc_per_node=4']
+    assert arguments[:3] == ['--standalone', '--local-addr=127.0.0.1', '--nproc_per_node=4']
+    assert '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT' in arguments
     assert arguments[-3:] == ['-m', 'module', 'x.py']
     assert int(os.environ['OMP_NUM_THREADS']) >= 1
 

@@ -16,6 +16,8 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
 from tests.stopping import Signal, assert_same_run
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def stopped(

@@ -30,6 +30,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.faults
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     train: Callable, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -45,6 +46,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         choose_start(config, RESUME)
 
 
+@pytest.mark.faults
 def test_a_record_that_is_missing_is_not_made_up(
     train: Callable, tiny_config: Callable, tmp_path: Path
 ) -> None:
@@ -76,6 +78,7 @@ def holder(tmp_path: Path) -> Iterator[int]:
     os.close(test_runs)
 
 
+@pytest.mark.faults
 def test_a_folder_has_one_run(holder: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f'in use by process {holder} on '):
         claim(tmp_path)
@@ -118,6 +121,7 @@ def test_what_launchers_tell(
         assert launched_processes() == expected
 
 
+@pytest.mark.faults
 def test_where_a_run_can_be_written(tmp_path: Path) -> None:
     (tmp_path / 'file').write_text('')
     check_writable(tmp_path / 'new/folder')
