@@ -166,7 +166,7 @@ def _fill_schedule(config: Config) -> None:
             scheduler.end = epochs
         if late := [m for m in scheduler.get('milestones', ()) if m >= epochs]:
             raise UserError(
-                f'The learning rate shall fall after epoch {late[0]}, which is not within '
+                f'The learning rate is set to fall after epoch {late[0]}, which is not within '
                 f'train_cfg.max_epochs={epochs}: set param_scheduler.0.milestones as well.'
             )
 

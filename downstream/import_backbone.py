@@ -86,13 +86,13 @@ def import_backbone(
         weights = _state_dict(content)
         depth, stem = _recognise(weights)
         weights = _complete(weights, depth, stem)
-        told = _told_by_mmengine(content) | _told_by_timm(source, depth, stem)
+        found = _read_mmengine_config(content) | _read_timm_config(source, depth, stem)
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     if depth < 50:
-        told['style'] = 'pytorch'  # a basic block has one place for the stride
-    stated = PREPROCESSINGS[preprocessing] if preprocessing else {}
-    facts = _settle(source, told, stated | ({'style': style} if style else {}))
+        found['style'] = 'pytorch'  # a basic block has one place for the stride
+    given = PREPROCESSINGS[preprocessing] if preprocessing else {}
+    facts = _merge_facts(source, found, given | ({'style': style} if style else {}))
     provenance = {'arch': 'ResNet', 'depth': depth, 'stem': stem, **facts}
     return write_backbone_file(out, weights, source, provenance)
 
@@ -208,27 +208,29 @@ def _after_pooling(name: str) -> str:
     return re.sub(r'downsample\.(\d)', lambda m: f'downsample.{int(m[1]) + 1}', name)
 
 
-def _settle(source: Path, told: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Style and preprocessing from what the file tells and what the user states."""
-    for fact in sorted(told.keys() & stated.keys()):
-        if not agree(told[fact], stated[fact]):
+def _merge_facts(
+    source: Path, found: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Style and preprocessing: what the file says and what the user gives must agree."""
+    for fact in sorted(found.keys() & given.keys()):
+        if not agree(found[fact], given[fact]):
             raise UserError(
-                f'{source} was trained with {fact} {told[fact]}, stated is {stated[fact]}: leave '
+                f'{source} was trained with {fact} {found[fact]}, given is {given[fact]}: leave '
                 'the option out, or give the file that it belongs to.'
             )
-    facts = {**stated, **told}
+    facts = {**given, **found}
     missing = [] if 'style' in facts else [f'--style {"|".join(STYLES)}']
     if not {'mean', 'std', 'channel_order'} <= facts.keys():
         missing += [f'--preprocessing {"|".join(PREPROCESSINGS)}']
     if missing:
         raise UserError(
-            f'{source} does not tell how it was trained: state it with python '
+            f'{source} does not say how it was trained: run python '
             f'tools/import_backbone.py {source} OUT {" ".join(missing)}'
         )
     return {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}
 
 
-def _told_by_timm(source: Path, depth: int, stem: str) -> dict[str, Any]:
+def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
     """What the ``config.json`` says that timm keeps beside the weights in a model's folder."""
     path = source.with_name('config.json')
     try:
@@ -243,13 +245,13 @@ def _told_by_timm(source: Path, depth: int, stem: str) -> dict[str, Any]:
             f'its tensors are those of {expected}, config.json beside it is of '
             f'{config["architecture"]}: only plain ResNets can be transferred.'
         )
-    told = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
+    found = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
     for fact in ('mean', 'std'):
-        told[fact] = [255 * value for value in config['pretrained_cfg'][fact]]
-    return told
+        found[fact] = [255 * value for value in config['pretrained_cfg'][fact]]
+    return found
 
 
-def _told_by_mmengine(content: Any) -> dict[str, Any]:
+def _read_mmengine_config(content: Any) -> dict[str, Any]:
     """What the config says that mmengine keeps in a checkpoint, as far as it says anything.
 
     The config is Python text; its literals are read and nothing is run.
@@ -268,7 +270,7 @@ def _told_by_mmengine(content: Any) -> dict[str, Any]:
         }
         model = settings.get('model', {})
         preprocessor = model.get('data_preprocessor') or settings.get('data_preprocessor') or {}
-        told = {
+        found = {
             'style': model.get('backbone', {}).get('style'),
             'mean': preprocessor.get('mean'),
             'std': preprocessor.get('std'),
@@ -277,7 +279,7 @@ def _told_by_mmengine(content: Any) -> dict[str, Any]:
         }
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save its ['state_dict'] alone.") from error
-    return {fact: value for fact, value in told.items() if value is not None}
+    return {fact: value for fact, value in found.items() if value is not None}
 
 
 class _LiteralDicts(ast.NodeTransformer):

@@ -51,10 +51,9 @@ class Transfer:
     downstream_options: Sequence[str] = ()
 
     def run(self) -> str:
-        """Do what is not done yet and return the table, which ``transfer.md`` holds as well.
+        """Do the runs that are not finished, write the table to ``transfer.md`` and return it.
 
-        Stopped and started again it goes on: a finished run is skipped, an unfinished one resumed
-        from its last epoch.
+        Called again, it skips finished runs and resumes unfinished ones.
 
         Raises:
             UserError: before anything is trained, if a config, the data or a file cannot work.

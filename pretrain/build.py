@@ -144,7 +144,7 @@ def _hooks(config: Config) -> dict[str, dict]:
 
 
 def _teacher(config: Config) -> str:
-    """The hash of the weights of another run's checkpoint that shall be the teacher."""
+    """The hash of the weights of another run's checkpoint that is the teacher."""
     checkpoint = load_from_disk(config.teacher_file)
     theirs = identity_in(checkpoint, config.teacher_file)['model']['network']
     ours = config.model.network.to_dict()

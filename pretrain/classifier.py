@@ -19,9 +19,9 @@ from pretrain.runs.randomness import torch_seed
 def freeze(network: nn.Module) -> nn.Module:
     """Turn every parameter of ``network`` into a buffer, in place.
 
-    A network of buffers cannot be trained: it has no parameters for an optimizer, weight decay,
-    DDP's reducer or gradient clipping to find, yet it is saved, loaded and moved as ever. So the
-    optimizer's state of a run with a teacher fits a run without one.
+    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these;
+    saving, loading and moving to a device work as usual. The optimizer's state of a run with a
+    teacher therefore fits a run without one.
     """
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

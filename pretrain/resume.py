@@ -1,7 +1,7 @@
 """What two runs may differ in and still have their first epochs in common (Sections 3.3.2, 4.1)."""
 
 # What decides the epochs before any teacher takes part. The lengths must agree to the end: a
-# checkpoint holds the schedule, and mmengine goes on with that.
+# checkpoint holds the schedule, and mmengine continues with that.
 FROM_THE_START = ('generations', 'confidence_penalty')
 
 

@@ -1,4 +1,4 @@
-"""Train several configs with several seeds; stopped and started again it goes on.
+"""Train several configs with several seeds. If you stop it, run it again: it resumes.
 
 python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py \
     --seeds 0 1 2 --jobs 4

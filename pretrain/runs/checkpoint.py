@@ -179,7 +179,7 @@ def progress(path: Path) -> tuple[int, int] | None:
 
 
 def checkpoints(work_dir: Path) -> list[Path]:
-    """The checkpoints that a run in ``work_dir`` can go on from, oldest first."""
+    """The checkpoints that a run in ``work_dir`` can resume from, oldest first."""
     return sorted(filter(progress, work_dir.glob('epoch_*.pth')), key=progress)
 
 
@@ -200,7 +200,7 @@ def tensor_mismatch(
 
     Args:
         given: the tensors of a file.
-        wanted: the tensors of the network that shall take them; they may be on the meta device.
+        wanted: the tensors of the network that takes them; they may be on the meta device.
         owner: what to call that network.
     """
     shapes = {

@@ -87,7 +87,7 @@ def _upgraded(record: dict, written_as: int) -> dict:
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
-    """Whether ``new`` beats ``old``: errors shall fall, everything else shall rise."""
+    """Whether ``new`` beats ``old``: lower is better for errors, higher for everything else."""
     return new < old if metric.endswith('error') else new > old
 
 

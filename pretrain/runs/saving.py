@@ -1,4 +1,4 @@
-"""A run that is stopped at any iteration goes on from that iteration as if it had not been."""
+"""Stopping a run at any iteration, and resuming it there bit for bit."""
 
 import signal
 import time
@@ -216,7 +216,9 @@ class SaveHook(Hook):
         self.newest, self.saved_at = path, time.monotonic()
 
     def _stop(self, runner: Runner, number: int) -> NoReturn:
-        runner.logger.info(f'Stopped by {signal.Signals(number).name}: --resume goes on from here.')
+        runner.logger.info(
+            f'Stopped by {signal.Signals(number).name}: --resume continues from here.'
+        )
         raise SystemExit(EXIT_CODES[number])
 
 

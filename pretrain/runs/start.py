@@ -1,4 +1,4 @@
-"""How a run begins: a config, checked and filled in, goes on from its last checkpoint or starts.
+"""How a run starts: the config is checked and filled in; the run starts anew or resumes.
 
 ``python -m pretrain.runs.start CONFIG`` is ``tools/train.py CONFIG``, wherever the suite is
 installed.
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='a file of configs/')
     parser.add_argument('--work-dir', help='where the run lives (default: work_dirs/<config name>)')
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
+    parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
     parser.add_argument(
         '--start-from', metavar='CHECKPOINT', help="begin with another run's end of generation 1"
     )

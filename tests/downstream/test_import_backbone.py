@@ -218,7 +218,7 @@ def test_timms_folder_tells_everything(resnet50, tmp_path: Path) -> None:
     ours = imported(averaging(deep_stem(resnet50, 'timm')), tmp_path)
     assert ours.provenance['mean'] == PREPROCESSINGS['inception-rgb']['mean']
     assert ours.provenance['style'] == 'pytorch'
-    with pytest.raises(UserError, match=r'trained with mean .127\.5, .* stated is .123\.675'):
+    with pytest.raises(UserError, match=r'trained with mean .127\.5, .* given is .123\.675'):
         imported(averaging(deep_stem(resnet50, 'timm')), tmp_path, preprocessing='imagenet-rgb')
 
 
@@ -262,9 +262,9 @@ def test_half_of_the_preprocessing_is_not_enough(resnet50, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ('stated', 'message'),
     [
-        ({'style': 'caffe'}, 'trained with style pytorch, stated is caffe'),
-        ({'preprocessing': 'caffe-bgr'}, 'trained with channel_order RGB, stated is BGR'),
-        ({'preprocessing': 'inception-rgb'}, r'trained with mean \[123.675.* stated is \[127.5'),
+        ({'style': 'caffe'}, 'trained with style pytorch, given is caffe'),
+        ({'preprocessing': 'caffe-bgr'}, 'trained with channel_order RGB, given is BGR'),
+        ({'preprocessing': 'inception-rgb'}, r'trained with mean \[123.675.* given is \[127.5'),
     ],
 )
 def test_what_contradicts_the_file_is_an_error(stated, message, resnet50, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_run_without_a_label_has_the_files(resnet18, voc: Path, tmp_path: Path
 
 
 def test_a_basic_block_has_one_style(resnet18, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='style pytorch, stated is caffe'):
+    with pytest.raises(UserError, match='style pytorch, given is caffe'):
         imported(resnet18, tmp_path, style='caffe', preprocessing='imagenet-rgb')
 
 

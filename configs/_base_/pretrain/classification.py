@@ -13,7 +13,7 @@ algorithm = dict(
     label_weight=None,  # λS beside a teacher; None: 1 + λT/T (Section 4.1)
     symmetric=False,  # T softens the student as well (Section 3.3.3)
     fresh_student=False,  # K whole generations of `epochs`, each beginning with new weights
-    confidence_penalty=0.0,  # of a patriarch that shall be tolerant (reference [49])
+    confidence_penalty=0.0,  # of the first generation of a tolerant teacher (reference [49])
     taught_after=0,  # with teacher_file: the epochs before it teaches; else L_1 (Eqn 4)
 )
 model = dict(
