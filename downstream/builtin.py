@@ -1,8 +1,8 @@
 """Built-in images: pictograms of the 20 PASCAL VOC classes, drawn instead of downloaded.
 
 ``python -m downstream.builtin DEST`` writes ``DEST/imagenet``, a folder to pretrain on, and
-``DEST/VOCdevkit``, scenes to detect and to segment the same classes in. Classes of a group share a
-body plan; colour, size, pose and background say nothing about the class. Every picture is a
+``DEST/VOCdevkit``, scenes to detect and to segment six of these classes in. Classes of a group
+share a body plan; colour, size, pose and background say nothing about the class. Every picture is a
 function of the seed and of its own name alone: the same parameters give the same bytes.
 """
 
@@ -44,6 +44,9 @@ def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return np.concatenate([numbers[:2] + circle * radii for radii in numbers[2:].reshape(-1, 2)])
 
+
+# The classes of the scenes. A few hundred scenes hold too few examples of all twenty.
+SCENE_CLASSES = ('aeroplane', 'boat', 'bus', 'chair', 'person', 'pottedplant')
 
 # The tone and the polygon, in [-1, 1], of each shape of each class.
 _PICTOGRAMS = {
@@ -148,19 +151,19 @@ class SceneObject(NamedTuple):
 
 def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject]]:
     """An RGB picture of ``size`` by 3/4 ``size`` pixels, wide or high, and its one or two objects
-    of any classes and sizes, from the rearmost to the foremost."""
+    of ``SCENE_CLASSES``, from the rearmost to the foremost."""
     short = size * 3 // 4
     width, height = (size, short) if rng.random() < 0.7 else (short, size)
     image = _background(width, height, rng)
     objects: list[SceneObject] = []
     for _ in range(rng.integers(1, 3)):
-        kind = CLASSES[rng.integers(len(CLASSES))]
-        extent = short * rng.uniform(0.6, 1)
+        kind = SCENE_CLASSES[rng.integers(len(SCENE_CLASSES))]
+        extent = short * rng.uniform(0.7, 1)
         centre = rng.uniform(0.4 * extent, np.array([width, height]) - 0.4 * extent)
         trial = image.copy()
         mask, cut = draw_object(trial, kind, centre, extent, rng)
         behind = [item._replace(visible=item.visible & ~mask) for item in objects]
-        if all(item.visibility > 0.45 for item in behind):  # else it would all but hide another one
+        if all(item.visibility > 0.35 for item in behind):  # else it would all but hide another one
             image, objects = trial, [*behind, SceneObject(kind, mask, mask, cut)]
     return _expose(image, rng), objects
 

@@ -19,9 +19,9 @@ demo=work_dirs/demo
 cat <<EOF
 
 What was shown: a ResNet-18 learned to classify drawn pictures of the 20 VOC classes, once as BL and
-once as SD. From these backbones and from one of random weights, Faster R-CNN learned to find the
-objects of drawn scenes and DeepLabv3 to outline them, each with the same settings and on the same
-scenes. BL and SD far above random: what pretraining learned reaches the detector and the segmenter.
+once as SD. From these backbones and from one of random weights, Faster R-CNN learned to find objects
+of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the same settings for
+all three. If BL and SD are far above random, what pretraining learned reaches both tasks.
 What was not shown: whether SD is better than BL. That takes real data and several pretraining runs.
 
   table     $demo/transfer.md

@@ -14,7 +14,7 @@ from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
 
 IMAGENET = dict(train_per_class=2, val_per_class=1, size=40)
-VOC = dict(trainval=24, test=5, size=96)
+VOC = dict(trainval=48, test=5, size=96)
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def test_imagenet_counts_and_sizes(imagenet):
                     assert (image.size, image.mode) == ((40, 40), 'RGB')
 
 
-@pytest.mark.parametrize(('split', 'count'), [('trainval', 24), ('test', 5)])
+@pytest.mark.parametrize(('split', 'count'), [('trainval', 48), ('test', 5)])
 def test_mmdet_reads_the_boxes_of_what_is_visible(devkit, split, count):
     install()
     from mmdet.datasets import VOCDataset
@@ -89,7 +89,7 @@ def test_mmdet_reads_the_boxes_of_what_is_visible(devkit, split, count):
     assert ignored or split == 'test'
 
 
-@pytest.mark.parametrize(('split', 'count'), [('train', 6), ('aug', 18), ('val', 5)])
+@pytest.mark.parametrize(('split', 'count'), [('train', 12), ('aug', 36), ('val', 5)])
 def test_mmseg_reads_the_masks_that_were_drawn(devkit, split, count):
     install()
     from mmseg.datasets import LoadAnnotations, PascalVOCDataset
@@ -114,6 +114,12 @@ def test_mmseg_reads_the_masks_that_were_drawn(devkit, split, count):
         void = sample['gt_seg_map'] == 255
         assert void.any() == (split != 'aug')
         np.testing.assert_array_equal(sample['gt_seg_map'][~void], expected[~void])
+
+
+def test_every_scene_class_is_drawn_and_no_other():
+    kinds = {item.kind for scene in scenes('VOC2007/trainval', 48) for item in scene}
+    assert kinds == set(builtin.SCENE_CLASSES)
+    assert kinds < set(CLASSES)
 
 
 def test_the_border_of_255_is_narrow_and_about_the_object():
