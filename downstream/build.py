@@ -4,12 +4,13 @@ Where it matters which of mmdet and mmseg is used.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.registry import MODELS
 
 # These register what a config may name: in mmengine's registries, under our own names.
@@ -25,6 +26,7 @@ from downstream.voc import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
+from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
@@ -62,6 +64,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """
     install()
     config = copy.deepcopy(config)
+    if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
+        config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
     config.default_scope = _LIBRARIES[config.task]
     config.runner_type = 'DownstreamRunner'
     config.precision = resolve_precision(config.precision)
@@ -79,14 +83,16 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.default_hooks.record = dict(
         type='RunRecordHook', generations=[config.train_cfg.max_epochs]
     )
-    backbone = _hand_over(config)
+    backbone, data = _hand_over(config), _content(config)
     config.train_dataloader.dataset = dict(
         type='SeededDataset', dataset=config.train_dataloader.dataset, seed=config.randomness.seed
     )
     if not config.label:  # a backbone of another library says nothing of an algorithm
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
-    config.identity = identity_of(config, NOT_IDENTITY, world_size=world_size, backbone=backbone)
+    config.identity = identity_of(
+        config, NOT_IDENTITY, world_size=world_size, backbone=backbone, data=data
+    )
     return config
 
 
@@ -143,10 +149,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         'RandomResize': dict(scale=config.image_scale, ratio_range=config.get('scale_range')),
         'RandomCrop': dict(crop_size=config.get('crop_size')),
     }
-    train, val = (
-        loader.dataset.get('datasets', [loader.dataset])
-        for loader in (config.train_dataloader, config.val_dataloader)
-    )
+    train, val = _datasets(config)
     counts = _check_splits(config, train, val)
     if (images := sum(counts[: len(train)])) < config.batch_size:
         raise UserError(
@@ -207,6 +210,31 @@ def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
         return check_detection(train, test, classes, config.drop_invalid_boxes)
     palette = () if config.get('classes') else metainfo('mmseg', 'PascalVOCDataset')['palette']
     return check_segmentation(train, test, classes, palette)
+
+
+def _content(config: Config) -> dict[str, list[str]]:
+    """Of each list to train and to test on a hash over the names and bytes of its files."""
+    root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
+
+    def content(dataset: ConfigDict) -> str:
+        split = _split(root, dataset)
+        files = [
+            f'{folder.relative_to(root)}/{name}{end}'
+            for name in list_from_file(split.list_file)
+            for folder, end in ((split.pictures, '.jpg'), (split.labels, suffix))
+        ]
+        return content_sha256(split.list_file.resolve(), root, files)
+
+    return {
+        name: [content(dataset) for dataset in datasets]
+        for name, datasets in zip(('train', 'val'), _datasets(config), strict=True)
+    }
+
+
+def _datasets(config: Config) -> Iterator[list[ConfigDict]]:
+    """The data sets, one for each list, to train and to test on."""
+    for loader in (config.train_dataloader, config.val_dataloader):
+        yield loader.dataset.get('datasets', [loader.dataset])
 
 
 def _split(root: Path, dataset: ConfigDict) -> Split:

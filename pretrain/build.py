@@ -85,6 +85,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         config,
         NOT_IDENTITY,
         world_size=world_size,
+        data=DATASETS.get(config.train_dataloader.dataset.type).content(
+            Path(str(config.data_root))
+        ),
         teacher=_teacher(config) if config.teacher_file else None,
     )
     if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import describe_findings
+from pretrain.runs.file_checks import content_sha256, describe_findings
 from pretrain.runs.randomness import stable_seed, torch_seed
 
 
@@ -196,6 +196,16 @@ class ClassFolder(Dataset):
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
         return len(train.classes), skip
+
+    @staticmethod
+    def content(root: Path) -> dict[str, str]:
+        """A hash over the names and the bytes of all pictures of each split."""
+        return {
+            split: content_sha256(
+                (root / split).resolve(), root, list_pictures(root, split).paths.tolist()
+            )
+            for split in ('train', 'val')
+        }
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the split's folder, in the order of the labels."""

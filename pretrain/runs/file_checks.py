@@ -64,6 +64,34 @@ def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
     return digest.hexdigest()
 
 
+def content_sha256(place: Path, root: Path, names: Sequence[str | bytes]) -> str:
+    """Hash the names and the bytes of files. The bytes are read once, until a size or a time of a
+    file changes, see :func:`cached`.
+
+    Args:
+        place: what the files belong to, as a resolved path.
+        root: the folder that holds them.
+        names: their paths relative to ``root``, in the order that counts.
+    """
+    paths = [os.path.join(os.fsencode(root), os.fsencode(name)) for name in names]  # noqa: PTH118
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for name, content in zip(names, parallel_map(_file_sha256, paths, 64, None), strict=True):
+            digest.update(os.fsencode(name) + b'\0' + content)
+        return digest.hexdigest()
+
+    return cached('content', place, fingerprint(paths, 1), read)
+
+
+def _file_sha256(path: bytes) -> bytes:
+    try:
+        with open(path, 'rb') as file:  # noqa: PTH123
+            return hashlib.file_digest(file, 'sha256').digest()
+    except OSError:  # a broken link, which the check reports
+        return b''
+
+
 def parallel_map(
     function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None
 ) -> Iterator:

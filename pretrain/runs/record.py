@@ -136,11 +136,6 @@ class RunRecordHook(Hook):
             'history': _history_so_far(previous or source, runner.epoch),
             'sessions': (previous['sessions'] if previous else 0) + 1,
         }
-        if previous and previous['data'] != self.record['data']:
-            raise UserError(
-                f'{runner.cfg.data_root} does not hold the files that {runner.work_dir} began '
-                'with: give back the same data, or start a new run in another --work-dir.'
-            )
         # A checkpoint is written before its epoch is validated: a run stopped in between, or one
         # that starts from another run's snapshot, has yet to validate it.
         if self._validation_is_due(runner) and 'metrics' not in self._entry(runner, runner.epoch):

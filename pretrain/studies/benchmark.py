@@ -124,6 +124,10 @@ class OneBatch(Dataset):
     def check(root: Path, *rules: object) -> tuple[int, list[str]]:
         return int(root.name), []
 
+    @staticmethod
+    def content(_: Path) -> dict[str, str]:
+        return {}
+
     def __len__(self) -> int:
         return 2**14
 

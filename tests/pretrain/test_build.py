@@ -1,11 +1,17 @@
+import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmengine.runner import Runner
+from PIL import Image
 
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+from pretrain.runs.start import choose_start
 from tests.conftest import ROOT
 
 
@@ -33,3 +39,24 @@ def test_number_of_classes_must_agree(image_folder: Path) -> None:
     )
     with pytest.raises(UserError, match=r'4 classes.*model\.network\.num_classes=4'):
         prepare(config)
+
+
+def test_other_pictures_under_the_same_names_are_another_run(
+    image_folder: Path, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """A resume is refused with both values, or the change is accepted and the record tells."""
+    root = shutil.copytree(image_folder, tmp_path / 'pictures')
+    options = (f'data_root={root}', 'epochs=2', 'algorithm.generations=1')
+    train('bl', tmp_path / 'run', *options)
+    for path in root.glob('train/*/*.png'):
+        Image.new('RGB', (40, 36)).save(path)
+    config = tiny_config('bl', tmp_path / 'run', *options)
+    resume = Namespace(resume=True, start_from=None, accept_change=[])
+    with pytest.raises(UserError, match=r'data\.train=\w{64}, this run asks for \w{64}: keep'):
+        choose_start(config, resume)
+    resume.accept_change = ['data']
+    choose_start(config, resume)
+    (change,) = config.accepted_changes
+    assert (change['key'], change['epoch']) == ('data.train', 2)
+    Runner.from_cfg(config).train()
+    assert read_record(tmp_path / 'run/run.json')['accepted_changes'] == [change]

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runs.file_checks import cached, describe_findings, fingerprint, parallel_map
+from pretrain.runs import file_checks
+from pretrain.runs.file_checks import (
+    cached,
+    content_sha256,
+    describe_findings,
+    fingerprint,
+    parallel_map,
+)
 
 
 def test_many_items_leave_this_process() -> None:
@@ -50,3 +57,26 @@ def test_describe_findings_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch)
     assert describe_findings(found, kinds) == f'1 {text}'
     assert describe_findings(found, ['grey']) == '1 grey (b)'
     assert describe_findings({}, kinds) == ''
+
+
+def test_content_is_names_and_bytes_and_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ['a', 'b']
+    for root in ('one', 'moved'):
+        (tmp_path / root).mkdir()
+        for name in names:
+            (tmp_path / root / name).write_text(name)
+
+    def content(root: str) -> str:
+        return content_sha256(tmp_path / root, tmp_path / root, names)
+
+    first = content('one')
+    assert content('moved') == first
+    (tmp_path / 'moved/b').write_text('c')
+    assert content('moved') != first
+    (tmp_path / 'moved/b').unlink()
+    (tmp_path / 'moved/b').write_text('b')
+    assert content('moved') == first
+    monkeypatch.setattr(file_checks, '_file_sha256', None)
+    assert content('one') == first
