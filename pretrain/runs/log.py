@@ -2,16 +2,19 @@
 
 import math
 import resource
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NoReturn
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from pretrain.runs.errors import UserError
+
+SHOWN = 16  # files in a message
 
 
 def is_flushed(runner: Runner, batch_idx: int) -> bool:
@@ -53,9 +56,15 @@ class DeferredLogHook(RuntimeInfoHook):
         """Bring the values to the host; every process must call it at the same iteration."""
         if not self.waiting:
             return
-        values = self._stack()
+        own = self._stack()
+        values = own.clone()
         all_reduce(values, op='mean')
-        rows = self._read(runner, values, batch_idx)
+        rows = values.tolist()
+        column = list(self.waiting[0]).index('loss')
+        for number, row in enumerate(rows):
+            if not math.isfinite(row[column]):
+                begin = batch_idx + 1 - len(rows)
+                self._stop(runner, begin + number, row, own[number, column].isfinite().item())
         for name, column in zip(self.waiting[0], zip(*rows, strict=True), strict=True):
             for value in column:
                 runner.message_hub.update_scalar(f'train/{name}', value)
@@ -70,24 +79,48 @@ class DeferredLogHook(RuntimeInfoHook):
         values = [value for values in self.waiting for value in values.values()]
         return torch.stack(values).view(len(self.waiting), -1)
 
-    def _read(self, runner: Runner, values: Tensor, batch_idx: int) -> list[list[float]]:
-        """Move the values to the host, and make sure that each loss is finite."""
-        rows = values.tolist()
-        column = list(self.waiting[0]).index('loss')
-        for index, row in enumerate(rows, start=batch_idx + 2 - len(rows)):
-            if not math.isfinite(row[column]):
-                raise UserError(
-                    f'The loss is {row[column]} at epoch {runner.epoch + 1}, iteration {index}: '
-                    'lower optim_wrapper.optimizer.lr or look at the data; the checkpoints so far '
-                    'are kept.'
-                )
-        return rows
+    def _stop(self, runner: Runner, batch_idx: int, row: list[float], finite: bool) -> NoReturn:
+        """End a run whose loss is not finite; name the pictures of the processes that it began in.
+
+        Args:
+            runner: the run.
+            batch_idx: of the iteration, from 0.
+            row: its values, means over the processes.
+            finite: whether this process's own loss is finite.
+        """
+        values = dict(zip(self.waiting[0], row, strict=True))
+        loss = values.pop('loss')
+        rates = runner.message_hub.get_scalar('train/lr').data[0]
+        rate = rates[batch_idx - runner.iter % len(runner.train_dataloader) - 1]
+        parts = ''.join(f', {name} {value:.4g}' for name, value in values.items())
+        found = all_gather_object([] if finite else _files(runner, batch_idx))
+        names = list(chain.from_iterable(found))
+        more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+        raise UserError(
+            f'The loss is {loss} at epoch {runner.epoch + 1}, iteration {batch_idx + 1} '
+            f'(lr {rate:.4g}{parts}): lower optim_wrapper.optimizer.lr or look at the data of this '
+            f'batch ({", ".join(names[:SHOWN])}{more}). The checkpoints so far are kept.'
+        )
 
     def _bound(self, runner: Runner) -> None:
         # A line shows a window of training, or the whole of a validation.
         longest = max(runner.log_processor.window_size, len(runner.val_dataloader))
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = longest
+
+
+def _files(runner: Runner, batch_idx: int) -> list[str]:
+    """The files of a batch of the present epoch, in this process."""
+    loader = runner.train_dataloader
+    # A new one: the loader's own may hold the beginnings of later batches.
+    batches = type(loader.batch_sampler)(
+        loader.batch_sampler.sampler, loader.batch_sampler.batch_size, loader.drop_last
+    )
+    positions = next(islice(batches, batch_idx, None))
+    if hasattr(loader.dataset, 'file_list'):
+        files = loader.dataset.file_list()
+        return [files[index] for _, index in positions]
+    return [loader.dataset.get_data_info(position)['img_path'] for position in positions]
 
 
 def peak_memory_mb() -> float:

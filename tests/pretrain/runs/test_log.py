@@ -145,8 +145,13 @@ def test_loss_is_checked_before_a_checkpoint_and_its_iteration_named(
     monkeypatch.setattr(saving, '_received', received)
     runner = Runner.from_cfg(tiny_config('bl', tmp_path, *ONE))
     runner.register_hook(Poison(2, save, received))
-    with pytest.raises(UserError, match='The loss is nan at epoch 1, iteration 3'):
+    shown = r'The loss is nan at epoch 1, iteration 3 \(lr 0\.01.*class\d/\d\.png, class'
+    with pytest.raises(UserError, match=shown) as error:
         runner.train()
+    # The third batch of eight, in the order of the epoch.
+    loader = runner.train_dataloader
+    files, order = loader.dataset.file_list(), [index for _, index in loader.sampler]
+    assert ', '.join(files[index] for index in order[16:24]) in str(error.value)
     assert not list(tmp_path.glob('*.pth'))
 
 
