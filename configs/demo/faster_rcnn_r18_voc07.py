@@ -12,7 +12,7 @@ _base_ = [
 
 data_root = 'data/builtin/VOCdevkit'
 batch_size = 8
-image_scale = (96, 72)  # objects are 25 to 65 pixels large
+image_scale = (96, 72)
 # Settings for few iterations: each image gives as many regions with an object as without, one box
 # regression serves all classes, and the box head sees where in a region the features lie.
 model = dict(
