@@ -12,7 +12,7 @@ _base_ = [
 
 data_root = 'data/builtin/VOCdevkit'
 batch_size = 8
-image_scale = (96, 96)
+image_scale = (129, 129)  # 129x97: with align_corners sides are multiples of the stride, plus 1
 scale_range = (0.8, 1.25)
 crop_size = (81, 81)
 model = dict(backbone=dict(depth=18), decode_head=dict(in_channels=512, channels=64))
