@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
-    ('stem', 'batch'), [('deeplabv3_r18_voc12', 4), ('faster_rcnn_r18_voc07', 4)]
+    ('stem', 'batch'), [('deeplabv3_r18_voc12', 8), ('faster_rcnn_r18_voc07', 8)]
 )
 def test_a_run_is_compared_with_the_library_s(
     stem: str, batch: int, monkeypatch: pytest.MonkeyPatch

@@ -477,11 +477,11 @@ def test_trains_evaluates_and_resumes(
         cut.train()
     (checkpoint,) = (tmp_path / 'cut').glob('*_iter_*.pth')
     assert checkpoint.name == 'epoch_0_iter_1.pth'
+    middle = load_from_disk(str(checkpoint))['state_dict']['backbone.conv1.weight']
     received.clear()
     config.update(load_from=str(checkpoint), resume=True)
     end = run('cut', 1).train().backbone.conv1.weight.detach()
     assert_same_run(tmp_path / 'whole', tmp_path / 'cut', 'epoch_2.pth')
     start = load_backbone_file(backbone_file)['conv1.weight']
-    middle = load_from_disk(str(checkpoint))['state_dict']['backbone.conv1.weight']
     # The run went on at the checkpoint, not at the backbone file once more.
     assert 0 < (end - middle).norm() < (end - start).norm()

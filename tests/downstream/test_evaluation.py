@@ -146,7 +146,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def files(voc: Path, backbone_file: str) -> list[str]:
-    return [f'data_root={voc}', f'backbone_file={backbone_file}']
+    return [f'data_root={voc}', f'backbone_file={backbone_file}', 'batch_size=4']
 
 
 def evaluation(config: str, *options: str) -> Evaluation:

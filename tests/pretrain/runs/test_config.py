@@ -40,7 +40,7 @@ def test_missing_config() -> None:
 
 
 def test_batch_is_shared_evenly() -> None:
-    config = Config({'batch_size': 256, 'randomness': {'seed': 0}})
+    config = Config({'batch_size': 256, 'micro_batches': 1, 'randomness': {'seed': 0}})
     assert batch_per_process(config, 8) == 32
     with pytest.raises(UserError, match='256 cannot be shared by 3'):
         batch_per_process(config, 3)

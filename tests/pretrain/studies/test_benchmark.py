@@ -98,7 +98,7 @@ def test_steps_of_a_small_network() -> None:
 
 
 def test_bf16_is_measured_against_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('pretrain.runs.precision._device_without_bf16', lambda: None)
+    monkeypatch.setattr('pretrain.runs.precision.device_without_bf16', lambda: None)
     rows = benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
     found = {row['name'].removeprefix('r152_sd, batch 2: '): row for row in rows}
     ratio = found['BL, a step']['value'] / found['BL in float32, a step']['value']

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_protocol_of_section_3_3_2(similarity: Similarity, launched: list[Run]) 
 def test_finished_runs_are_not_run_again(similarity: Similarity, launched: list[Run]) -> None:
     similarity.run()
     launched.clear()
-    (similarity.work_dir / 'seed3/M_1_T_0/run.json').unlink()
+    shutil.rmtree(similarity.work_dir / 'seed3/M_1_T_0')
     similarity.run()
     assert [run.title for run in launched] == ['[6/10] M#1<T#0, seed 3']
 

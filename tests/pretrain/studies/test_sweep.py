@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_generation_1_is_computed_once(sweep: Sweep, launched: list[Run]) -> Non
 def test_finished_runs_are_not_run_again(sweep: Sweep, launched: list[Run]) -> None:
     first = sweep.run()
     launched.clear()
-    (sweep.work_dir / 't3/seed1/run.json').unlink()
+    shutil.rmtree(sweep.work_dir / 't3/seed1')
     again = sweep.run()
     assert [run.title for run in launched] == ['[10/10] t3, seed 1']
     assert [r['generations'][-1]['last'] for r in again] == [
