@@ -137,7 +137,7 @@ def upgrade(identity: dict, written_as: int) -> dict:
     return new
 
 
-def identity_in(checkpoint: dict, path: object) -> dict:
+def identity_in(checkpoint: Any, path: object) -> dict:
     """The identity of the run that wrote a checkpoint.
 
     Args:
@@ -147,8 +147,8 @@ def identity_in(checkpoint: dict, path: object) -> dict:
     Raises:
         UserError: if this suite did not write it.
     """
-    meta = checkpoint.get('meta', {})
-    if 'identity' not in meta:
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if not isinstance(meta, dict) or 'identity' not in meta:
         raise UserError(
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )

@@ -109,3 +109,13 @@ def test_an_earlier_format_is_read_under_the_present_names() -> None:
     }
     new = upgrade(old, 1)
     assert upgrade(new, FORMAT) == new
+
+
+@pytest.mark.parametrize(
+    'content',
+    [[1], torch.ones(1), {}, {'meta': None}, {'meta': {'epoch': 3}}, {'conv1.weight': 1}, None],
+)
+def test_a_file_of_another_program_is_named(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'a\.pth was not written by this suite'):
+        check_resume(str(tmp_path / 'a.pth'), {}, nothing_may)
