@@ -1,5 +1,6 @@
 """Stopping a run at any iteration, and resuming it there bit for bit."""
 
+import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,19 @@ def stop_when_told() -> None:
     """From now on have a signal of :data:`EXIT_CODES` stop the run at its next iteration."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, lambda received, _: _received.append(received))
+            signal.signal(number, _receive)
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _receive(number: int, _: object) -> None:
+    _received.append(number)
+
+
+def _leave_to_parent() -> None:
+    """In a worker: pools end their workers by SIGTERM; the other signals are for the run alone."""
+    for number in EXIT_CODES:
+        if signal.getsignal(number) is _receive:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def iterations_done(runner: Runner) -> int:

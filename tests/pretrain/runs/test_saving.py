@@ -1,7 +1,10 @@
 """Stopped at any iteration and resumed, a run is bit for bit the run that was never stopped."""
 
+import multiprocessing
+import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +144,26 @@ def test_a_snapshot_that_is_needed_later_is_looked_at_before_training(
     config.experiment_name += '-resumed'
     with pytest.raises(UserError, match=rf'snapshot_1\.pth is {harm}'):
         Runner.from_cfg(config).train()
+
+
+@pytest.fixture
+def told() -> Iterator[None]:
+    """This process takes signals as a run does."""
+    before = {number: signal.getsignal(number) for number in saving.EXIT_CODES}
+    saving.stop_when_told()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_workers_end_by_sigterm_and_leave_the_other_signals_to_the_run(told: None) -> None:
+    """A pool that is thrown away waits for its workers: mmdet's evaluation would hang."""
+    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+    worker.start()
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        os.kill(worker.pid, number)
+    worker.join(0.5)
+    assert worker.exitcode is None
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGTERM
