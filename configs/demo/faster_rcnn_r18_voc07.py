@@ -38,7 +38,7 @@ model = dict(
 )
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
-train_cfg = dict(max_epochs=3, val_interval=3)
+train_cfg = dict(max_epochs=2, val_interval=2)
 # The first gradients of a random backbone, the floor of the comparison, would make it diverge.
 optim_wrapper = dict(optimizer=dict(lr=0.015), clip_grad=dict(max_norm=5.0))
-param_scheduler = [dict(type='MultiStepLR', milestones=[2], gamma=0.1)]
+param_scheduler = [dict(type='MultiStepLR', milestones=[1], gamma=0.1)]
