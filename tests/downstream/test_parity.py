@@ -129,8 +129,7 @@ def downstream_features(task: str, depth: int, root: Path, backbone_file: Path):
     path = CONFIGS[task, depth]
     provenance = load_backbone_file(backbone_file).provenance
     options = [f'data_root={root}', f'backbone_file={backbone_file}', 'batch_size=2']
-    if task != 'segmentation':
-        options.append(f'image_scale={SIZE}')  # its own size: resizing is not what is compared
+    options.append(f'image_scale={SIZE}')  # its own size: resizing is not what is compared
     options += fitting_options(load_config(path), provenance)
     config = prepare(load_config(path, options))
     with MODELS.switch_scope_and_registry(config.default_scope) as models:
