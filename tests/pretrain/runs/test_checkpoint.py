@@ -1,4 +1,6 @@
+import io
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from pretrain.runs.checkpoint import is_whole, load_from_disk, write_atomically
+from pretrain.runs.checkpoint import is_whole, load_from_disk, seal, write_atomically
 from pretrain.runs.errors import UserError
 
 
@@ -108,9 +110,14 @@ def test_every_damage_is_found(saved: Path, tmp_path: Path) -> None:
 
 
 def test_other_programs_read_a_sealed_checkpoint(saved: Path) -> None:
-    theirs = torch.load(saved, weights_only=False)['state_dict']
-    assert theirs.keys() == load_from_disk(saved)['state_dict'].keys()
-    assert torch.load(saved, mmap=True, weights_only=False)['meta']['epoch'] == 2
+    weights = load_from_disk(saved)['state_dict']
+    plain, buffer = saved.with_name('plain.pth'), io.BytesIO()
+    torch.save({'state_dict': weights, 'epoch': 2}, buffer)
+    plain.write_bytes(seal(buffer.getvalue()))
+    assert torch.load(plain)['state_dict'].keys() == weights.keys()
+    assert torch.load(plain, mmap=True)['epoch'] == 2
+    with zipfile.ZipFile(plain) as archive:
+        assert archive.testzip() is None
 
 
 @pytest.mark.faults
