@@ -20,20 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from downstream.backbone import agree
+from downstream.preprocessings import PREPROCESSINGS, STYLES
 from pretrain.models.resnet import build_resnet
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
 from pretrain.runs.errors import UserError
-
-STYLES = ('pytorch', 'caffe')
-# In 0-255 units, in the order of the channels. 'inception' is timm's name for 0.5.
-PREPROCESSINGS = {
-    'imagenet-rgb': dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='RGB'
-    ),
-    'inception-rgb': dict(mean=[127.5] * 3, std=[127.5] * 3, channel_order='RGB'),
-    'caffe-bgr': dict(mean=[103.53, 116.28, 123.675], std=[1.0] * 3, channel_order='BGR'),
-}
 
 # Whether the blocks are bottlenecks, and how many each stage has.
 _DEPTHS = {

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from pretrain.runs.log import QuietRunner
 from pretrain.runs.precision import autocast
 
 # The parts made of convolutions and products; those that a loss or a box is computed from give
@@ -22,8 +23,8 @@ POOLING = 'roi_head.bbox_roi_extractor'
 
 
 @RUNNERS.register_module()
-class DownstreamRunner(Runner):
-    """mmengine's, with the model in ``precision`` and in the memory format that convolutions are
+class DownstreamRunner(QuietRunner):
+    """One with the model in ``precision`` and in the memory format that convolutions are
     fastest in."""
 
     def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:

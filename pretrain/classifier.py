@@ -152,7 +152,8 @@ class SnapshotClassifier(BaseModel):
         Args:
             inputs: normalised images, shape (N, 3, H, W).
             data_samples: class indices, shape (N,); not needed in mode 'tensor'.
-            mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module; 'predict' a
+            mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module and the
+                batch's ``error``, top-1 in percent; 'predict' a
                 list with one dict of ``logits`` and ``labels`` for the whole batch.
         """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -166,8 +167,9 @@ class SnapshotClassifier(BaseModel):
         if mode == 'predict':
             return [{'logits': logits, 'labels': data_samples}]
         losses = self.loss(logits, data_samples, teacher_logits)
-        self.statistics.add(logits, data_samples, teacher_logits, self.loss.temperature)
-        return losses
+        temperature = self.loss.temperature
+        error = self.statistics.add(logits, data_samples, teacher_logits, temperature)
+        return losses | {'error': error}
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
         with autocast(self.precision, inputs.device.type):

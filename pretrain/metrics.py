@@ -64,8 +64,8 @@ class TrainingStatistics(nn.Module):
     @torch.no_grad()
     def add(
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, temperature: float
-    ) -> None:
-        """Count a batch of logits (N, C) and labels (N,)."""
+    ) -> Tensor:
+        """Count a batch of logits (N, C) and labels (N,), and return its top-1 error in percent."""
         log_p = logits.detach().float().log_softmax(dim=1)
         first = log_p.argmax(dim=1)
         batch = [100.0 * (first != labels).sum(), -(log_p.exp() * log_p).sum()]
@@ -83,6 +83,7 @@ class TrainingStatistics(nn.Module):
         sums = torch.stack([count, *batch]).double()
         # A generation ends with an epoch, and so with these statistics.
         self.sums = sums if self.sums is None else self.sums + sums
+        return batch[0] / len(labels)
 
     def mean(self) -> dict[str, float]:
         """The means over the batches of all processes; every process must call it."""

@@ -83,3 +83,28 @@ def imported(path: Path) -> list[str]:
             # What is imported from a package may be a module of it.
             modules += [f'{node.module}.{alias.name}' for alias in node.names]
     return modules
+
+
+HELP = """
+import runpy
+import sys
+
+sys.argv = [{tool!r}, '--help']
+try:
+    runpy.run_path({tool!r}, run_name='__main__')
+except SystemExit as stop:
+    assert not stop.code
+loaded = sorted({{'torch', 'mmengine', 'numpy', 'matplotlib'}} & sys.modules.keys())
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('*.py')))
+def test_help_answers_at_once(tool: str) -> None:
+    """No tool imports a large library before it has parsed its arguments."""
+    script = HELP.format(tool=str(ROOT / 'tools' / tool))
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('usage: ')

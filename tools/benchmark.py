@@ -15,9 +15,6 @@ import sys
 from pathlib import Path
 
 from pretrain.runs.cli import run
-from pretrain.studies.benchmark import runner_rows, show, step_rows
-from pretrain.studies.launches import launch_rows
-from pretrain.studies.steps import machine, run_all, write_json
 
 R152 = 'configs/pretrain/r152_sd.py'
 RESNET20 = 'configs/pretrain/cifar100/resnet20'
@@ -56,6 +53,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from pretrain.studies.benchmark import runner_rows, show, step_rows
+    from pretrain.studies.launches import launch_rows
+    from pretrain.studies.steps import machine, run_all, write_json
+
     if args.part == 'show':
         contents = [json.loads(path.read_text()) for path in args.files]
         rows = [line for c in contents for line in (c if isinstance(c, list) else c['rows'])]

@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 from pretrain.runs.cli import run
-from pretrain.runs.report import collect_records
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,6 +18,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from pretrain.runs.report import collect_records
+
     print(f'{collect_records(args.records, args.out)} records are in {args.out}.')
 
 

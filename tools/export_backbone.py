@@ -5,7 +5,6 @@ python tools/export_backbone.py CHECKPOINT OUT
 
 import argparse
 
-from pretrain.export import export_backbone
 from pretrain.runs.cli import run
 
 
@@ -14,6 +13,8 @@ def main() -> None:
     parser.add_argument('checkpoint', help='epoch_*.pth or snapshot_*.pth of a pretraining run')
     parser.add_argument('out', help='the backbone file to write')
     args = parser.parse_args()
+    from pretrain.export import export_backbone
+
     provenance = export_backbone(args.checkpoint, args.out)
     print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
 

@@ -5,7 +5,7 @@ python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME
 
 import argparse
 
-from downstream.import_backbone import PREPROCESSINGS, STYLES, import_backbone
+from downstream.preprocessings import PREPROCESSINGS, STYLES
 from pretrain.runs.cli import run
 
 
@@ -22,6 +22,8 @@ def main() -> None:
     )
     parser.add_argument('--preprocessing', choices=PREPROCESSINGS, help=known)
     args = parser.parse_args()
+    from downstream.import_backbone import import_backbone
+
     provenance = import_backbone(args.source, args.out, args.style, args.preprocessing)
     print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from pretrain.runs.cli import named_path, run
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import read_records
-from pretrain.studies.curves import COLOURS, plot_curves
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,6 +24,8 @@ def parse_args() -> argparse.Namespace:
 
 def one_record(run: Path) -> dict:
     """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names."""
+    from pretrain.runs.record import read_records
+
     source, *chosen = [run] if run.exists() else str(run).split(':')
     records = read_records(Path(source))
     if chosen:
@@ -40,6 +40,8 @@ def one_record(run: Path) -> dict:
 
 def main() -> None:
     args = parse_args()
+    from pretrain.studies.curves import COLOURS, plot_curves
+
     if len(args.runs) > len(COLOURS):
         raise UserError(f'{len(args.runs)} runs: at most {len(COLOURS)} can be told apart.')
     plot_curves({name: one_record(run) for name, run in args.runs}, args.out, args.from_epoch)

@@ -13,9 +13,6 @@ file is changed.
 import argparse
 from pathlib import Path
 
-from downstream.voc_preparation import check_voc07, check_voc12aug
-from pretrain.datasets.preparation import check_cifar100, check_imagenet
-from pretrain.datasets.shrink import shrink_folder
 from pretrain.runs.cli import run
 
 
@@ -51,6 +48,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from downstream.voc_preparation import check_voc07, check_voc12aug
+    from pretrain.datasets.preparation import check_cifar100, check_imagenet
+    from pretrain.datasets.shrink import shrink_folder
+
     match args.dataset:
         case 'voc07':
             check_voc07(args.root)

@@ -6,6 +6,7 @@ A table stands between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-
 the command prints, run in the repository.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -45,5 +46,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     for path in READMES:
         path.write_text(with_tables(path.read_text()))

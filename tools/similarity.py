@@ -7,8 +7,6 @@ import argparse
 from pathlib import Path
 
 from pretrain.runs.cli import add_launcher_arguments, run
-from pretrain.runs.launch import Launcher
-from pretrain.studies.similarity import Similarity
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
 
@@ -26,6 +24,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from pretrain.runs.launch import Launcher
+    from pretrain.studies.similarity import Similarity
+
     Similarity(
         args.config,
         args.shared_epochs,

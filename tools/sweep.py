@@ -8,8 +8,6 @@ import argparse
 from pathlib import Path
 
 from pretrain.runs.cli import add_launcher_arguments, run
-from pretrain.runs.launch import Launcher
-from pretrain.studies.sweep import Sweep
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,6 +22,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from pretrain.runs.launch import Launcher
+    from pretrain.studies.sweep import Sweep
+
     launcher = Launcher(args.gpus, args.jobs)
     Sweep(args.configs, args.seeds, args.work_dir, args.cfg_options, launcher).run()
     print(f'The records are in {args.work_dir}: tools/table.py makes tables of them.')

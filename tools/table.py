@@ -9,11 +9,7 @@ RECORDS is a folder with run.json files, or a .jsonl file of tools/collect_recor
 import argparse
 from pathlib import Path
 
-from downstream.results import TASKS, transfer_table
 from pretrain.runs.cli import run
-from pretrain.runs.config import load_config
-from pretrain.runs.report import find_records
-from pretrain.studies.tables import methods_table, table_2, table_3, table_4
 
 CONFIGS = Path('configs/pretrain')
 CIFAR = CONFIGS / 'cifar100'
@@ -34,6 +30,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from downstream.results import TASKS, transfer_table
+    from pretrain.runs.config import load_config
+    from pretrain.runs.report import find_records
+    from pretrain.studies.tables import methods_table, table_2, table_3, table_4
+
     if args.table == '5':
         print(transfer_table(find_records(args.records, TASKS)))
         return

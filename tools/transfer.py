@@ -7,9 +7,7 @@ python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
 import argparse
 from pathlib import Path
 
-from downstream.transfer import Transfer
 from pretrain.runs.cli import add_launcher_arguments, named_path, run
-from pretrain.runs.launch import Launcher
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
@@ -42,6 +40,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from downstream.transfer import Transfer
+    from pretrain.runs.launch import Launcher
+
     backbones = {}
     for name, path in args.backbone:
         backbones.setdefault(name, []).append(path)

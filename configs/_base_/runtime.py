@@ -25,7 +25,13 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+log_processor = dict(
+    type='ProgressLine',
+    window_size=50,
+    by_epoch=True,
+    # What a line of training shows the mean of the window of; of the rest it shows the last value.
+    mean_pattern=r'loss|time|grad_norm|acc|cross_entropy|^(train/)?(kl|error)$',
+)
 log_level = 'INFO'
 load_from = None
 resume = False

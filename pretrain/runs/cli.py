@@ -1,6 +1,8 @@
-"""What the command-line tools have in common."""
+"""What the command-line tools have in common. Nothing here imports torch or mmengine, so that
+``--help`` answers at once; a tool imports what it needs after it has parsed its arguments."""
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -9,7 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.processes import report_to_torchrun
+
+# mmengine's backends of ``--log``, each named like the package that it needs.
+LOG_BACKENDS = {
+    'tensorboard': 'TensorboardVisBackend',
+    'wandb': 'WandbVisBackend',
+    'mlflow': 'MLflowVisBackend',
+}
 
 
 def run(main: Callable[[], None]) -> None:
@@ -55,6 +63,19 @@ def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else str(error).strip().splitlines()[-1]
 
 
+def report_to_torchrun(sentence: str) -> bool:
+    """Hand an error to the torchrun that started this process, if one has.
+
+    Returns:
+        Whether one has: its report, or :func:`pretrain.runs.processes.start_processes`, shows the
+        sentence.
+    """
+    if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
+        return False
+    Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
+    return True
+
+
 def named_path(text: str) -> tuple[str, Path]:
     """argparse's type of ``NAME=FILE``."""
     name, equals, path = text.partition('=')
@@ -69,3 +90,43 @@ def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
         '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
     )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+
+
+def training_arguments() -> argparse.Namespace:
+    """The arguments of ``tools/train.py``."""
+    parser = argparse.ArgumentParser(
+        description='Train any config, pretraining and downstream alike.'
+    )
+    parser.add_argument('config', help='a file of configs/')
+    parser.add_argument('--work-dir', help='where the run lives (default: work_dirs/<config name>)')
+    parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
+    parser.add_argument(
+        '--start-from', metavar='CHECKPOINT', help="begin with another run's end of generation 1"
+    )
+    parser.add_argument(
+        '--accept-change',
+        action='append',
+        default=[],
+        metavar='KEY',
+        help='continue although this setting, or the data, has changed; the record says so',
+    )
+    parser.add_argument(
+        '--log',
+        action='append',
+        default=[],
+        choices=LOG_BACKENDS,
+        help='write the curves for this program as well; may be repeated',
+    )
+    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+    parser.add_argument(
+        '--gpus', type=int, metavar='N', help='start N processes, each with a GPU or a CPU core'
+    )
+    parser.add_argument(
+        '--check',
+        type=int,
+        nargs='?',
+        const=1,
+        metavar='N',
+        help='check that N processes (default: --gpus, or 1) can run it, and stop',
+    )
+    return parser.parse_args()

@@ -25,7 +25,10 @@ from pretrain.runs.record import read_record
 # Which of the ``jobs`` places the run of this thread has.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 _PREPARING = Lock()  # mmengine's registries are one for all threads
-PROGRESS = re.compile(r'(Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\])(?:.*(eta: (?:\d+ days?, )?[\d:]+))?')
+_PLACE = re.compile(r'Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\]')
+_SHOWN = re.compile(
+    r'(?<= )(?:eta|images/s|loss|\w*error|\S*mAP|mIoU): (?:\d+ days?, )?[\d.:]+(?:e[+-]\d+)?'
+)
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,21 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
             log.write(line)
             log.flush()
             tail.append(line.rstrip())
-            if (progress := PROGRESS.search(line)) and time.monotonic() - shown > 15:
-                print(f'{title}: {" ".join(filter(None, progress.groups()))}', flush=True)
+            if time.monotonic() - shown > 15 and (news := progress(line)):
+                print(f'{title}: {news}', flush=True)
                 shown = time.monotonic()
         process.wait()
     finally:
         process.terminate()
     return list(tail)
+
+
+def progress(line: str) -> str | None:
+    """Where a run is, how fast and how good, by a line of its log that says so.
+
+    Example:
+        >>> progress('INFO - Epoch(train) [1][10/62]  lr: 3e-2  eta: 0:04:46  time: 1  loss: 4.1')
+        'Epoch(train) [1][10/62]  eta: 0:04:46  loss: 4.1'
+    """
+    place = _PLACE.search(line)
+    return '  '.join([place[0], *_SHOWN.findall(line)]) if place else None

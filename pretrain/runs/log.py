@@ -1,20 +1,72 @@
-"""What the log takes from each iteration, without waiting for the device at each."""
+"""What a run logs, and where: its screen, its log file and the programs that ``--log`` names."""
 
+import logging
 import math
 import resource
+from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import chain, islice
 from typing import Any, NoReturn
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS, LOG_PROCESSORS, RUNNERS
+from mmengine.runner import LogProcessor, Runner
 from torch import Tensor
 
+from pretrain.runs.cli import LOG_BACKENDS
 from pretrain.runs.errors import UserError
 
 SHOWN = 16  # files in a message
+
+
+def add_log_backends(config: Config, programs: Sequence[str]) -> None:
+    """Have a run write its curves for other programs as well, through mmengine's backends.
+
+    Args:
+        config: of the run.
+        programs: keys of :data:`pretrain.runs.cli.LOG_BACKENDS`.
+
+    Raises:
+        UserError: if one is not installed.
+    """
+    for program in programs:
+        if find_spec(program) is None:
+            raise UserError(f'--log {program} needs a package: pip install {program}.')
+        config.visualizer.vis_backends.append(dict(type=LOG_BACKENDS[program]))
+
+
+@RUNNERS.register_module()
+class QuietRunner(Runner):
+    """mmengine's, whose environment, config and list of hooks go to the log file and not to the
+    screen."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        screen, *_ = logger.handlers
+        screen.addFilter(_is_short)
+        return logger
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    dump = '\n' in message or message.startswith('Exp name: ')
+    return record.levelno > logging.INFO or not dump
+
+
+@LOG_PROCESSORS.register_module()
+class ProgressLine(LogProcessor):
+    """mmengine's line of the log, with the images a second of all processes."""
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if mode == 'train':
+            tag['images_per_second'] = rate = runner.cfg.batch_size / tag['time']
+            line = line.replace('  time: ', f'  images/s: {rate:.4g}  time: ')
+        return tag, line
 
 
 def is_flushed(runner: Runner, batch_idx: int) -> bool:

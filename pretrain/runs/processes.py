@@ -1,7 +1,6 @@
 """The processes of a run: the GPUs they may use, how they are started, and how they agree."""
 
 import ctypes
-import json
 import os
 import pickle
 import signal
@@ -142,18 +141,6 @@ def end_with_parent() -> None:
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def report_to_torchrun(sentence: str) -> bool:
-    """Hand an error to the torchrun that started this process, if one has.
-
-    Returns:
-        Whether one has: its report, or :func:`start_processes`, shows the sentence.
-    """
-    if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
-        return False
-    Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
-    return True
 
 
 def ddp_settings() -> dict:

@@ -21,10 +21,11 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from pretrain.runs.checkpoint import checkpoints, install, is_whole
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, training_arguments
 from pretrain.runs.config import load_config, prepare, stage_of
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import check_resume
+from pretrain.runs.log import add_log_backends
 from pretrain.runs.precision import device_without_bf16, forbid_tf32
 from pretrain.runs.processes import (
     Processes,
@@ -36,38 +37,6 @@ from pretrain.runs.processes import (
 )
 from pretrain.runs.record import read_record
 from pretrain.runs.saving import stop_when_told
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train any config, pretraining and downstream alike.'
-    )
-    parser.add_argument('config', help='a file of configs/')
-    parser.add_argument('--work-dir', help='where the run lives (default: work_dirs/<config name>)')
-    parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
-    parser.add_argument(
-        '--start-from', metavar='CHECKPOINT', help="begin with another run's end of generation 1"
-    )
-    parser.add_argument(
-        '--accept-change',
-        action='append',
-        default=[],
-        metavar='KEY',
-        help='continue although this setting, or the data, has changed; the record says so',
-    )
-    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
-    parser.add_argument(
-        '--gpus', type=int, metavar='N', help='start N processes, each with a GPU or a CPU core'
-    )
-    parser.add_argument(
-        '--check',
-        type=int,
-        nargs='?',
-        const=1,
-        metavar='N',
-        help='check that N processes (default: --gpus, or 1) can run it, and stop',
-    )
-    return parser.parse_args()
 
 
 def launched_processes() -> int | None:
@@ -190,11 +159,18 @@ def _newest_whole(found: list[Path]) -> Path:
 
 
 def main() -> None:
-    args = parse_args()
+    start(training_arguments())
+
+
+def start(args: argparse.Namespace) -> None:
+    """Start a run, or the processes of one, as :func:`pretrain.runs.cli.training_arguments` say."""
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or Path('work_dirs') / Path(args.config).stem)
+    if 'LOCAL_RANK' not in os.environ:
+        print(f'{args.config}: the run lives in {work_dir}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)
+    add_log_backends(config, args.log)
     # Once, before the processes start: a mistake is one sentence and not one traceback a process.
     if args.gpus is None:
         args.gpus = args.check
@@ -238,6 +214,7 @@ def main() -> None:
         if launched and not torch.cuda.is_available():
             # mmengine's own start-up would ask for a CUDA device.
             torch.distributed.init_process_group('gloo')
+        config.runner_type = config.get('runner_type', 'QuietRunner')
         stop_when_told()
         RUNNERS.build(config).train()
 

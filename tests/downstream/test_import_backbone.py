@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from downstream.build import prepare
-from downstream.import_backbone import PREPROCESSINGS, import_backbone
+from downstream.import_backbone import import_backbone
+from downstream.preprocessings import PREPROCESSINGS
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import weights_sha256
 from pretrain.runs.config import load_config

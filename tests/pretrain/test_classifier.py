@@ -67,12 +67,12 @@ def test_no_teacher_forward_until_teaching(batch: dict) -> None:
     model = make(1.0).train()
     calls, teach = [], model.teach
     model.teach = lambda inputs: calls.append(1) or teach(inputs)
-    assert set(model(**batch, mode='loss')) == {'loss'}
+    assert set(model(**batch, mode='loss')) == {'loss', 'error'}
     model(**batch, mode='predict')
     assert not calls
     model.statistics.clear()  # as SnapshotHook does at each epoch
     model.teaching = True
-    assert set(model(**batch, mode='loss')) == {'loss', 'cross_entropy', 'kl'}
+    assert set(model(**batch, mode='loss')) == {'loss', 'cross_entropy', 'kl', 'error'}
     model(**batch, mode='predict')
     assert len(calls) == 1
 

@@ -1,5 +1,6 @@
-"""The log costs the device nothing between its lines, and its buffers do not grow."""
+"""The log shows what a user needs, costs the device nothing between its lines and does not grow."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,16 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
+from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.datasets import augmentation
 from pretrain.runs import log, saving
 from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.cli import LOG_BACKENDS
 from pretrain.runs.errors import UserError
-from pretrain.runs.log import DeferredLogHook
+from pretrain.runs.log import DeferredLogHook, QuietRunner, add_log_backends
 from pretrain.runs.record import read_record
 
 ONE = ('epochs=1', 'algorithm.generations=1')
@@ -93,7 +96,7 @@ def test_the_log_is_mmengines(tiny_config: Callable, tmp_path: Path) -> None:
         del config.default_hooks.ensemble
         Runner.from_cfg(config).train()
         (path,) = (tmp_path / name).glob('*/vis_data/scalars.json')
-        dropped = ('time', 'data_time')
+        dropped = ('time', 'data_time', 'images_per_second')
         text = path.read_text().replace('null', 'None')
         lines[name] = [
             {key: value for key, value in eval(line).items() if key not in dropped}
@@ -195,3 +198,48 @@ def test_record_counts_every_iteration_between_the_lines(
     assert 0 < entry['seconds_per_iter'] < entry['seconds']
     assert read_record(tmp_path / 'run.json')['peak_memory_mb'] > 10
     assert load_from_disk(tmp_path / 'epoch_1.pth')['message_hub']['runtime_info']['peak_memory_mb']
+
+
+def test_the_screen_shows_lines_and_the_file_everything(
+    tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny_config('sd', tmp_path, 'epochs=2', 'algorithm.generations=2')
+    config.default_hooks.logger.interval = 2
+    QuietRunner.from_cfg(config).train()
+    screen = re.sub(r'\x1b\[\d*m', '', capsys.readouterr().out).splitlines()
+    first = next(n for n, line in enumerate(screen) if 'Epoch(train)' in line)
+    assert first < 6
+    number = r'[\d.:e+-]+'
+    parts = ('lr', 'eta', 'images/s', 'time', 'data_time', 'loss')
+    line = '  '.join(f'{part}: {number}' for part in parts)
+    assert re.search(rf'\[1\]\[2/4\]  {line}  error: {number}$', screen[first])
+    (log,) = tmp_path.glob('*/*.log')
+    written = log.read_text()
+    for dump in ('System environment:', 'Config:', 'Hooks will be executed'):
+        assert dump in written
+        assert not any(dump in line for line in screen)
+    assert all('mmengine - ' in line for line in screen)
+
+
+def test_the_line_shows_means_of_training_and_the_last_of_validation(tiny_config: Callable) -> None:
+    pattern = re.compile(tiny_config('bl', Path('x')).log_processor.mean_pattern)
+    for name in ('loss', 'cross_entropy', 'kl', 'error', 'decode.acc_seg', 'acc', 'time'):
+        assert pattern.search(name), name
+    for name in ('lr', 'top1_error', 'pascal_voc/mAP', 'mIoU', 'aAcc'):
+        assert not pattern.search(name), name
+
+
+@pytest.mark.parametrize('program', LOG_BACKENDS)
+def test_other_programs_show_the_curves(
+    program: str, tiny_config: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config('bl', Path('x'))
+    monkeypatch.setattr(log, 'find_spec', lambda _: None)
+    with pytest.raises(UserError, match=f'--log {program} needs a package: pip install {program}'):
+        add_log_backends(config, [program])
+    monkeypatch.setattr(log, 'find_spec', lambda _: 'found')
+    add_log_backends(config, [program])
+    local, more = config.visualizer.vis_backends
+    assert local['type'] == 'LocalVisBackend'
+    assert VISBACKENDS.get(more['type'])
+    assert 'visualizer' not in config.identity

@@ -16,13 +16,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs import processes
+from pretrain.runs.cli import report_to_torchrun
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import usable_cores
 from pretrain.runs.processes import (
     Processes,
     check_processes,
     ddp_settings,
-    report_to_torchrun,
     start_processes,
     usable_gpus,
 )
