@@ -88,7 +88,7 @@ def test_files_that_contributors_change_exist() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize('folder', ['pretrain', 'pretrain/cifar100', 'downstream', 'demo'])
+@pytest.mark.parametrize('folder', ['pretrain', 'pretrain/cifar100', 'downstream', 'small', 'demo'])
 def test_each_config_is_named_beside_it_with_the_papers_number(folder: str) -> None:
     text = (ROOT / 'configs' / folder / 'README.md').read_text()
     names = re.findall(r'`([\w{},]+\.py)`', text) + re.findall(r'\[(\w+\.py)\]\(', text)

@@ -7,7 +7,7 @@
 _base_ = [
     '../_base_/runtime.py',
     '../_base_/downstream/deeplabv3.py',
-    '../_base_/downstream/voc12aug.py',
+    '../_base_/downstream/voc12_resized.py',
 ]
 
 data_root = 'data/builtin/VOCdevkit'
@@ -17,19 +17,7 @@ scale_range = (0.8, 1.25)
 crop_size = (81, 81)
 model = dict(backbone=dict(depth=18), decode_head=dict(in_channels=512, channels=64))
 train_dataloader = dict(num_workers=0)
-val_dataloader = dict(
-    num_workers=0,
-    dataset=dict(
-        # The network sees images of image_scale here as well; its prediction is enlarged to the
-        # size of the mask.
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', keep_ratio=True),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
-    ),
-)
+val_dataloader = dict(num_workers=0)
 train_cfg = dict(max_epochs=4, val_interval=4)
 # So few iterations leave the new layers little time: they learn at five times the rate.
 optim_wrapper = dict(

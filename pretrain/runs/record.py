@@ -52,7 +52,7 @@ def read_records(source: Path) -> list[dict]:
         UserError: as :func:`read_record`, or if there is no such folder or file.
 
     Example:
-        >>> read_records(Path('configs/demo/results/bccd.jsonl'))[0]['config']
+        >>> read_records(Path('configs/small/results/bccd.jsonl'))[0]['config']
         'faster_rcnn_r18_bccd'
     """
     source = Path(source)

@@ -27,7 +27,7 @@ SEGMENTATION = 'configs/downstream/deeplabv3_r152_voc12aug.py'
 DEMO_DETECTION = 'configs/demo/faster_rcnn_r18_voc07.py'
 DEMO_SEGMENTATION = 'configs/demo/deeplabv3_r18_voc12.py'
 DEMOS = (DEMO_DETECTION, DEMO_SEGMENTATION)
-DEMO_BCCD = 'configs/demo/faster_rcnn_r18_bccd.py'
+DEMO_BCCD = 'configs/small/faster_rcnn_r18_bccd.py'
 
 
 def with_files(config, voc, backbone_file, *options):

@@ -35,7 +35,7 @@ def call(
 
 
 def test_every_table_has_its_command(call: Callable) -> None:
-    printed, code = call('tools/table.py', '5', 'configs/demo/results/bccd.jsonl')
+    printed, code = call('tools/table.py', '5', 'configs/small/results/bccd.jsonl')
     assert code is None
     assert ' mAP | BL ' in printed
 

@@ -1,6 +1,6 @@
 """Faster R-CNN on ResNet-18 for BCCD, photos of blood cells; no row of the paper.
 
-    tools/dist_train.sh configs/demo/faster_rcnn_r18_bccd.py 1 \
+    tools/dist_train.sh configs/small/faster_rcnn_r18_bccd.py 1 \
         --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
 
 Trained on trainval (292 photos), tested on test (72). So is any other data set in VOC's layout: by

@@ -1,0 +1,22 @@
+"""DeepLabv3 on ResNet-50 for VOC2012 at 257 pixels: is fine-tuning right? No row of the paper.
+
+    tools/dist_train.sh configs/small/deeplabv3_r50_voc12.py 1 \
+        --cfg-options backbone_file=work_dirs/resnet50/backbone.pth
+"""
+
+_base_ = [
+    '../_base_/runtime.py',
+    '../_base_/downstream/deeplabv3.py',
+    '../_base_/downstream/voc12_resized.py',
+]
+
+model = dict(backbone=dict(depth=50))
+batch_size = 4
+image_scale = (257, 257)
+crop_size = (193, 193)
+train_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0)
+train_cfg = dict(max_epochs=5, val_interval=1)
+param_scheduler = [
+    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=5, convert_to_iter_based=True)
+]
