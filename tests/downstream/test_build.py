@@ -13,12 +13,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from downstream.backbone import backbone_parts
-from downstream.build import prepare
+from downstream.build import may_differ, prepare
 from pretrain.runs import saving
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT, check_resume
 from tests.stopping import Signal, assert_same_run
 
 DETECTION = 'configs/downstream/faster_rcnn_r152_voc07.py'
@@ -485,3 +486,37 @@ def test_trains_evaluates_and_resumes(
     start = load_backbone_file(backbone_file)['conv1.weight']
     # The run went on at the checkpoint, not at the backbone file once more.
     assert 0 < (end - middle).norm() < (end - start).norm()
+
+
+PIPELINE = 'train_dataloader.dataset.pipeline'
+FIRST = 'train_dataloader.dataset.datasets.0.pipeline'
+CHANGES = {
+    (DEMO_DETECTION, f'{PIPELINE}.3.prob=0.1'): r'pipeline\.3\.prob=0\.5, .* 0\.1',
+    (DEMO_DETECTION, f'{PIPELINE}.2.keep_ratio=False'): r'keep_ratio=True, .* False',
+    (DEMO_DETECTION, 'train_dataloader.sampler.shuffle=False'): 'shuffle=True, .* False',
+    (DEMO_DETECTION, 'train_dataloader.sampler.type=DefaultSampler'): 'EpochSampler, .* Default',
+    (DEMO_DETECTION, 'train_dataloader.batch_sampler.type=X'): 'AspectRatioBatchSampler, .* X',
+    (DEMO_DETECTION, 'image_scale=(100,75)'): r'image_scale=\[96, 72\], .* \[100, 75\]',
+    (DEMO_DETECTION, 'val_evaluator.eval_mode=area'): 'eval_mode=11points, .* area',
+    (DEMO_DETECTION, 'model.test_cfg.rpn.max_per_img=9'): 'max_per_img=20, .* 9',
+    (DEMO_DETECTION, 'optim_wrapper.clip_grad.max_norm=1.0'): r'max_norm=5\.0, .* 1\.0',
+    (DEMO_DETECTION, 'batch_size=4'): 'batch_size=8, .* 4',
+    (DEMO_SEGMENTATION, f'{FIRST}.4.prob=0.1'): r'datasets\.0\.pipeline\.4\.prob=0\.5, .* 0\.1',
+    (DEMO_SEGMENTATION, 'scale_range=(0.5,2)'): r'scale_range=\[0\.8, 1\.25\], .* \[0\.5, 2\]',
+    (DEMO_SEGMENTATION, 'crop_size=(65,65)'): r'crop_size=\[81, 81\], .* \[65, 65\]',
+    (DEMO_SEGMENTATION, 'train_dataloader.drop_last=False'): 'drop_last=True, .* False',
+    (DEMO_SEGMENTATION, "val_evaluator.iou_metrics=['mDice']"): r"\['mIoU'\], .* \['mDice'\]",
+}
+
+
+@pytest.mark.parametrize(('config', 'change'), CHANGES)
+def test_a_resumed_run_keeps_each_setting(config, change, voc, backbone_file, tmp_path):
+    before, after = (
+        prepare(with_files(config, voc, backbone_file, *options)).identity.to_dict()
+        for options in ([], [change])
+    )
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save({'meta': {'epoch': 1, 'format': FORMAT, 'identity': before}}, path)
+    check_resume(path, before, may_differ)
+    with pytest.raises(UserError, match=CHANGES[config, change]):
+        check_resume(path, after, may_differ)

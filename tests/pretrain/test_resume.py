@@ -1,13 +1,16 @@
 """SE and SD share generation 1, a teacher may join late, a branch has random numbers of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
+from pretrain.build import prepare
 from pretrain.resume import may_differ
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import FORMAT, check_resume
+from pretrain.runs.identity import FORMAT, check_resume, differences
 
 
 def identity(**algorithm: object) -> dict:
@@ -74,3 +77,43 @@ def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
     check_resume(checkpoint(tmp_path / 'a.pth', 2), ours, may_differ)
     with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
         check_resume(checkpoint(tmp_path / 'a.pth', 3), ours, may_differ)
+
+
+CHANGES = {
+    'train_dataloader.sampler.shuffle=False': 'train_dataloader.sampler.shuffle=True, .* False',
+    'train_dataloader.sampler.type=DefaultSampler': 'type=EpochSampler, .* DefaultSampler',
+    'train_dataloader.drop_last=False': 'train_dataloader.drop_last=True, .* False',
+    'train_dataloader.dataset.crop_area=(0.5,1)': r'crop_area=\[0\.7, 1\.0\], .* \[0\.5, 1\]',
+    'val_dataloader.sampler.shuffle=True': 'val_dataloader.sampler.shuffle=False, .* True',
+    'val_evaluator.type=Accuracy': 'val_evaluator.type=TopKError, .* Accuracy',
+    'model.data_preprocessor.mean=[0,0,0]': r'data_preprocessor\.mean=.* \[0, 0, 0\]',
+    'model.data_preprocessor.type=ImgDataPreprocessor': 'type=AugmentingPreprocessor, .* ImgData',
+    'image_size=40': 'image_size=32, .* 40',
+    'batch_size=4': 'batch_size=8, .* 4',
+    'micro_batches=2': 'micro_batches=1, .* 2',
+    'randomness.seed=1': 'randomness.seed=0, .* 1',
+    'optim_wrapper.optimizer.lr=0.5': r'optimizer\.lr=0\.03, .* 0\.5',
+    'epochs=4': 'epochs=3, .* 4',
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_resumed_run_keeps_each_setting(
+    change: str, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    before, after = (
+        tiny_config('bl', tmp_path, 'algorithm.generations=1', *c) for c in ([], [change])
+    )
+    meta = {'epoch': 1, 'format': FORMAT, 'identity': before.identity.to_dict()}
+    torch.save({'meta': meta}, tmp_path / 'epoch_1.pth')
+    check_resume(str(tmp_path / 'epoch_1.pth'), before.identity.to_dict(), may_differ)
+    with pytest.raises(UserError, match=CHANGES[change]):
+        check_resume(str(tmp_path / 'epoch_1.pth'), after.identity.to_dict(), may_differ)
+
+
+def test_a_resumed_run_keeps_the_number_of_processes(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tiny_config('bl', tmp_path)
+    one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
+    assert differences(one, two, may_differ(1, one, two, False)) == {'world_size': (1, 2)}
