@@ -5,6 +5,7 @@ Where it matters which of mmdet and mmseg is used.
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and the backbone, and derive every part from the few settings of a config.
 
     ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
-    ``image_scale``, ``scale_range`` and ``crop_size`` reach the loaders, ``classes`` the loaders
-    and the model, ``train_cfg.max_epochs`` the schedule. ``identity`` is added: what must not
-    change while the run lasts, see :mod:`pretrain.runs.identity`.
+    ``image_scale``, ``scale_range``, ``crop_size``, ``train_list`` and ``val_list`` reach the
+    loaders, ``classes`` the loaders and the model, ``train_cfg.max_epochs`` the schedule.
+    ``identity`` is added: what must not change while the run lasts, see
+    :mod:`pretrain.runs.identity`.
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
@@ -136,6 +138,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 def _fill_loaders(config: Config, world_size: int) -> None:
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
+    _fill_lists(config)
     root = Path(config.data_root)
     if not root.is_dir():
         raise UserError(
@@ -162,6 +165,23 @@ def _fill_loaders(config: Config, world_size: int) -> None:
             step.update(sizes.get(step.type, {}))
 
 
+def _fill_lists(config: Config) -> None:
+    """Have lists of the user's own take the place of VOC's."""
+    for split in ('train', 'val'):
+        if not (own := config[f'{split}_list']):
+            continue
+        dataset = config[f'{split}_dataloader'].dataset
+        if 'datasets' in dataset:
+            dataset.datasets = dataset.datasets[:1]
+            dataset = dataset.datasets[0]
+        dataset.ann_file = own
+        dataset.data_prefix = (
+            dict(sub_data_root='')
+            if config.task == 'detection'
+            else dict(img_path='JPEGImages', seg_map_path='SegmentationClass')
+        )
+
+
 def _fill_schedule(config: Config) -> None:
     epochs = config.train_cfg.max_epochs
     for scheduler in config.param_scheduler:
@@ -185,6 +205,11 @@ def _fill_detection(config: Config) -> None:
 
 
 def _fill_segmentation(config: Config, world_size: int) -> None:
+    classes = _classes(config)
+    config.model.decode_head.num_classes = len(classes)
+    if config.classes:
+        for dataset in chain(*_datasets(config)):  # mmseg's class that has none of its own
+            dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
     config.model.data_preprocessor.size = config.crop_size
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
     if world_size > 1 and torch.cuda.is_available():
@@ -199,7 +224,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
 def _classes(config: Config) -> tuple[str, ...]:
     """The names that the config gives, or those of its kind of data set."""
     library, dataset_type = _LIBRARIES[config.task], config.val_dataloader.dataset.type
-    return tuple(config.get('classes') or metainfo(library, dataset_type)['classes'])
+    return tuple(config.classes or metainfo(library, dataset_type)['classes'])
 
 
 def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
@@ -208,7 +233,7 @@ def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
     train, test = ([_split(root, dataset) for dataset in datasets] for datasets in parts)
     if config.task == 'detection':
         return check_detection(train, test, classes, config.drop_invalid_boxes)
-    palette = () if config.get('classes') else metainfo('mmseg', 'PascalVOCDataset')['palette']
+    palette = () if config.classes else metainfo('mmseg', 'PascalVOCDataset')['palette']
     return check_segmentation(train, test, classes, palette)
 
 

@@ -6,7 +6,7 @@ directory keeps what was found in a split until a file changes.
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,12 +91,10 @@ def check_detection(
     for file, label in _labels(findings):
         files[label].append(file)
     errors = []
-    if unknown := sorted(files.keys() - set(classes)):
-        counts = (f'{name!r} ({len(files[name]):,}, first in {files[name][0]})' for name in unknown)
+    if unknown := {name: files[name] for name in sorted(files.keys() - set(classes))}:
         errors.append(
-            f'The objects have {len(unknown)} unknown classes: {", ".join(counts)}. Correct these '
-            'names or, if all classes are your own, add '
-            f'--cfg-options "classes={sorted(files)}".'
+            f'The objects have {_counts(unknown, "classes")}. Correct these names or, if all '
+            f'classes are your own, add --cfg-options "classes={sorted(files)}".'
         )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
     return _conclude(findings, len(train), classes, lambda label: label, tolerated, errors)
@@ -122,11 +120,18 @@ def check_segmentation(
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
     colours = dict(enumerate(map(list, palette)))
     errors = []
+    unknown = defaultdict(list)
+    for file, (i, _) in sorted(_labels(findings), key=lambda label: label[1][0]):
+        if i >= len(classes):
+            unknown[i].append(file)
+    if unknown:
+        errors.append(
+            f'The masks have {_counts(unknown, "class ids")}. Correct these masks or, if all '
+            'classes are your own, add --cfg-options "classes=[...]" with the names of the ids 0 '
+            f'to {max(unknown)}, in this order.'
+        )
     for split, _, _, found, labels in findings:
         for file, ids in labels.items():
-            if unknown := [i for i, _ in ids if i >= len(classes)]:
-                what = f'{file}: {", ".join(map(str, unknown))}'
-                found['masks with an unknown class id'].append(what)
             for i, colour in ids:
                 if colour not in (None, [i] * 3) and colour != colours.setdefault(i, colour):
                     what = f'{file}: {i} is {colour}, not {colours[i]}'
@@ -139,6 +144,14 @@ def check_segmentation(
                 'the id of its class into each pixel, 1 and not 255 for the objects of one class.'
             )
     return _conclude(findings, len(train), classes, lambda label: classes[label[0]], (), errors)
+
+
+def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
+    """Each unknown label once, with the number of its files and the first of them."""
+    counts = (
+        f'{label!r} ({len(files):,}, first in {files[0]})' for label, files in unknown.items()
+    )
+    return f'{len(unknown)} unknown {what}: {", ".join(counts)}'
 
 
 def _labels(findings: Iterable[_Findings]) -> list[tuple[str, Any]]:

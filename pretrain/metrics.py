@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class TopKError(BaseMetric):
     """Top-1 and top-5 error in percent, over the whole validation set and all ranks.
 
-    One entry a picture, so that mmengine can drop the pictures that pad the last rank's share.
+    Of five classes or fewer there is no top-5 error, which would always be 0. One entry a picture,
+    so that mmengine can drop the pictures that pad the last rank's share.
     """
 
     topk = (1, 5)
@@ -27,16 +28,18 @@ class TopKError(BaseMetric):
         """
         for sample in data_samples:
             labels = sample['labels'][:, None]
-            ranking = sample['logits'].topk(min(max(self.topk), sample['logits'].shape[1])).indices
-            wrong = [(ranking[:, :k] != labels).all(dim=1).tolist() for k in self.topk]
+            classes = sample['logits'].shape[1]
+            ranking = sample['logits'].topk(min(max(self.topk), classes)).indices
+            counted = [k for k in self.topk if k == 1 or k < classes]
+            wrong = [(ranking[:, :k] != labels).all(dim=1).tolist() for k in counted]
             self.results.extend(zip(*wrong, strict=True))
 
-    def compute_metrics(self, results: list[tuple[bool, bool]]) -> dict[str, float]:
-        """``top1_error`` and ``top5_error`` in percent."""
+    def compute_metrics(self, results: list[tuple[bool, ...]]) -> dict[str, float]:
+        """``top1_error`` and, of more than five classes, ``top5_error`` in percent."""
         columns = zip(*results, strict=True)
         return {
             f'top{k}_error': 100.0 * sum(column) / len(column)
-            for k, column in zip(self.topk, columns, strict=True)
+            for k, column in zip(self.topk, columns, strict=False)
         }
 
 

@@ -27,7 +27,7 @@ def main() -> None:
 
     launcher = Launcher(args.gpus, args.jobs)
     Sweep(args.configs, args.seeds, args.work_dir, args.cfg_options, launcher).run()
-    print(f'The records are in {args.work_dir}: tools/table.py makes tables of them.')
+    print(f'The records are in {args.work_dir}: python tools/table.py errors {args.work_dir}')
 
 
 if __name__ == '__main__':

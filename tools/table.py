@@ -1,7 +1,7 @@
 """Print a table of the paper from run records: paper, ours, delta, mean ± std, n.
 
 python tools/table.py 3 RECORDS [--backbones resnet20]
-python tools/table.py {2,4,5,methods,cost} RECORDS
+python tools/table.py {2,4,5,errors,methods,cost} RECORDS
 
 RECORDS is a folder with run.json files, or a .jsonl file of tools/collect_records.py.
 """
@@ -22,7 +22,7 @@ BACKBONES = ('resnet20', 'resnet32', 'resnet56', 'resnet110', 'densenet100', 'de
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('table', choices=['2', '3', '4', '5', 'methods', 'cost'])
+    parser.add_argument('table', choices=['2', '3', '4', '5', 'errors', 'methods', 'cost'])
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
     return parser.parse_args()
@@ -33,7 +33,7 @@ def main() -> None:
     from downstream.results import TASKS, transfer_table
     from pretrain.runs.config import load_config
     from pretrain.runs.report import find_records
-    from pretrain.studies.tables import methods_table, table_2, table_3, table_4
+    from pretrain.studies.tables import errors_table, methods_table, table_2, table_3, table_4
 
     if args.table == '5':
         print(transfer_table(find_records(args.records, TASKS)))
@@ -44,6 +44,8 @@ def main() -> None:
         print(table_3(records, [load_config(path) for path in paths]))
     elif args.table == '4':
         print(table_4(records, [load_config(CONFIGS / f'{row}.py') for row in TABLE_4]))
+    elif args.table == 'errors':
+        print(errors_table(records))
     elif args.table in ('methods', 'cost'):
         configs = [load_config(CIFAR / f'resnet20_{m}.py') for m in METHODS]
         print(methods_table(records, configs, errors=args.table == 'methods'))

@@ -16,16 +16,12 @@ _base_ = [
 data_root = 'data/bccd-voc'
 classes = ('RBC', 'WBC', 'Platelets')
 drop_invalid_boxes = True  # two boxes of trainval are empty
+train_list = 'ImageSets/Main/trainval.txt'
+val_list = 'ImageSets/Main/test.txt'
 batch_size = 4
 image_scale = (256, 192)
-train_dataloader = dict(
-    num_workers=0,
-    dataset=dict(ann_file='ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='')),
-)
-val_dataloader = dict(
-    num_workers=0,
-    dataset=dict(ann_file='ImageSets/Main/test.txt', data_prefix=dict(sub_data_root='')),
-)
+train_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0)
 train_cfg = dict(max_epochs=2, val_interval=2)
 # A backbone of random weights, the floor of the comparison, diverges at the 0.01 of VOC2007.
 optim_wrapper = dict(optimizer=dict(lr=0.002))

@@ -3,7 +3,7 @@
 import ast
 import difflib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,8 +45,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if not equals:
             raise UserError(f'--cfg-options {option}: write key=value.')
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise UserError(f'{path} has no key {key}: did you mean {near[0]}?')
+            raise UserError(f'{path} has no key {key}: did you mean {_nearest(key, known)}?')
         overrides[key] = _literal(text)
     config.merge_from_dict(overrides)
     return config
@@ -71,6 +70,15 @@ def _walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
         yield key, value
         if isinstance(value, dict | list | tuple):
             yield from _walk(value, f'{key}.')
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """The known keys that end most like ``key``: ``lr`` finds ``optim_wrapper.optimizer.lr``."""
+    *parents, last = key.split('.')
+    known = [name for name in known if name.split('.')[-1] == last] or known
+    ends = {name: '.'.join(name.split('.')[-len(parents) - 1 :]) for name in known}
+    (nearest,) = difflib.get_close_matches(key, {*ends.values()}, n=1, cutoff=0.0)
+    return ' or '.join([name for name, end in ends.items() if end == nearest][:3])
 
 
 def _literal(text: str) -> Any:

@@ -89,7 +89,9 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
         paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
         ours = [
-            [r['generations'][k]['last'][name] for r in mine] if k >= 0 else []
+            [r['generations'][k]['last'][name] for r in mine if name in r['generations'][k]['last']]
+            if k >= 0
+            else []
             for k, name in columns
         ]
         name = [_backbone(config), config.algorithm.name]
@@ -130,6 +132,45 @@ def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bo
         rows.append([*row, *_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')])
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
     return markdown(header, rows, notes, texts=2)
+
+
+def errors_table(records: Sequence[dict]) -> str:
+    """The errors of any pretraining runs, a row for each network and label, the baseline first.
+
+    A column without an entry, such as the top-5 error of five classes or fewer, is left out.
+
+    Args:
+        records: as :func:`find_records` gives them.
+
+    Raises:
+        UserError: if there are none, or those of a network do not belong in one table.
+    """
+    if not records:
+        raise UserError('There is no finished pretraining run: tools/sweep.py makes them.')
+    rows, notes = [], []
+    for backbone in sorted({_backbone(r['identity']) for r in records}):
+        mine = [r for r in records if _backbone(r['identity']) == backbone]
+        _one_setting(mine)
+        notes.append(f'{backbone}: {_describe(mine)}')
+        arms = {
+            r['label']: [] for r in sorted(mine, key=lambda r: (r['label'] != 'BL', r['label']))
+        }
+        for record in mine:
+            arms[record['label']].append(record)
+        base = arms.get('BL', [])
+        for label, arm in arms.items():
+            ends = [r['generations'][-1]['last'] for r in arm]
+            top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
+            row = {'network': backbone, 'label': label, 'top-1 error': mean_std(_finals(arm))}
+            row |= {'top-5 error': mean_std(top5)} if top5 else {}
+            row['n'] = str(len(arm))
+            if label != 'BL' and base:
+                row['gain over BL'], row['p'] = _against(_finals(arm), _finals(base))
+            rows.append(row)
+    columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
+    header = [column for column in columns if any(column in row for row in rows)]
+    notes.append('Errors in percent after the last epoch, on the pictures of val.')
+    return markdown(header, [[row.get(c, '') for c in header] for row in rows], notes, texts=2)
 
 
 # Section 3.3.2, by the epochs that student and teacher share with the source; DenseNet-100.
@@ -237,7 +278,9 @@ def _setting(
             f'{_backbone(i)}, {i["algorithm"]["name"]}' for i in (r['identity'] for r in others)
         )
         listed = '; '.join(f'{name} ({count})' for name, count in names.items())
-        notes.append(f'Records that belong in no row: {listed}.')
+        notes.append(
+            f'Records that belong in no row: {listed}. tools/table.py errors shows any records.'
+        )
     return notes, full
 
 

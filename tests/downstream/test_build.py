@@ -357,10 +357,9 @@ def test_all_that_is_wrong_is_named_at_once(voc, backbone_file, tmp_path):
     (root / 'VOC2012/SegmentationClassAug/000005.png').unlink()
     with pytest.raises(UserError) as error:
         prepare(with_files(DEMO_SEGMENTATION, root, backbone_file))
-    train, aug, val = str(error.value).splitlines()
-    assert 'train.txt names 4 images, but there are 1 masks with an unknown class id' in train
+    masks, aug = str(error.value).splitlines()
+    assert '1 unknown class ids: 200 (2, first in 000003.png)' in masks  # in train and val
     assert 'SegmentationClassAug lacks 1 files (000005.png)' in aug
-    assert 'val.txt names 8 images, but there are 1 masks with an unknown class id' in val
 
 
 @pytest.mark.parametrize('config', DEMOS)
@@ -424,6 +423,34 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file):
         )
     metric.process({}, [sample.to_dict() for sample in samples])
     assert metric.evaluate(len(samples))['pascal_voc/mAP'] == pytest.approx(1 / 3)
+
+
+def test_other_masks_are_trained_and_evaluated(voc, backbone_file, tmp_path):
+    """Masks of three classes that VOC has not, in one folder, by lists of one's own."""
+    root = Path(shutil.copytree(voc / 'VOC2012', tmp_path / 'mine'))
+    for path in (root / 'SegmentationClass').iterdir():
+        Image.open(path).point(lambda i: {8: 1, 12: 2}.get(i, i)).save(path)
+    for own, theirs in (('train.txt', 'train'), ('test.txt', 'val')):
+        shutil.move(root / f'ImageSets/Segmentation/{theirs}.txt', root / own)
+    options = [
+        'train_list=train.txt',
+        'val_list=test.txt',
+        'batch_size=2',
+        *SMALL[DEMO_SEGMENTATION],
+    ]
+    options += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    options += ["classes=['ground', 'lynx', 'otter']"]
+    config = prepare(with_files(DEMO_SEGMENTATION, root, backbone_file, *options))
+    assert {split: len(lists) for split, lists in config.identity.data.items()} == {
+        'train': 1,
+        'val': 1,
+    }
+    config.work_dir = str(tmp_path / 'run')
+    runner = RUNNERS.build(config)
+    runner.train()
+    assert runner.model.decode_head.conv_seg.out_channels == 3
+    assert runner.val_dataloader.dataset.metainfo['classes'] == ('ground', 'lynx', 'otter')
+    assert math.isfinite(runner.message_hub.get_scalar('val/mIoU').current())
 
 
 def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):

@@ -325,8 +325,12 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (_id_21, r'1 masks with an unknown class id \(000003.png: 21\)'),
-        (_ids_200_254, r'1 masks with an unknown class id \(000003.png: 200, 254\)'),
+        (_id_21, r'1 unknown class ids: 21 \(1, first in 000003.png\)\. Correct'),
+        (
+            _ids_200_254,
+            r'2 unknown class ids: 200 \(1, first in 000003.png\), 254 \(1, first in .*\)\. '
+            r'.* "classes=\[...\]" with the names of the ids 0 to 254, in this order\.',
+        ),
         (_colours, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: RGB PNG\)'),
         (_few_bits, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: L PNG\)'),
         (

@@ -13,6 +13,9 @@ optim_wrapper = dict(
 )
 param_scheduler = [dict(type='MultiStepLR', milestones=[8], gamma=0.1)]
 classes = None  # the names of other objects than VOC's twenty
+# Lists of your own below data_root, which then holds JPEGImages and Annotations itself.
+train_list = None
+val_list = None
 drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are an error otherwise
 image_scale = (1000, 600)  # the longer and the shorter side at most
 train_dataloader = dict(

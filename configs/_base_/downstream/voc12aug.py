@@ -15,6 +15,10 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=50, convert_to_iter_based=True)
 ]
+classes = None  # the names of other class ids than VOC's 21, in their order
+# Lists of your own below data_root, which then holds JPEGImages and SegmentationClass itself.
+train_list = None
+val_list = None
 image_scale = (500, 500)  # the longer side of VOC's images is 500
 scale_range = (0.5, 2.0)  # of the random factor of image_scale
 crop_size = (513, 513)

@@ -26,6 +26,10 @@ def test_options_override_what_is_there() -> None:
         ('algorithm.temprature=3', 'did you mean algorithm.temperature'),
         ('dataroot=/x', 'did you mean data_root'),
         ('train_dataloader.num_worker=1', 'did you mean train_dataloader.num_workers'),
+        ('lr=0.1', r'did you mean optim_wrapper\.optimizer\.lr\?'),
+        ('depht=50', r'did you mean model\.network\.depth\?'),
+        ('model.depth=50', r'did you mean model\.network\.depth\?'),
+        ('num_workers=1', r'train_dataloader\.num_workers or val_dataloader\.num_workers\?'),
         ('batch_size', 'key=value'),
     ],
 )
@@ -104,6 +108,16 @@ def test_rows_of_table_4_differ_in_network_and_algorithm_alone(backbone: str) ->
         assert differing <= {'algorithm', 'paper'}
         errors = config['paper']['top1_error'], config['paper']['top5_error']
         assert [len(e) for e in errors] == [1 if row == 'bl' else 2] * 2
+
+
+def test_other_depths_differ_in_depth_alone() -> None:
+    for depth in (18, 34, 50):
+        for row in ('bl', 'sd'):
+            config = load_config(R152['sd'].with_name(f'r{depth}_{row}.py')).to_dict()
+            reference = load_config(R152[row]).to_dict()
+            assert config['model']['network'].pop('depth') == depth
+            del reference['model']['network']['depth'], reference['paper'], config['paper']
+            assert config == reference
 
 
 def test_recipe_of_section_4_2() -> None:

@@ -29,7 +29,7 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
     first, second = record['generations']
     assert first['last'] == first['best'] == record['history'][0]['metrics']
     assert second['last'] == record['history'][2]['metrics']
-    assert second['last'].keys() == {'top1_error', 'top5_error'}
+    assert second['last'].keys() == {'top1_error'}
     assert record['data']['train']['count'] == 32
     assert record['data']['val']['count'] == 12
     assert record['versions']['torch'] == torch.__version__.split('+')[0]

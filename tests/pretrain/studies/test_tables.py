@@ -12,7 +12,14 @@ from scipy.stats import ttest_ind
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.report import find_records
-from pretrain.studies.tables import methods_table, table_2, table_3, table_4, welch_p
+from pretrain.studies.tables import (
+    errors_table,
+    methods_table,
+    table_2,
+    table_3,
+    table_4,
+    welch_p,
+)
 from tests.conftest import ROOT
 
 CIFAR = ROOT / 'configs/pretrain/cifar100'
@@ -164,6 +171,27 @@ def test_table_4(tmp_path: Path) -> None:
     assert cells(table, 'ResNet-152', 'SE', 'ours') == ['missing'] * 4 + ['0']
     assert cells(table, 'ResNet-152', 'SD', 'ours') == ['22.00', '6.00', '20.50', '5.00', '1']
     assert cells(table, 'ResNet-152', 'SD', 'paper')[:4] == ['22.56', '6.44', '20.93', '5.48']
+
+
+def test_errors_of_any_runs_have_no_column_for_the_paper(tmp_path: Path) -> None:
+    """Four classes of one's own: no row of the paper, no top-5 error."""
+    network = {'model': {'network': {'type': 'ResNet', 'depth': 18, 'num_classes': 4}}}
+    for label, errors in (('SD', [20.0, 21.0]), ('BL', [30.0, 33.0])):
+        for seed, error in enumerate(errors):
+            write(tmp_path / label, 'r152_bl', seed, [error], identity=network, label=label)
+    for record in (records := find_records(tmp_path)):
+        record['identity']['randomness'] = {'seed': 0}
+    table = errors_table(records)
+    header = [cell.strip() for cell in table.splitlines()[0].split('|')[1:-1]]
+    assert header == ['network', 'label', 'top-1 error', 'n', 'gain over BL', 'p']
+    assert cells(table, 'ResNet-18', 'BL') == ['31.50 ± 2.12', '2', '', '']
+    p = ttest_ind([20.0, 21.0], [30.0, 33.0], equal_var=False).pvalue
+    assert cells(table, 'ResNet-18', 'SD') == ['20.50 ± 0.71', '2', '+11.00', f'{p:.3f}']
+    for record in records:
+        record['generations'][-1]['last']['top5_error'] = 2.0
+    assert cells(errors_table(records), 'ResNet-18', 'SD')[:2] == ['20.50 ± 0.71', '2.00 ± 0.00']
+    with pytest.raises(UserError, match='no finished pretraining run'):
+        errors_table([])
 
 
 def test_a_row_is_what_the_records_say_they_are(tmp_path: Path) -> None:

@@ -1,0 +1,9 @@
+"""ResNet-34 on ImageNet, baseline: one cosine over 90 epochs; no row of the paper.
+
+Ours: not run yet. Cost: not measured yet. All but the depth is as for Table 4.
+Command: tools/dist_train.sh configs/pretrain/r34_bl.py 8
+"""
+
+_base_ = ['../_base_/runtime.py', '../_base_/pretrain/imagenet.py']
+algorithm = dict(name='BL')
+model = dict(network=dict(depth=34))
