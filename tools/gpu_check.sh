@@ -1,20 +1,55 @@
 #!/usr/bin/env bash
 # The first 25 minutes on a new machine with a GPU: does everything work there, and how fast? No step
 # stops the others; those marked (GPU) are left out on a machine without one.
-# usage: bash tools/gpu_check.sh [REPORT.json [MINUTES]]     needs data/cifar-100-python
-set -euo pipefail
+# usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]     needs data/cifar-100-python
+# The whole output of step 3 is in REPORT.steps/3.log, the numbers that it measured in 3.json.
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 out=work_dirs/gpu_check
+report=${1:-$out.txt}
+steps=${report%.txt}.steps
+end=$((SECONDS + ${2:-25} * 60))
+rm -rf "$out" "$steps" "$report" && mkdir -p "$out" "$steps"
+say() { echo "$1" | tee -a "$report"; }
+machine=$("$python" -c 'import os, torch
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+print(f"torch {torch.__version__}, {gpu}, {os.cpu_count()} cores")')
+say "$machine"
+number=0 failed=0
+
+# Run the command $2 and print a line about it under the name $1.
+step() {
+  number=$((number + 1))
+  local result='done' log=$steps/$number.log begun=$SECONDS
+  if [[ $1 == *'(GPU)' && $machine == *'no GPU'* ]]; then
+    result='left out: this machine has no GPU'
+  elif ((SECONDS >= end)); then
+    result='not begun: the time was over'
+  else
+    # timeout ends the command with all that it started.
+    JSON=$steps/$number.json timeout --signal=KILL $((end - SECONDS)) \
+      bash -o pipefail -c "$2" > "$log" 2>&1 < /dev/null
+    local code=$?
+    if ((code && SECONDS >= end)); then
+      result='stopped: the time was over'
+    elif ((code)); then
+      result="exit code $code: $({ grep '^error: ' "$log" || grep . "$log"; } | tail -n 1)"
+    fi
+  fi
+  [[ $result == done || $result == left* ]] || failed=$((failed + 1))
+  say "$1: $result ($((SECONDS - begun)) s)"
+}
+
 cifar=configs/pretrain/cifar100
 train="timeout 300 $python tools/train.py"
 benchmark="timeout 240 $python tools/benchmark.py"
 one_gpu="CUDA_VISIBLE_DEVICES=0 timeout 240 $python -m pytest -q"
 debug="import sys, runpy, torch; torch.cuda.set_sync_debug_mode('warn'); sys.argv = sys.argv[1:]"
-rm -rf "$out" && mkdir -p "$out"
-report=${1:-$out.json}
-"$python" -m pretrain.studies.steps "$report" "${2:-25}" <<LIST 2>&1 | tee "${report%.json}.txt"
+while IFS= read -r line; do
+  step "${line%% | *}" "${line#* | }"
+done <<LIST
 driver (GPU) | nvidia-smi
 runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_count(), torch.cuda.is_available(), torch.cuda.is_available() and torch.cuda.get_device_capability())'
 CUDA tests of pretraining (GPU) | $one_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
@@ -35,4 +70,14 @@ demo segmentation | $train configs/demo/deeplabv3_r18_voc12.py --work-dir $out/s
 launches of ResNet-152 | $benchmark launches --json \$JSON
 run of ResNet-152, BL (GPU) | $benchmark runner configs/pretrain/r152_bl.py --rounds 2 --json \$JSON
 run of ResNet-152, SD (GPU) | $benchmark runner --rounds 2 --json \$JSON
+run of DeepLabv3 (GPU) | $benchmark finetune configs/downstream/deeplabv3_r152_voc12aug.py --json \$JSON
+run of Faster R-CNN (GPU) | $benchmark finetune configs/downstream/faster_rcnn_r152_voc07.py --json \$JSON
 LIST
+
+if compgen -G "$steps/*.json" > /dev/null; then
+  say "$("$python" tools/benchmark.py show "$steps"/*.json)"
+fi
+if ((failed)); then
+  say "error: $failed of $number steps failed, see $report and $steps/."
+  exit 1
+fi

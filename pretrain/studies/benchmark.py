@@ -1,6 +1,7 @@
 """How fast pretraining is, as ratios that are measured within one run of the benchmark."""
 
 import copy
+import json
 import math
 import os
 import statistics
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, pairwise, repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ from torch.utils.data import Dataset
 
 from pretrain.build import prepare
 from pretrain.datasets.augmentation import draw_augmentation
-from pretrain.runs.checkpoint import install
+from pretrain.runs.checkpoint import install, write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import forbid_tf32
@@ -37,6 +39,9 @@ GPU = torch.cuda.is_available()
 STRETCH = 20 if GPU else 1
 
 
+# ------------------------------------------------------------------------------------- the report
+
+
 def row(
     name: str,
     value: float,
@@ -45,8 +50,7 @@ def row(
     at_least: float | None = None,
 ) -> dict:
     """A line of the report, with its goal if it has one."""
-    goal = at_most if at_least is None else at_least
-    met = None
+    met, goal = None, at_most if at_least is None else at_least
     if goal is not None:
         met = value <= goal if at_least is None else value >= goal
     return {'name': name, 'value': value, 'unit': unit, 'goal': goal, 'met': met}
@@ -64,6 +68,18 @@ def show(rows: Iterable[dict]) -> str:
         value = f'{line["value"]:.4g} {line["unit"]}'.rstrip()
         cells.append([line['name'], value, goal, verdict])
     return markdown(['', 'measured', 'goal', ''], cells, [], texts=1)
+
+
+def report(rows: Sequence[dict], path: Path | None) -> None:
+    """Print rows and the machine that they were measured on; write them to a JSON file as well."""
+    device = torch.cuda.get_device_name() if GPU else 'no GPU'
+    machine = {'torch': torch.__version__, 'device': device, 'cores': os.cpu_count()}
+    print(', '.join(f'{key} {value}' for key, value in machine.items()), show(rows), sep='\n\n')
+    if path:
+        write_atomically(path, (json.dumps(machine | {'rows': rows}, indent=1) + '\n').encode())
+
+
+# ------------------------------------------------------------------------------------------- time
 
 
 def synchronize() -> None:
@@ -94,12 +110,9 @@ def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]
 
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
-    """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here.
-
-    That is 4 pictures of 224 pixels square for each gigabyte of a GPU, or 8 on a CPU, with which a
-    step takes seconds and not minutes. ``pixels`` is the area of a picture; with fewer pictures
-    than ``least`` the network cannot be trained.
-    """
+    """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here: 4
+    pictures of 224 pixels square for each gigabyte of a GPU; on a CPU 8, since a step shall take
+    seconds. ``pixels`` is the area of a picture, ``least`` what the network needs."""
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
     return min(wanted, max(least, fitting))
@@ -113,9 +126,7 @@ class OneBatch(Dataset):
     """Gives the same random batch at each iteration, ready on the device, at no cost. ``root`` is
     the number of classes; pictures of a given ``size`` say how the device shall augment them."""
 
-    def __init__(
-        self, root: str, split: str, seed: int, size: int | None = None, skip: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, root: str, split: str, seed: int, size: int | None = None, skip: Any = ()):
         self.classes, self.size = int(root), size
         self.metainfo: dict = {}
         self.batch: dict[str, Tensor] = {}
@@ -134,10 +145,9 @@ class OneBatch(Dataset):
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         if not self.batch:
             shape = len(positions), 3, self.size or 32, self.size or 32
-            self.batch = {
-                'inputs': torch.randint(256, shape, dtype=torch.uint8),
-                'data_samples': torch.randint(self.classes, shape[:1]),
-            }
+            images = torch.randint(256, shape, dtype=torch.uint8)
+            labels = torch.randint(self.classes, shape[:1])
+            self.batch = {'inputs': images, 'data_samples': labels}
             if self.size:
                 draws = [draw_augmentation() for _ in positions]
                 self.batch['augmentation'] = torch.stack(draws)
@@ -242,11 +252,10 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
         rows += [row(f'{title}: BL, memory', bl, 'MB'), row(f'{title}: SD, memory', sd, 'MB')]
         extra = (sd - bl) / (2.2 * weights + 0.05 * bl)
         rows.append(row(f'{title}: extra memory of SD / allowed', extra, at_most=1.0))
-    network = MODELS.build(distilled.model.network)
     steps = {
         'BL': our_step(baseline, teaching=False),
         'SD': our_step(distilled, teaching=True),
-        'bare loop': bare_step(network, distilled),
+        'bare loop': bare_step(MODELS.build(distilled.model.network), distilled),
     }
     if distilled.precision == 'bf16':
         wide, _ = bl_and_sd(path, [*options, 'precision=float32'])

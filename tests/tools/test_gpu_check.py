@@ -1,28 +1,96 @@
-"""The first minutes on a GPU machine, here without time to run a step."""
+"""The first minutes on a GPU machine: each step is reported, and none stops the others."""
 
-import json
+import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from tests.conftest import ROOT
 
+SCRIPT = ROOT / 'tools/gpu_check.sh'
+
+
+def check(report: Path, script: Path = SCRIPT, minutes: str = '0') -> list[str]:
+    """What the check prints, which its report holds as well."""
+    command = ['bash', str(script), str(report), minutes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert report.read_text() == done.stdout
+    return done.stdout.splitlines()
+
+
+def with_steps(folder: Path, steps: str, end: str = '$end') -> Path:
+    """The check with other steps, which it takes from a list as it takes its own."""
+    head, rest = SCRIPT.read_text().split('done <<LIST')
+    assert '\nend=' in head
+    head = head.replace('\nnumber=', f'\nend={end}\nnumber=')
+    head = head.replace('"$(dirname "${BASH_SOURCE[0]}")/.."', f"'{ROOT}'")
+    script = folder / 'check.sh'
+    script.write_text(f'{head}done <<LIST\n{steps}\nLIST\n' + rest.split('\nLIST\n')[1])
+    return script
+
 
 def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> None:
-    report = tmp_path / 'report.json'
-    command = ['bash', str(ROOT / 'tools/gpu_check.sh'), str(report), '0']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and 'error: ' in done.stdout
-    assert 'no GPU' in done.stdout.splitlines()[0]
-    assert report.with_suffix('.txt').read_text() == done.stdout
-    steps = json.loads(report.read_text())['steps']
-    assert len(steps) == 20
-    for step in steps:
-        out = 'left out' if step['name'].endswith('(GPU)') else 'not begun'
-        assert step['error'].startswith(out), step['name']
-        words = re.findall(r'(?:configs|tools|tests)/[\w/{},.]+', step['command'])
+    machine, *lines, error = check(tmp_path / 'new/report.txt')
+    assert re.fullmatch(f'torch .*, no GPU, {os.cpu_count()} cores', machine)
+    steps = re.search('<<LIST\n(.*)\nLIST\n', SCRIPT.read_text(), re.DOTALL)[1].splitlines()
+    assert len(steps) == len(lines) == 22
+    for step, line in zip(steps, lines, strict=True):
+        name, command = step.split(' | ', 1)
+        out = 'left out: this machine' if name.endswith('(GPU)') else 'not begun: the time was over'
+        assert line.startswith(f'{name}: {out}')
+        command = command.replace('$cifar', 'configs/pretrain/cifar100')
+        words = re.findall(r'(?:configs|tools|tests)/[\w/{},.]+', command)
         listed = [part for word in words for part in _braces(word)]
         assert all((ROOT / path).is_file() for path in listed), listed
+    assert error.startswith('error: 9 of 22 steps failed')
+
+
+def test_none_stops_the_others(tmp_path: Path) -> None:
+    steps = [
+        'fails | echo before; echo "error: no data." >&2; echo after; exit 3',
+        'crashes | echo "RuntimeError: out of memory"; echo; false | true',
+        """rows | echo '{"rows": [{"name": "x", "value": 2, "unit": "", "goal": null}]}' """
+        '> "\\$JSON"; seq 100',
+        'needs one (GPU) | echo never',
+        'last | true',
+    ]
+    report = tmp_path / 'report.txt'
+    _, *lines = check(report, with_steps(tmp_path, '\n'.join(steps)), '1')
+    assert [re.sub(r' \(\d+ s\)$', '', line) for line in lines[:5]] == [
+        'fails: exit code 3: error: no data.',
+        'crashes: exit code 1: RuntimeError: out of memory',
+        'rows: done',
+        'needs one (GPU): left out: this machine has no GPU',
+        'last: done',
+    ]
+    assert any(line.split() == ['|', 'x', '|', '2', '|', '|', '|'] for line in lines[5:])
+    assert lines[-1].startswith('error: 2 of 5 steps failed')
+    log = (tmp_path / 'report.steps/3.log').read_text().split()
+    assert log == [str(number) for number in range(1, 101)]
+
+
+def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
+    report = tmp_path / 'report.txt'
+    script = with_steps(tmp_path, 'one | echo first\ntwo | kill -KILL $$')
+    done = subprocess.run(['bash', str(script), str(report), '1'], capture_output=True)
+    assert done.returncode == -9
+    assert report.read_text().splitlines()[1] == 'one: done (0 s)'
+
+
+def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) -> None:
+    alive = tmp_path / 'alive'
+    steps = f'long | (sleep 4; touch {alive}) & sleep 60\nnext | true'
+    script = with_steps(tmp_path, steps, '$((SECONDS + 2))')
+    _, *lines, error = check(tmp_path / 'report.txt', script)
+    assert [line.split(' (')[0] for line in lines] == [
+        'long: stopped: the time was over',
+        'next: not begun: the time was over',
+    ]
+    assert '2 of 2 steps failed' in error
+    time.sleep(4)
+    assert not alive.exists()
 
 
 def _braces(word: str) -> list[str]:
