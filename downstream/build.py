@@ -98,11 +98,6 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
-def may_differ(*_: object) -> tuple[str, ...]:
-    """The rule that a run asks its stage for: two fine-tuning runs have no epochs in common."""
-    return ()
-
-
 def check_data(config: Config, world_size: int = 1) -> None:
     """Those checks of :func:`prepare` that need no backbone, for a run that is still far off."""
     _fill_loaders(copy.deepcopy(config), world_size)

@@ -8,8 +8,8 @@ The start, in :mod:`pretrain.runs.start`:
 2. ``prepare`` checks the data and turns the few settings of the config into loss, schedule, loaders
    and hooks (``build.py``; ``downstream/build.py`` for fine-tuning).
 3. ``choose_start`` takes the last ``epoch_*.pth`` of the work directory, else the checkpoint of
-   ``--start-from``, else new weights. ``check_resume`` refuses a checkpoint that another setting
-   has made (``runs/identity.py``), but for what SE and SD share (``resume.py``).
+   ``--start-from``, else new weights (``runs/resume.py``). A checkpoint of another setting is
+   refused, but for what SE and SD share (``may_differ`` in ``build.py``).
 4. With ``--gpus N`` the command is then started once for each process.
 
 mmengine's Runner takes over. Hooks of the same moment run in the order of this list:

@@ -9,9 +9,7 @@ from mmengine.registry import DATASETS, MODELS
 
 # These register what a config may name: in mmengine's registries, under our own names.
 import pretrain.classifier
-import pretrain.datasets.augmentation
-import pretrain.datasets.cifar
-import pretrain.datasets.image_folder
+import pretrain.datasets
 import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
@@ -20,7 +18,6 @@ import pretrain.runs.log
 import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
 from pretrain.classifier import student_weights
-from pretrain.resume import may_differ  # noqa: F401, the rule that a run asks its stage for
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
@@ -42,6 +39,10 @@ LOSS_SETTINGS = (
     'symmetric',
     'confidence_penalty',
 )
+
+# What decides the epochs before any teacher takes part. The lengths must agree to the end: a
+# checkpoint holds the schedule, and mmengine continues with that.
+FROM_THE_START = ('generations', 'confidence_penalty')
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -93,6 +94,29 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     if torch.cuda.is_available():
         config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
     return config
+
+
+def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[str]:
+    """The keys of the identity that a checkpoint and the run that continues it may differ in
+    (Sections 3.3.2, 4.1).
+
+    Runs that differ in the teacher alone, such as SE and SD, share all epochs before either is
+    taught. A branch of another run may go on with other random numbers.
+
+    Args:
+        epoch: how many epochs the checkpoint has begun.
+        theirs: the identity of the run that wrote it.
+        ours: the identity of the run that shall continue it.
+        another_run: whether these are two runs, and not one that is resumed.
+    """
+    keys = ['algorithm.name']
+    if another_run:
+        keys.append('data_seed')
+    algorithms = theirs['algorithm'], ours['algorithm']
+    if epoch <= min(algorithm['taught_after'] for algorithm in algorithms):
+        late = set().union(*algorithms).difference(FROM_THE_START)
+        keys += ['teacher', *(f'algorithm.{name}' for name in late)]
+    return keys
 
 
 def install() -> None:

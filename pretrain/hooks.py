@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pretrain.classifier import SnapshotClassifier, student_weights
 from pretrain.metrics import TopKError
-from pretrain.resume import may_differ
 from pretrain.runs.checkpoint import is_whole, load_from_disk, tensor_mismatch
+from pretrain.runs.config import stage_of
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import check_resume
 from pretrain.runs.randomness import stable_seed
+from pretrain.runs.resume import check_resume
 from pretrain.runs.saving import iterations_done, save, unwrap
 from pretrain.schedule import boundaries, generation, teacher_step
 
@@ -115,7 +115,7 @@ class SnapshotHook(Hook):
         """Make mmengine's lenient loading strict.
 
         SE and SD share generation 1, so the teacher may be on one side only; it is not in use
-        then (``pretrain.resume`` refuses the other cases) and stands for the student.
+        then (``pretrain.build.may_differ`` refuses the other cases) and stands for the student.
         """
         weights = checkpoint['state_dict']
         wanted = unwrap(runner).state_dict().keys()
@@ -164,7 +164,7 @@ class EnsembleHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if self.generations == 1:
             return
-        identity = runner.cfg.identity.to_dict()
+        identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
         accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]
         model = unwrap(runner).eval()
         loader = runner.val_dataloader
@@ -172,7 +172,7 @@ class EnsembleHook(Hook):
         # The last one leaves the model as it was.
         for k in range(1, self.generations + 1):
             path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
-            check_resume(path, identity, may_differ, another_run=True, accepted=accepted)
+            check_resume(path, identity, rule, another_run=True, accepted=accepted)
             model.student.load_state_dict(student_weights(load_from_disk(path)))
             predictions = [model.val_step(batch)[0] for batch in loader]
             logits.append(torch.cat([p['logits'] for p in predictions]))

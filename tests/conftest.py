@@ -18,7 +18,7 @@ from pretrain.build import prepare
 from pretrain.runs.checkpoint import install
 from pretrain.runs.config import load_config
 from pretrain.runs.launch import Launcher, Run
-from pretrain.runs.start import choose_start
+from pretrain.runs.resume import choose_start
 
 # Runs are compared bit for bit on the CPU. The operators' tests run on a GPU that is asked for:
 # CUDA_VISIBLE_DEVICES=0 bash tools/test.sh tests/downstream/test_mmcv_ops_parity.py

@@ -53,8 +53,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 def stage_of(config: Config) -> ModuleType:
     """The module that finishes configs of this kind: ``pretrain.build`` or ``downstream.build``. It
-    has ``prepare(config, world_size)`` and the rule ``may_differ`` of
-    :func:`pretrain.runs.identity.check_resume`."""
+    has ``prepare(config, world_size)``, ``install()`` and, if its runs can have epochs in common,
+    the rule ``may_differ`` of :func:`pretrain.runs.resume.check_resume`."""
     return importlib.import_module(f'{config.stage}.build')
 
 

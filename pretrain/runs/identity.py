@@ -1,14 +1,12 @@
-"""What a run is, and whether a checkpoint or a record belongs to it."""
+"""What a run is: its settings and its data. Checkpoints and records hold it."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from pretrain.runs.checkpoint import load_from_disk, progress
 from pretrain.runs.errors import UserError
 
 FORMAT = 2  # of an identity, and of the checkpoints and records that hold one
@@ -24,9 +22,6 @@ LOGS += tuple(
 PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.pin_memory'
 LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
 
-# What the state in a checkpoint holds: a changed setting would have no effect.
-HELD = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
-
 # Where the settings of format 1, which listed some under other names, stand now.
 _FORMAT_1 = {
     'seed': 'randomness.seed',
@@ -39,9 +34,6 @@ _FORMAT_1 = {
 }
 
 Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
-# Of the epochs that a checkpoint has begun, its identity, the run's, and whether the checkpoint is
-# another run's: the keys that may differ.
-MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 
 def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[str, Any]:
@@ -153,46 +145,3 @@ def identity_in(checkpoint: Any, path: object) -> dict:
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )
     return upgrade(meta['identity'], meta.get('format', 1))
-
-
-def check_resume(
-    path: str,
-    identity: dict,
-    may_differ: MayDiffer,
-    another_run: bool = False,
-    accepted: Sequence[str] = (),
-) -> list[dict]:
-    """Refuse to continue a checkpoint that another run, or the same with another setting, wrote.
-
-    Args:
-        path: the checkpoint.
-        identity: of the run that shall go on from it.
-        may_differ: the rule of the stage that the run belongs to.
-        another_run: whether the checkpoint is another run's, of which this one is a branch.
-        accepted: keys that may differ because the user says so, and all below them.
-
-    Returns:
-        The differences that are accepted: ``epoch``, ``key``, ``was`` and ``now`` of each.
-
-    Raises:
-        UserError: naming every other key that differs, with both values.
-    """
-    checkpoint = load_from_disk(path)
-    theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
-    within_epoch = (progress(Path(path)) or (epoch, 0))[1] > 0
-    allowed = may_differ(epoch + within_epoch, theirs, identity, another_run)
-    found = differences(theirs, identity, allowed)
-    refused = {
-        key: pair for key, pair in found.items() if covers(HELD, key) or not covers(accepted, key)
-    }
-    if refused:
-        if any(covers(HELD, key) for key in refused):
-            advice = 'keep them, since the checkpoint holds the optimizer and the schedule, or'
-        else:
-            flags = ' '.join(f'--accept-change {key}' for key in refused)
-            advice = f'keep them, or add {flags} to change them on purpose, or'
-        raise UserError(
-            f'{path} (epoch {epoch}) {in_words(refused, "was trained with", "this run asks for")}: '
-            f'{advice} start a new run in another --work-dir.'
-        )
-    return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in found.items()]

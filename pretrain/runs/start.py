@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from pretrain.runs.checkpoint import checkpoints, install, is_whole
+from pretrain.runs.checkpoint import install
 from pretrain.runs.cli import run, training_arguments
 from pretrain.runs.config import load_config, prepare, stage_of
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import check_resume
 from pretrain.runs.log import add_log_backends
 from pretrain.runs.precision import device_without_bf16, forbid_tf32
 from pretrain.runs.processes import (
@@ -35,7 +33,7 @@ from pretrain.runs.processes import (
     start_processes,
     usable_gpus,
 )
-from pretrain.runs.record import read_record
+from pretrain.runs.resume import choose_start
 from pretrain.runs.saving import stop_when_told
 
 
@@ -112,50 +110,6 @@ def claim(work_dir: Path) -> TextIO:
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     return file
-
-
-def choose_start(config: Config, args: argparse.Namespace) -> None:
-    """Set where the run begins: afresh, from its last checkpoint or from another run's."""
-    work_dir = Path(config.work_dir)
-    found = checkpoints(work_dir)
-    if not args.resume and (found or (work_dir / 'run.json').exists()):
-        raise UserError(
-            f'{config.work_dir} already holds a run: add --resume to go on with it, or --work-dir '
-            'for a new one.'
-        )
-    record = read_record(work_dir / 'run.json')
-    if found and record is None:
-        raise UserError(
-            f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
-            'it back, or start anew in another --work-dir.'
-        )
-    started_from = record['started_from'] if record else None
-    newest = _newest_whole(found) if found else None
-    config.load_from = str(newest) if newest else args.start_from or started_from
-    config.resume = config.load_from is not None
-    changes = record['accepted_changes'] if record else []
-    if config.resume:
-        changed = check_resume(
-            config.load_from,
-            config.identity.to_dict(),
-            stage_of(config).may_differ,
-            another_run=newest is None,
-            accepted=args.accept_change,
-        )
-        changes += [change for change in changed if change not in changes]
-    config.accepted_changes = changes
-
-
-def _newest_whole(found: list[Path]) -> Path:
-    """The newest of a run's checkpoints that is not damaged."""
-    for path in reversed(found):
-        if is_whole(path):
-            return path
-        print(f'{path} is damaged: the checkpoint before it is used.', file=sys.stderr)
-    raise UserError(
-        f'All checkpoints of {found[0].parent} are damaged: put an intact copy there, or start '
-        'anew in another --work-dir.'
-    )
 
 
 def main() -> None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pretrain.build import prepare
-from pretrain.resume import may_differ
+from pretrain.build import may_differ, prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences

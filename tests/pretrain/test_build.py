@@ -11,7 +11,7 @@ from pretrain.build import prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
-from pretrain.runs.start import choose_start
+from pretrain.runs.resume import choose_start
 from tests.conftest import ROOT
 
 

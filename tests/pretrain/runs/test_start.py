@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,44 +15,9 @@ from pretrain.runs import start
 from pretrain.runs.errors import UserError
 from pretrain.runs.start import (
     check_writable,
-    choose_start,
     claim,
     launched_processes,
 )
-
-RESUME = Namespace(resume=True, start_from=None, accept_change=[])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.faults
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    train: Callable, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    train('bl', tmp_path, 'algorithm.generations=1')
-    config = tiny_config('bl', tmp_path, 'algorithm.generations=1')
-    (tmp_path / 'epoch_best.pth').write_bytes(b'')  # not one of ours
-    flip(tmp_path / 'epoch_3.pth')
-    choose_start(config, RESUME)
-    assert config.load_from == str(tmp_path / 'epoch_2.pth')
-    assert 'epoch_3.pth is damaged' in capsys.readouterr().err
-    flip(tmp_path / 'epoch_2.pth')
-    with pytest.raises(UserError, match=r'All checkpoints of .* are damaged'):
-        choose_start(config, RESUME)
-
-
-@pytest.mark.faults
-def test_a_record_that_is_missing_is_not_made_up(
-    train: Callable, tiny_config: Callable, tmp_path: Path
-) -> None:
-    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
-    (tmp_path / 'run.json').unlink()
-    with pytest.raises(UserError, match=r'no run\.json'):
-        choose_start(tiny_config('bl', tmp_path, 'epochs=1', 'algorithm.generations=1'), RESUME)
 
 
 @pytest.fixture

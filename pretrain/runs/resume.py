@@ -1,0 +1,120 @@
+"""The rule of resuming: where a run begins, and which checkpoint it may continue.
+
+Two runs that differ in a setting can still have their first epochs in common. Which settings these
+are only their stage knows: :func:`pretrain.build.may_differ` says it for pretraining; fine-tuning
+has none.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from pretrain.runs.checkpoint import checkpoints, is_whole, load_from_disk, progress
+from pretrain.runs.config import stage_of
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import covers, differences, identity_in, in_words
+from pretrain.runs.record import read_record
+
+# What the state in a checkpoint holds: a changed setting would have no effect.
+HELD = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
+
+# Of the epochs that a checkpoint has begun, its identity, the run's, and whether the checkpoint is
+# another run's: the keys that may differ.
+MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
+
+
+def choose_start(config: Config, args: Namespace) -> None:
+    """Set where a run begins: with its own last checkpoint that is whole, else with the checkpoint
+    of ``--start-from``, else with new weights.
+
+    Args:
+        config: a prepared config; ``load_from``, ``resume`` and ``accepted_changes`` are set.
+        args: ``resume``, ``start_from`` and ``accept_change`` of the command line.
+
+    Raises:
+        UserError: if the folder holds a run that shall not be resumed, or one that cannot be.
+    """
+    work_dir = Path(config.work_dir)
+    found = checkpoints(work_dir)
+    if not args.resume and (found or (work_dir / 'run.json').exists()):
+        raise UserError(
+            f'{config.work_dir} already holds a run: add --resume to go on with it, or --work-dir '
+            'for a new one.'
+        )
+    record = read_record(work_dir / 'run.json')
+    if found and record is None:
+        raise UserError(
+            f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
+            'it back, or start anew in another --work-dir.'
+        )
+    newest = _newest_whole(found) if found else None
+    started_from = record['started_from'] if record else None
+    config.load_from = str(newest) if newest else args.start_from or started_from
+    config.resume = config.load_from is not None
+    changes = record['accepted_changes'] if record else []
+    if config.resume:
+        changed = check_resume(
+            config.load_from,
+            config.identity.to_dict(),
+            getattr(stage_of(config), 'may_differ', None),
+            another_run=newest is None,
+            accepted=args.accept_change,
+        )
+        changes += [change for change in changed if change not in changes]
+    config.accepted_changes = changes
+
+
+def _newest_whole(found: list[Path]) -> Path:
+    """The newest of a run's checkpoints that is not damaged."""
+    for path in reversed(found):
+        if is_whole(path):
+            return path
+        print(f'{path} is damaged: the checkpoint before it is used.', file=sys.stderr)
+    raise UserError(
+        f'All checkpoints of {found[0].parent} are damaged: put an intact copy there, or start '
+        'anew in another --work-dir.'
+    )
+
+
+def check_resume(
+    path: str,
+    identity: dict,
+    may_differ: MayDiffer | None = None,
+    another_run: bool = False,
+    accepted: Sequence[str] = (),
+) -> list[dict]:
+    """Refuse to continue a checkpoint that another run, or the same with another setting, wrote.
+
+    Args:
+        path: the checkpoint.
+        identity: of the run that shall go on from it.
+        may_differ: the rule of the stage that the run belongs to, if it has one.
+        another_run: whether the checkpoint is another run's, of which this one is a branch.
+        accepted: keys that may differ because the user says so, and all below them.
+
+    Returns:
+        The differences that are accepted: ``epoch``, ``key``, ``was`` and ``now`` of each.
+
+    Raises:
+        UserError: naming every other key that differs, with both values.
+    """
+    checkpoint = load_from_disk(path)
+    theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
+    begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
+    allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
+    found = differences(theirs, identity, allowed)
+    held = {key for key in found if covers(HELD, key)}
+    refused = {key: pair for key, pair in found.items() if key in held or not covers(accepted, key)}
+    if refused:
+        flags = ' '.join(f'--accept-change {key}' for key in refused)
+        advice = f'or add {flags} to change them on purpose, or'
+        if held:
+            advice = 'since the checkpoint holds the optimizer and the schedule, or'
+        raise UserError(
+            f'{path} (epoch {epoch}) {in_words(refused, "was trained with", "this run asks for")}: '
+            f'keep them, {advice} start a new run in another --work-dir.'
+        )
+    return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in found.items()]

@@ -1,0 +1,210 @@
+"""Where a run begins, which checkpoint it may continue, and what SE, SD and a branch share."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pretrain.build import may_differ, prepare
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT, differences
+from pretrain.runs.resume import check_resume, choose_start
+
+RESUME = Namespace(resume=True, start_from=None, accept_change=[])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.faults
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    train: Callable, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train('bl', tmp_path, 'algorithm.generations=1')
+    config = tiny_config('bl', tmp_path, 'algorithm.generations=1')
+    (tmp_path / 'epoch_best.pth').write_bytes(b'')  # not one of ours
+    flip(tmp_path / 'epoch_3.pth')
+    choose_start(config, RESUME)
+    assert config.load_from == str(tmp_path / 'epoch_2.pth')
+    assert 'epoch_3.pth is damaged' in capsys.readouterr().err
+    flip(tmp_path / 'epoch_2.pth')
+    with pytest.raises(UserError, match=r'All checkpoints of .* are damaged'):
+        choose_start(config, RESUME)
+
+
+@pytest.mark.faults
+def test_a_record_that_is_missing_is_not_made_up(
+    train: Callable, tiny_config: Callable, tmp_path: Path
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    (tmp_path / 'run.json').unlink()
+    with pytest.raises(UserError, match=r'no run\.json'):
+        choose_start(tiny_config('bl', tmp_path, 'epochs=1', 'algorithm.generations=1'), RESUME)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., str]:
+    def write(identity: dict, **meta: object) -> str:
+        meta = {'epoch': 3, 'format': FORMAT, 'identity': identity} | meta
+        torch.save({'meta': meta}, tmp_path / 'a.pth')
+        return str(tmp_path / 'a.pth')
+
+    return write
+
+
+def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> None:
+    path = checkpoint({'randomness': {'seed': 0}, 'batch_size': 8, 'c': 1})
+    ours = {'randomness': {'seed': 1}, 'batch_size': 4, 'c': 1}
+    with pytest.raises(UserError) as error:
+        check_resume(path, ours)
+    assert f'{path} (epoch 3) was trained with batch_size=8, this run asks for 4; ' in str(
+        error.value
+    )
+    assert 'randomness.seed=0, this run asks for 1: keep them, or' in str(error.value)
+    assert '--accept-change batch_size --accept-change randomness.seed' in str(error.value)
+
+
+def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
+    path = checkpoint({'data': {'train': 'x', 'val': 'y'}, 'seed': 0})
+    ours = {'data': {'train': 'z', 'val': 'y'}, 'seed': 0}
+    assert check_resume(path, ours, accepted=['data', 'seed']) == [
+        {'epoch': 3, 'key': 'data.train', 'was': 'x', 'now': 'z'}
+    ]
+    with pytest.raises(UserError, match='seed=0, this run asks for 1'):
+        check_resume(path, ours | {'seed': 1}, accepted=['data'])
+
+
+def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None:
+    """mmengine restores the rate and the schedule: the change would be recorded and not made."""
+    path = checkpoint({'optim_wrapper': {'optimizer': {'lr': 0.1}}, 'seed': 0})
+    ours = {'optim_wrapper': {'optimizer': {'lr': 0.2}}, 'seed': 0}
+    with pytest.raises(UserError, match=r'lr=0\.1, this run asks for 0\.2: keep them, since'):
+        check_resume(path, ours, accepted=['optim_wrapper'])
+
+
+def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({'meta': {'epoch': 1}}, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='not written by this suite'):
+        check_resume(str(tmp_path / 'a.pth'), {})
+
+
+@pytest.mark.parametrize(
+    'content',
+    [[1], torch.ones(1), {}, {'meta': None}, {'meta': {'epoch': 3}}, {'conv1.weight': 1}, None],
+)
+def test_a_file_of_another_program_is_named(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'a\.pth was not written by this suite'):
+        check_resume(str(tmp_path / 'a.pth'), {})
+
+
+def sd_identity(**algorithm: object) -> dict:
+    defaults = dict(name='SD', generations=[2, 2], teacher_weight=1.0, temperature=2.0)
+    defaults |= dict(taught_after=2, confidence_penalty=0.0)
+    return {
+        'task': 'classification',
+        'randomness': {'seed': 0},
+        'data_seed': 0,
+        'algorithm': defaults | algorithm,
+        'teacher': None,
+    }
+
+
+def sd_checkpoint(path: Path, epoch: int, **algorithm: object) -> str:
+    meta = {'epoch': epoch, 'format': FORMAT, 'identity': sd_identity(**algorithm)}
+    torch.save({'meta': meta}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'ours'),
+    [
+        (3, {}),
+        (3, {'name': 'other'}),
+        (2, {'teacher_weight': 0.0}),  # SE from SD's end of generation 1
+        (2, {'temperature': 3.0}),
+        (1, {'temperature': 3.0, 'name': 'other'}),
+    ],
+)
+def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -> None:
+    path = sd_checkpoint(tmp_path / 'a.pth', epoch)
+    assert check_resume(path, sd_identity(**ours), may_differ) == []
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'ours'),
+    [
+        (3, {'teacher_weight': 0.0}),
+        (3, {'temperature': 3.0}),
+        (3, {'generations': [2, 3]}),
+        (2, {'generations': [3, 3]}),
+        (2, {'generations': [2, 5, 5]}),  # mmengine would go on with the old periods
+        (1, {'generations': [4], 'name': 'BL'}),
+        (4, {'generations': [2]}),
+        (1, {'confidence_penalty': 1.0}),
+    ],
+)
+def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
+    (key, *_) = ours
+    with pytest.raises(UserError, match=f'trained with algorithm.{key}='):
+        check_resume(sd_checkpoint(tmp_path / 'a.pth', epoch), sd_identity(**ours), may_differ)
+
+
+def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
+    path, other = sd_checkpoint(tmp_path / 'a.pth', 1), sd_identity() | {'data_seed': 1}
+    check_resume(path, other, may_differ, another_run=True)
+    with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+        check_resume(path, other, may_differ)
+
+
+def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
+    ours = sd_identity(taught_after=2) | {'teacher': 'its hash'}
+    check_resume(sd_checkpoint(tmp_path / 'a.pth', 2), ours, may_differ)
+    with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
+        check_resume(sd_checkpoint(tmp_path / 'a.pth', 3), ours, may_differ)
+
+
+CHANGES = {
+    'train_dataloader.sampler.shuffle=False': 'train_dataloader.sampler.shuffle=True, .* False',
+    'train_dataloader.sampler.type=DefaultSampler': 'type=EpochSampler, .* DefaultSampler',
+    'train_dataloader.drop_last=False': 'train_dataloader.drop_last=True, .* False',
+    'train_dataloader.dataset.crop_area=(0.5,1)': r'crop_area=\[0\.7, 1\.0\], .* \[0\.5, 1\]',
+    'val_dataloader.sampler.shuffle=True': 'val_dataloader.sampler.shuffle=False, .* True',
+    'val_evaluator.type=Accuracy': 'val_evaluator.type=TopKError, .* Accuracy',
+    'model.data_preprocessor.mean=[0,0,0]': r'data_preprocessor\.mean=.* \[0, 0, 0\]',
+    'model.data_preprocessor.type=ImgDataPreprocessor': 'type=AugmentingPreprocessor, .* ImgData',
+    'image_size=40': 'image_size=32, .* 40',
+    'batch_size=4': 'batch_size=8, .* 4',
+    'micro_batches=2': 'micro_batches=1, .* 2',
+    'randomness.seed=1': 'randomness.seed=0, .* 1',
+    'optim_wrapper.optimizer.lr=0.5': r'optimizer\.lr=0\.03, .* 0\.5',
+    'epochs=4': 'epochs=3, .* 4',
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_resumed_run_keeps_each_setting(
+    change: str, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    before, after = (
+        tiny_config('bl', tmp_path, 'algorithm.generations=1', *c) for c in ([], [change])
+    )
+    meta = {'epoch': 1, 'format': FORMAT, 'identity': before.identity.to_dict()}
+    torch.save({'meta': meta}, tmp_path / 'epoch_1.pth')
+    check_resume(str(tmp_path / 'epoch_1.pth'), before.identity.to_dict(), may_differ)
+    with pytest.raises(UserError, match=CHANGES[change]):
+        check_resume(str(tmp_path / 'epoch_1.pth'), after.identity.to_dict(), may_differ)
+
+
+def test_a_resumed_run_keeps_the_number_of_processes(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tiny_config('bl', tmp_path)
+    one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
+    assert differences(one, two, may_differ(1, one, two, False)) == {'world_size': (1, 2)}
