@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.record import read_record
-from pretrain.studies.sweep import Sweep
+from pretrain.studies.sweep import Sweep, check_unique
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,20 @@ class Transfer:
         self._check()
         if self._pretrained:
             self._pretrain()
-        runs = [
-            partial(self._fine_tune, *replicate, config, seed)
-            for replicate in self._replicates
-            for config in self.configs
-            for seed in self.seeds
-        ]
-        records = self.launcher.each(
-            [partial(run, f'[{number}/{len(runs)}]') for number, run in enumerate(runs, 1)]
+        (records,) = self.launcher.finish(
+            [
+                self._fine_tuning(*replicate, config, seed)
+                for replicate in self._replicates
+                for config in self.configs
+                for seed in self.seeds
+            ]
         )
         table = transfer_table(records, list(self.backbones))
         write_atomically(self.work_dir / 'transfer.md', table.encode())
         return table
 
     def _check(self) -> None:
-        names = [config.stem for config in self.configs]
-        if len({*names}) < len(names) or len({*self.seeds}) < len(self.seeds):
-            raise UserError('A config or a seed is given twice: name each once.')
+        check_unique(self.configs, self.seeds)
         if len(self.pretrain_seeds) > 1 and not self._pretrained:
             raise UserError(
                 '--pretrain-seeds has no config to pretrain: give --backbone NAME=CONFIG.py, or '
@@ -170,17 +167,13 @@ class Transfer:
                 backbone = self._folder(label, seed) / 'backbone.pth'
                 export_backbone(run / f'snapshot_{last}.pth', backbone)
 
-    def _fine_tune(
-        self, label: str, folder: Path, file: Path, config: Path, seed: int, number: str
-    ) -> dict:
-        given = load_backbone_file(file).provenance
-        title = f'{number} {config.stem}, {label}, {folder.name}, seed {seed}'
-        options = self._options(config, given)
+    def _fine_tuning(self, label: str, folder: Path, file: Path, config: Path, seed: int) -> Run:
+        title = f'{config.stem}, {label}, {folder.name}, seed {seed}'
+        options = self._options(config, load_backbone_file(file).provenance)
         if fitted := options[len(self.downstream_options) :]:
             print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
         options += [f'backbone_file={file}', f'label={label!r}', f'randomness.seed={seed}']
-        work_dir = folder / config.stem / f'seed{seed}'
-        return self.launcher.run(Run(title, config, work_dir, options))
+        return Run(title, config, folder / config.stem / f'seed{seed}', options)
 
 
 def _is_config(source: Path) -> bool:

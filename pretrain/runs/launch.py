@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Lock
 from typing import TextIO
 
@@ -22,7 +23,7 @@ from pretrain.runs.identity import differences, in_words
 from pretrain.runs.processes import end_with_parent, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
 
-# Which of the ``jobs`` places the run of this thread has.
+# Which of the ``jobs`` threads this one is: its runs use GPUs of their own.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 _PREPARING = Lock()  # mmengine's registries are one for all threads
 _PLACE = re.compile(r'Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\]')
@@ -67,31 +68,44 @@ class Launcher:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        count = usable_gpus()
-        if count and self.gpus * self.jobs > count:
+        there = usable_gpus()
+        if there and self.gpus * self.jobs > there:
             raise UserError(
-                f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {count}: '
+                f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {there}: '
                 'lower --jobs or --gpus.'
             )
         pipes = Path(os.environ.get('CUDA_MPS_PIPE_DIRECTORY', '/tmp/nvidia-mps'))
-        if count and self.jobs > count and not (pipes / 'control').exists():
+        if there and self.jobs > there and not (pipes / 'control').exists():
             print(
-                f'{self.jobs} runs share {count} GPUs and take turns there: for kernels side by '
+                f'{self.jobs} runs share {there} GPUs and take turns there: for kernels side by '
                 'side, stop this and start NVIDIA MPS first (nvidia-cuda-mps-control -d).',
                 file=sys.stderr,
             )
 
+    def finish(self, *stages: Sequence[Run]) -> list[list[dict]]:
+        """Finish the runs of each stage before those of the next; return the records of each. The
+        titles are numbered.
+
+        Raises:
+            UserError: as :meth:`run`.
+        """
+        number, total = count(1), sum(map(len, stages))
+        return [
+            self.each(
+                [
+                    partial(self.run, replace(run, title=f'[{next(number)}/{total}] {run.title}'))
+                    for run in stage
+                ]
+            )
+            for stage in stages
+        ]
+
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
         the first failure no further task begins; those that have begun are waited for."""
-        slots = SimpleQueue()
-        failed = threading.Event()
-        for slot in range(self.jobs):
-            slots.put(slot)
+        slots, failed = count(), threading.Event()
 
         def call(task: Callable[[], dict]) -> dict:
-            slot = slots.get()
-            _SLOT.set(slot)
             try:
                 # The pool has often begun the next task by the time that it learns of a failure.
                 return {} if failed.is_set() else task()
@@ -100,10 +114,8 @@ class Launcher:
                     print(f'{error}\nNo further run begins.', file=sys.stderr, flush=True)
                 failed.set()
                 raise
-            finally:
-                slots.put(slot)
 
-        with ThreadPoolExecutor(self.jobs) as pool:
+        with ThreadPoolExecutor(self.jobs, initializer=lambda: _SLOT.set(next(slots))) as pool:
             futures = [pool.submit(call, task) for task in tasks]
             try:
                 return [future.result() for future in futures]
@@ -133,18 +145,18 @@ class Launcher:
 
     def _identity(self, run: Run) -> dict:
         with _PREPARING:
-            config = load_config(run.config, run.options)
-            return prepare(config, self.gpus or 1).identity.to_dict()
+            config = prepare(load_config(run.config, run.options), self.gpus or 1)
+        return config.identity.to_dict()
 
     def _environment(self) -> dict[str, str]:
-        """Of a run in this thread's place: its share of the cores and its GPUs."""
+        """That of a run of this thread, with its share of the cores and of the GPUs."""
         environment = dict(os.environ)
         threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
         environment.setdefault('OMP_NUM_THREADS', str(threads))
-        if (count := usable_gpus()) > 1:
-            given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count))))
+        if (there := usable_gpus()) > 1:
+            given = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(there))))
             each = max(1, self.gpus)
-            first = _SLOT.get() * each % count
+            first = _SLOT.get() * each % there
             environment['CUDA_VISIBLE_DEVICES'] = ','.join(given.split(',')[first : first + each])
         return environment
 

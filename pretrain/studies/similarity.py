@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from pretrain.build import prepare
@@ -64,43 +63,33 @@ class Similarity:
                 f'The shared epochs are {shared}: give different ones in ascending order, from 0 '
                 f'to less than epochs={config.epochs}.'
             )
-        pairs = [
-            (student, teacher) for student in shared for teacher in shared if teacher <= student
-        ]
-        stages = [
-            [partial(self._source, seed) for seed in self.seeds],
-            [partial(self._teacher, seed, e) for seed in self.seeds for e in shared],
-            [partial(self._student, seed, *pair) for seed in self.seeds for pair in pairs],
-        ]
-        total, number, records = sum(map(len, stages)), 0, []
-        for stage in stages:
-            tasks = []
-            for make in stage:
-                number += 1
-                tasks.append(partial(self.launcher.run, make(f'[{number}/{total}]')))
-            records.append(self.launcher.each(tasks))
-        return records[1] + records[2]
+        pairs = [(student, teacher) for student in shared for teacher in shared]
+        _, teachers, students = self.launcher.finish(
+            [self._source(seed) for seed in self.seeds],
+            [self._teacher(seed, e) for seed in self.seeds for e in shared],
+            [self._student(seed, s, t) for seed in self.seeds for s, t in pairs if t <= s],
+        )
+        return teachers + students
 
-    def _source(self, seed: int, number: str) -> Run:
+    def _source(self, seed: int) -> Run:
         kept = [epochs for epochs in self.shared_epochs if epochs]
-        return self._run(number, seed, 'M', [f'keep_epochs={kept}'], start=0)
+        return self._run(seed, 'M', [f'keep_epochs={kept}'], start=0)
 
-    def _teacher(self, seed: int, shared: int, number: str) -> Run:
-        options = [f'data_seed={DATA_SEED + seed}']
-        return self._run(number, seed, f'T#{shared}', options, start=shared)
+    def _teacher(self, seed: int, shared: int) -> Run:
+        return self._run(seed, f'T#{shared}', [f'data_seed={DATA_SEED + seed}'], start=shared)
 
-    def _student(self, seed: int, shared: int, teacher: int, number: str) -> Run:
+    def _student(self, seed: int, shared: int, teacher: int) -> Run:
         options = [
             f'teacher_file={self._folder(seed, f"T#{teacher}") / "snapshot_1.pth"}',
             'algorithm.teacher_weight=1.0',
             f'algorithm.taught_after={shared}',
         ]
-        return self._run(number, seed, f'M#{shared}<T#{teacher}', options, start=shared)
+        return self._run(seed, f'M#{shared}<T#{teacher}', options, start=shared)
 
-    def _run(self, number: str, seed: int, label: str, options: list[str], start: int) -> Run:
+    def _run(self, seed: int, label: str, options: list[str], start: int) -> Run:
         source = self._folder(seed, 'M') / f'kept_{start}.pth'
         return Run(
-            title=f'{number} {label}, seed {seed}',
+            title=f'{label}, seed {seed}',
             config=self.config,
             work_dir=self._folder(seed, label),
             options=[*self.options, f'randomness.seed={seed}', f'label={label}', *options],

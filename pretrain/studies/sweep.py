@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from pretrain.build import may_differ, prepare
@@ -10,6 +10,13 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences
 from pretrain.runs.launch import Launcher, Run
+
+
+def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
+    """Make sure that no two runs would share a folder; UserError if a name or seed is repeated."""
+    names = [config.stem for config in configs]
+    if len({*names}) < len(names) or len({*seeds}) < len(seeds):
+        raise UserError('A config or a seed is given twice: name each once.')
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,7 @@ class Sweep:
         Raises:
             UserError: before anything is trained, if a config or the data cannot work.
         """
-        if len({config.stem for config in self.configs}) < len(self.configs):
-            raise UserError('A config is given twice: name each once.')
-        if len({*self.seeds}) < len(self.seeds):
-            raise UserError('A seed is given twice: name each once.')
+        check_unique(self.configs, self.seeds)
         identities, sources = {}, {}
         for path in self.configs:
             config = prepare(load_config(path, self.options), self.launcher.gpus or 1)
@@ -51,22 +55,16 @@ class Sweep:
             sources[path] = next(p for p in identities if _share(identities[p], identities[path]))
         first = [path for path in self.configs if sources[path] == path]
         second = [path for path in self.configs if sources[path] != path]
-        total = len(self.configs) * len(self.seeds)
-        records, number = [], 0
-        for paths in (first, second):
-            tasks = []
-            # Seed by seed: a sweep that is stopped early has complete seeds.
-            for seed in self.seeds:
-                for path in paths:
-                    number += 1
-                    run = self._run(f'[{number}/{total}]', path, sources[path], seed)
-                    tasks.append(partial(self.launcher.run, run))
-            records += self.launcher.each(tasks)
-        return records
+        # Seed by seed: a sweep that is stopped early has complete seeds.
+        stages = [
+            [self._run(path, sources[path], seed) for seed in self.seeds for path in paths]
+            for paths in (first, second)
+        ]
+        return [*chain.from_iterable(self.launcher.finish(*stages))]
 
-    def _run(self, number: str, config: Path, source: Path, seed: int) -> Run:
+    def _run(self, config: Path, source: Path, seed: int) -> Run:
         return Run(
-            title=f'{number} {config.stem}, seed {seed}',
+            title=f'{config.stem}, seed {seed}',
             config=config,
             work_dir=self.folder(config, seed),
             options=[*self.options, f'randomness.seed={seed}'],

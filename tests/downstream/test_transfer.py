@@ -221,7 +221,7 @@ def test_each_run_is_fitted_to_its_backbone(
     said = [line for line in capsys.readouterr().out.splitlines() if 'fitted' in line]
     assert len(said) == 2
     assert said[0].startswith(
-        f'[3/4] {DETECTION.stem}, SD, pretraining4, seed 0: fitted to the backbone with '
+        f'{DETECTION.stem}, SD, pretraining4, seed 0: fitted to the backbone with '
     )
     assert said[1].endswith('model.data_preprocessor.bgr_to_rgb=False')
 
