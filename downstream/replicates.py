@@ -30,13 +30,8 @@ def replicate(provenance: Mapping[str, Any]) -> int | str:
 
 
 def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that backbones are of one pretraining, each with a seed of its own, as far as
-    their files tell.
-
-    Args:
-        label: what they are called.
-        provenances: of different weights, as
-            :func:`pretrain.runs.backbone_file.load_backbone_file` gives them.
+    """Make sure that backbones of different weights, which are called ``label``, are of one
+    pretraining, each with a seed of its own, as far as their files tell.
 
     Raises:
         UserError: naming the facts that differ, or the seed that two of them have.
@@ -74,15 +69,13 @@ def spreads(values: Iterable[Sequence[float]]) -> tuple[float | None, float | No
     groups = [np.asarray(group, float) for group in values]
     counts = np.array([len(group) for group in groups])
     means = np.array([group.mean() for group in groups])
-    total, free = counts.sum(), counts.sum() - len(groups)
+    total, free, others = counts.sum(), counts.sum() - len(groups), len(groups) - 1
     square = sum(((g - g.mean()) ** 2).sum() for g in groups) / free if free else None
     within = float(np.sqrt(square)) if free else None
-    if len(groups) < 2:
+    if not others:
         return None, within
-    above = counts @ (means - counts @ means / total) ** 2 / (len(groups) - 1) - (square or 0.0)
-    size = (total - counts @ counts / total) / (
-        len(groups) - 1
-    )  # of a replicate, where they differ
+    above = counts @ (means - counts @ means / total) ** 2 / others - (square or 0.0)
+    size = (total - counts @ counts / total) / others  # of a replicate, where they differ
     return float(np.sqrt(max(0.0, above) / size)), within
 
 
@@ -124,16 +117,15 @@ class Comparison:
             np.array([[runs[s] for s in sorted(seeds)] for runs in arm]) for arm in arms
         )
         method = min(len(mine), len(theirs)) > 1
-        tunings = _count(len(seeds), 'fine-tuning seed')
+        over = _count(len(seeds), 'fine-tuning seed')
         if not method:
             samples = [mine.mean(axis=0) - theirs.mean(axis=0)]
-            over = tunings
         elif shared:
             samples = [(mine - theirs).mean(axis=1)]
-            over = f'{len(shared)} pretraining seeds × {tunings}'
+            over = f'{len(shared)} pretraining seeds × {over}'
         else:
             samples = [mine.mean(axis=1), theirs.mean(axis=1)]
-            over = f'{len(mine)} and {len(theirs)} pretrainings, unpaired (Welch), × {tunings}'
+            over = f'{len(mine)} and {len(theirs)} pretrainings, unpaired (Welch), × {over}'
         total = sum(len(runs) for arm in (ours, baseline) for runs in arm.values())
         if left_out := total - mine.size - theirs.size:
             over += f' that both have, {_count(left_out, "other run")} left out'
@@ -166,12 +158,15 @@ class Comparison:
             word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
-        found = f'{difference} over {self.over}{meaning}'
-        if self.method:
-            return f'{found}; this covers the variation of pretraining and fine-tuning.'
+        covered = 'pretraining and fine-tuning' if self.method else 'fine-tuning alone'
+        caution = (
+            ''
+            if self.method
+            else ', so no claim about the method is possible, only about these backbones'
+        )
         return (
-            f'{found}; this covers the variation of fine-tuning alone, so no claim about the '
-            'method is possible, only about these backbones.'
+            f'{difference} over {self.over}{meaning}; this covers the variation of {covered}'
+            f'{caution}.'
         )
 
 

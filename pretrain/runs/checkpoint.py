@@ -43,11 +43,8 @@ _MMENGINE_GLOBALS = [
 
 
 def install() -> None:
-    """Have mmengine load checkpoints with :func:`load_from_disk` and write local files whole.
-
-    It replaces mmengine's own loader and file backend for the whole process: call it where a run
-    starts. Calling it again changes nothing.
-    """
+    """Have mmengine load checkpoints with :func:`load_from_disk` and write local files whole, in
+    this process from now on."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_disk, force=True)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
@@ -83,13 +80,8 @@ def _is_zip(path: str | Path) -> bool:
 def seal(data: bytes) -> bytes:
     """Add a checksum to a file that ``torch.save`` made.
 
-    The file stays a zip archive that every program reads: the checksum is the archive's comment.
-
-    Args:
-        data: the file, a zip archive without a comment.
-
-    Returns:
-        The same archive, with the SHA-256 of all bytes before the comment as its comment.
+    It is the SHA-256 of all bytes before it and stands in the comment of the zip archive, so that
+    every program can still read the file.
     """
     sealed = bytearray(data)
     sealed[-2:] = struct.pack('<H', _SEAL_LENGTH)  # the length of the comment that follows
@@ -105,8 +97,8 @@ def is_whole(path: str | Path) -> bool:
     """Whether a file of ``torch.save`` holds the bytes that were written.
 
     A sealed file (see :func:`seal`) is compared with its checksum, so that a change of any bit is
-    found. A file of another program is compared with the checksums that zip keeps of each record;
-    ``torch.load`` ignores them.
+    found. A file of another program is compared with the checksums that zip keeps of each record
+    and ``torch.load`` ignores.
 
     Raises:
         OSError: if the file cannot be read.
@@ -196,12 +188,11 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 def tensor_mismatch(
     given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str
 ) -> str | None:
-    """How two sets of tensors differ in names and shapes, in words; None if they do not.
+    """Say how the tensors of a file differ in names and shapes from those of a network; None if
+    they do not.
 
-    Args:
-        given: the tensors of a file.
-        wanted: the tensors of the network that takes them; they may be on the meta device.
-        owner: what to call that network.
+    ``given`` are those of the file, ``wanted`` those of the network, which may be on the meta
+    device; ``owner`` is what to call the network.
     """
     shapes = {
         name: f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'

@@ -64,12 +64,8 @@ def _sentence(error: Exception) -> str:
 
 
 def report_to_torchrun(sentence: str) -> bool:
-    """Hand an error to the torchrun that started this process, if one has.
-
-    Returns:
-        Whether one has: its report, or :func:`pretrain.runs.processes.start_processes`, shows the
-        sentence.
-    """
+    """Hand an error to the torchrun that started this process, which shows it; False if none
+    has."""
     if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
         return False
     Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))

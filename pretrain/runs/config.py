@@ -89,23 +89,18 @@ def _literal(text: str) -> Any:
 
 
 def batch_per_process(config: Config, world_size: int) -> int:
-    """The share of one process of ``batch_size``, which counts all processes.
-
-    Args:
-        config: of any task.
-        world_size: number of processes.
+    """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
 
     Raises:
         UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or a number
             is none.
     """
-    if not isinstance(config.batch_size, int) or config.batch_size < 1:
-        raise UserError(f'batch_size is {config.batch_size}: it must be a whole number above 0.')
+    pieces = config.micro_batches
+    for name, value in (('batch_size', config.batch_size), ('micro_batches', pieces)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f'{name} is {value}: it must be a whole number above 0.')
     if not isinstance(config.randomness.seed, int):
         raise UserError(f'randomness.seed is {config.randomness.seed}: it must be a whole number.')
-    pieces = config.micro_batches
-    if not isinstance(pieces, int) or pieces < 1:
-        raise UserError(f'micro_batches is {pieces}: it must be a whole number above 0.')
     if config.batch_size % (world_size * pieces):
         of_each = f', each in {pieces} pieces' if pieces > 1 else ''
         raise UserError(
@@ -116,18 +111,8 @@ def batch_per_process(config: Config, world_size: int) -> int:
 
 
 def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
-    """Make sure that a batch can be filled and that no process is without a test picture.
-
-    Args:
-        root: where the pictures are, for the message.
-        train: number of training pictures.
-        val: number of test pictures.
-        batch_size: over all processes.
-        processes: their number.
-
-    Raises:
-        UserError: if there are too few of either.
-    """
+    """Make sure that there are enough pictures to fill a batch, which counts all processes, and
+    that no process is without a test picture; else UserError."""
     if train < batch_size:
         raise UserError(
             f'{root} has {train} training pictures, less than batch_size={batch_size}: '

@@ -18,14 +18,10 @@ SHOWN = 20  # names of each kind in a message
 
 
 def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -> Any:
-    """Return what ``check()`` returned for this fingerprint, which the user's cache directory
-    holds, or call it. Only the latest result of each name and place is kept.
+    """Return ``check()``, or what it returned the last time if the fingerprint was the same.
 
-    Args:
-        name: what the check is called.
-        place: the folder or the file that is checked, as a resolved path.
-        fingerprint: as :func:`fingerprint` makes it.
-        check: returns what JSON can hold.
+    The user's cache directory holds the latest result of each ``name`` and ``place``, a resolved
+    path. The result must fit into JSON.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
@@ -65,8 +61,8 @@ def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
 
 
 def content_sha256(place: Path, root: Path, names: Sequence[str | bytes]) -> str:
-    """Hash the names and the bytes of files. The bytes are read once, until a size or a time of a
-    file changes, see :func:`cached`.
+    """Hash the names and the bytes of files. The bytes are read once, until the size or the time of
+    a file changes.
 
     Args:
         place: what the files belong to, as a resolved path.

@@ -37,16 +37,13 @@ Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
 
 
 def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[str, Any]:
-    """What a prepared run is: its settings, and what was found out about it.
+    """What a prepared run is, in nested dicts and lists of what JSON can hold.
 
     Args:
         config: a prepared config.
-        left_out: more patterns like ``LEFT_OUT``, of the stage that the config belongs to: its
-            places, and what it derives from settings that are in the identity anyway.
+        left_out: patterns beside ``LEFT_OUT``: the stage's own places, and what it derives from
+            settings that are in the identity anyway.
         facts: what no setting tells, such as the content of the data.
-
-    Returns:
-        Nested dicts and lists of what JSON can hold.
     """
     patterns = (*LEFT_OUT, *left_out)
 
@@ -70,11 +67,8 @@ def differences(
 ) -> Differences:
     """Compare two identities. A missing value is None, a missing part is empty.
 
-    Args:
-        theirs: the one.
-        ours: the other.
-        may_differ: keys that are not compared, and all below them.
-        key: of both in the identity that they are parts of.
+    Keys in ``may_differ`` are not compared, nor is anything below them. ``key`` is where the two
+    stand in larger identities.
 
     Example:
         >>> differences({'model': {'depth': 18}, 'seed': 0}, {'model': {'depth': 50}, 'seed': 0})
@@ -82,22 +76,18 @@ def differences(
     """
     if theirs == ours or covers(may_differ, key):
         return {}
-    if all(isinstance(value, dict | None) for value in (theirs, ours)):
-        theirs, ours = theirs or {}, ours or {}
-        names = sorted(theirs.keys() | ours.keys())
-        parts = [(name, theirs.get(name), ours.get(name)) for name in names]
-    elif _has_parts(theirs) and _has_parts(ours) and len(theirs) == len(ours):
-        parts = [(index, *pair) for index, pair in enumerate(zip(theirs, ours, strict=True))]
-    else:
+    nested = [
+        isinstance(x, list) and any(isinstance(y, dict | list) for y in x) for x in (theirs, ours)
+    ]
+    if all(nested) and len(theirs) == len(ours):
+        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
+    if not all(isinstance(value, dict | None) for value in (theirs, ours)):
         return {key: (theirs, ours)}
-    found = {}
-    for name, a, b in parts:
-        found |= differences(a, b, may_differ, f'{key}.{name}' if key else str(name))
+    theirs, ours, found = theirs or {}, ours or {}, {}
+    for name in sorted(theirs.keys() | ours.keys()):
+        below = f'{key}.{name}' if key else str(name)
+        found |= differences(theirs.get(name), ours.get(name), may_differ, below)
     return found
-
-
-def _has_parts(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
 
 
 def covers(keys: Iterable[str], key: str) -> bool:
@@ -130,11 +120,7 @@ def upgrade(identity: dict, written_as: int) -> dict:
 
 
 def identity_in(checkpoint: Any, path: object) -> dict:
-    """The identity of the run that wrote a checkpoint.
-
-    Args:
-        checkpoint: what :func:`pretrain.runs.checkpoint.load_from_disk` loaded.
-        path: of its file, for the message.
+    """The identity of the run that wrote a checkpoint, which was loaded from ``path``.
 
     Raises:
         UserError: if this suite did not write it.

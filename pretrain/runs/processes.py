@@ -182,10 +182,10 @@ class Processes:
         return cls(rank, count, distributed.PrefixStore('start', store))
 
     def decided_by(self, leader: int, decide: Callable[[], T]) -> T:
-        """What ``decide`` returns in the process ``leader``; every process must call this.
+        """What ``decide`` returns in one process; every process must call this.
 
-        A UserError or OSError of any leader is raised in all processes, so that none waits for the
-        others in vain.
+        A UserError or OSError is raised in all processes, so that none waits for the others in
+        vain.
 
         Args:
             leader: rank of the process that decides for this one. Others may have another leader.

@@ -44,9 +44,8 @@ def read_record(path: Path) -> dict | None:
 def read_records(source: Path) -> list[dict]:
     """The records of many runs, finished or not.
 
-    Args:
-        source: a folder, whose ``run.json`` files are read in the order of their paths, or a file:
-            a single ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.report.collect_records`.
+    ``source`` is a folder, whose ``run.json`` files are read in the order of their paths, a single
+    ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.report.collect_records`.
 
     Raises:
         UserError: as :func:`read_record`, or if there is no such folder or file.
@@ -78,12 +77,10 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
             f'{place} has format {written_as}, this version of the suite reads up to '
             f'{FORMAT}: update the suite.'
         )
-    return record if written_as == FORMAT else _upgraded(record, written_as)
-
-
-def _upgraded(record: dict, written_as: int) -> dict:
-    identity = upgrade(record.get('identity', {}), written_as)
-    return record | {'format': FORMAT, 'identity': identity, 'accepted_changes': []}
+    if written_as < FORMAT:
+        identity = upgrade(record.get('identity', {}), written_as)
+        record |= {'format': FORMAT, 'identity': identity, 'accepted_changes': []}
+    return record
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
@@ -122,9 +119,15 @@ class RunRecordHook(Hook):
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
         # As rank 0 sees it, for whether to validate is decided by all together.
-        seen = [read_record(self.path) if runner.iter > 0 else None, self._source(runner)]
+        source = runner.cfg.load_from
+        seen = [
+            read_record(self.path) if runner.iter > 0 else None,
+            # That of the run that this one starts from, if it lies beside the checkpoint.
+            read_record(Path(source).parent / 'run.json') if source else None,
+        ]
         broadcast_object_list(seen)
         previous, source = seen
+        earlier = (previous or source or {'history': []})['history']
         self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
         self.record = describe(runner.cfg) | {
             'status': 'running',
@@ -133,7 +136,7 @@ class RunRecordHook(Hook):
                 'train': _fingerprint(runner.train_dataloader.dataset, runner.cfg.data_root),
                 'val': _fingerprint(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
-            'history': _history_so_far(previous or source, runner.epoch),
+            'history': [entry for entry in earlier if entry['epoch'] <= runner.epoch],
             'sessions': (previous['sessions'] if previous else 0) + 1,
         }
         # A checkpoint is written before its epoch is validated: a run stopped in between, or one
@@ -187,11 +190,6 @@ class RunRecordHook(Hook):
         if iterations_done(runner):
             self._write(runner)  # the time so far
 
-    def _source(self, runner: Runner) -> dict | None:
-        """The record of the run that this one starts from, if it lies beside the checkpoint."""
-        source = runner.cfg.load_from
-        return read_record(Path(source).parent / 'run.json') if source else None
-
     def _validation_is_due(self, runner: Runner) -> bool:
         loop = runner.train_loop
         last = runner.epoch == runner.max_epochs
@@ -212,12 +210,8 @@ class RunRecordHook(Hook):
         write_atomically(self.path, (json.dumps(self.record, indent=1) + '\n').encode())
 
 
-def _history_so_far(record: dict | None, epoch: int) -> list[dict]:
-    return [entry for entry in record['history'] if entry['epoch'] <= epoch] if record else []
-
-
 def describe(config: Config) -> dict:
-    """What a run is, before it has begun."""
+    """What is known of a run before it begins."""
     cuda = torch.cuda.is_available()
     return {
         'format': FORMAT,
@@ -235,21 +229,15 @@ def describe(config: Config) -> dict:
 
 
 def summarise(history: list[dict], metric: str) -> list[dict]:
-    """Last and best metrics of each mini-generation, kept apart.
-
-    Args:
-        history: the entries of the epochs so far, in order.
-        metric: the one that 'best' goes by.
-    """
+    """The last and the best metrics of each mini-generation, where ``metric`` says which is best,
+    and its median seconds per iteration."""
     rows = []
     for k in sorted({entry['generation'] for entry in history}):
         entries = [entry for entry in history if entry['generation'] == k]
         validated = [entry for entry in entries if metric in entry.get('metrics', {})]
         seconds = [e['seconds_per_iter'] for e in entries if 'seconds_per_iter' in e]
-        row = {
-            'generation': k,
-            'seconds_per_iter': statistics.median(seconds) if seconds else None,
-        }
+        pace = statistics.median(seconds) if seconds else None
+        row = {'generation': k, 'seconds_per_iter': pace}
         if validated:
             best = validated[0]
             for entry in validated[1:]:

@@ -21,16 +21,11 @@ def find_records(source: Path, tasks: Sequence[str] = ('classification',)) -> li
 
 
 def collect_records(source: Path, out: Path) -> int:
-    """Write the finished records of ``source`` to a ``.jsonl`` file, a record a line.
+    """Write the finished records of ``source`` to the ``.jsonl`` file ``out``, a record a line, and
+    return how many there are.
 
     The lines are sorted by config, label and seed, so that the same runs give the same file.
-
-    Args:
-        source: as in :func:`pretrain.runs.record.read_records`.
-        out: the file, which is replaced.
-
-    Returns:
-        The number of records.
+    ``source`` is as in :func:`pretrain.runs.record.read_records`.
 
     Raises:
         UserError: if there is no finished record, or ``out`` is not called ``.jsonl``.
@@ -69,12 +64,8 @@ def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str
 
 
 def mean_std(values: Sequence[float], sign: str = '-') -> str:
-    """``mean ± standard deviation`` with two decimals; the mean alone of a single value.
-
-    Args:
-        values: any number of them.
-        sign: ``'+'`` for values that are differences, to give a plus to a mean that has no minus.
-    """
+    """``mean ± standard deviation`` with two decimals; the mean alone of a single value. The sign
+    '+' is for values that are differences: it gives a plus to a mean that has no minus."""
     if not values:
         return MISSING
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''

@@ -52,12 +52,8 @@ def iterations_done(runner: Runner) -> int:
 
 
 def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
-    """Write a checkpoint to the run's folder and read it back; every process must call it.
-
-    Args:
-        runner: the run.
-        name: of the file.
-        done: its finished ``epoch`` and ``iter``.
+    """Write a checkpoint ``name`` to the run's folder and read it back; every process must call it.
+    ``done`` are its finished ``epoch`` and ``iter``.
 
     Raises:
         UserError: in the main process, if it cannot be written or a value is not finite. The

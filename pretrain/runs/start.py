@@ -40,8 +40,8 @@ from pretrain.runs.saving import stop_when_told
 def launched_processes() -> int | None:
     """How many processes a launcher has started for this run; None without a launcher.
 
-    torchrun and ``tools/dist_train.sh`` tell each process all that it needs. Other launchers and
-    schedulers, or what they left in a shell, say less.
+    torchrun and ``tools/dist_train.sh`` tell each process all that it needs. Other launchers, or
+    what they left in a shell, say less.
 
     Raises:
         UserError: if there seem to be several processes that do not know of each other.
@@ -62,11 +62,7 @@ def launched_processes() -> int | None:
 
 
 def check_writable(work_dir: Path) -> None:
-    """Make sure that a run can be written to a folder, which need not exist yet.
-
-    Raises:
-        UserError: if it is no folder, or nothing can be written there.
-    """
+    """Make sure that a run can be written to a folder, which need not exist yet; else UserError."""
     place = next(path for path in (work_dir, *work_dir.absolute().parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=place).close()
@@ -80,11 +76,8 @@ def check_writable(work_dir: Path) -> None:
 def claim(work_dir: Path) -> TextIO:
     """Lock a run's folder for this process.
 
-    The operating system takes the lock back when the process ends, however it ends. Loader
-    workers do not inherit it.
-
-    Returns:
-        The lock file, which must stay open as long as the run lasts.
+    The operating system takes the lock back when the returned file is closed or the process ends,
+    however it ends. Loader workers do not inherit it.
 
     Raises:
         UserError: if another process has the lock; names it.
