@@ -81,17 +81,9 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
 
 
 def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
-    """What to override so that a config builds the stem, the stride style and the preprocessing
-    that a backbone was trained with. Depth and family stay the config's.
-
-    Args:
-        config: a downstream config.
-        provenance: as :func:`check_handoff` takes it.
-
-    Returns:
-        ``key=value`` strings as :func:`pretrain.runs.config.load_config` takes them; none for what
-        agrees already.
-    """
+    """What to override in a downstream config, as ``key=value``, so that it builds the stem, the
+    stride style and the preprocessing that a backbone was trained with: nothing where they agree
+    already. Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
     deep_stem, avg_down = _STEMS[provenance['stem']]
     wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
     for key in backbone_parts(config.model):
@@ -141,17 +133,11 @@ def select(
 
 @WEIGHT_INITIALIZERS.register_module()
 class ExportedBackbone:
-    """Fills a module from a backbone file, strictly; an ``init_cfg`` of mmengine.
+    """Fills a module with its ``layers`` of a backbone file, strictly; an ``init_cfg`` of mmengine.
 
     Unlike mmengine's ``Pretrained`` it does not skip what does not match. The Runner calls it as
-    training starts, before it loads a checkpoint to resume from.
-
-    Args:
-        checkpoint: the backbone file.
-        layers: the top-level names that this module takes; they must be all that it has.
-
-    Raises:
-        UserError: on call, as :func:`select`.
+    training starts, before it loads a checkpoint to resume from. Errors are those of
+    :func:`select`.
     """
 
     def __init__(self, checkpoint: str, layers: Sequence[str]) -> None:

@@ -46,9 +46,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         scores: ``(N,)``.
         iou_threshold: rounded to float32 before it is compared.
         offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates. With 1 and
-            fractional coordinates, mmcv rounds at another step, so the two can differ on a box
-            whose IoU is within rounding of the threshold. mmcv's CPU and CUDA kernels differ there
-            as well: one divides, the other multiplies.
+            fractional coordinates mmcv rounds at another step, so that a box whose IoU is within
+            rounding of the threshold may differ, as it does between mmcv's CPU and CUDA kernels.
 
     Returns:
         ``(K,)`` int64 indices by descending score. Boxes with equal scores keep the order of the
@@ -194,10 +193,7 @@ class _OpsFinder(MetaPathFinder, Loader):
 def install() -> bool:
     """Make ``mmcv.ops`` importable; call it before the first import of mmcv.ops, mmdet or mmseg.
 
-    A compiled ``mmcv._ext`` is used as it is. Calling this again changes nothing.
-
-    Returns:
-        True if torchvision provides the operators, False if compiled mmcv does.
+    A compiled ``mmcv._ext`` is used as it is. Returns whether torchvision provides the operators.
 
     Raises:
         ModuleNotFoundError: mmcv is not installed, neither compiled nor lite.

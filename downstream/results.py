@@ -32,7 +32,6 @@ ABOUT_GAINS = (
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     """The table in Markdown: mean, spreads and n of each backbone, and its gain in points over the
     first; below it a sentence for each comparison. Configs of the same task go by their own names.
-
     Columns without any entry, such as the paper's for configs that it does not have, are left out.
 
     Args:

@@ -31,10 +31,9 @@ class Transfer:
             library that say how they were trained; or to the config (.py) that pretrains them.
         configs: the downstream configs.
         seeds: of fine-tuning.
-        work_dir: everything is written below it: ``pretrain/<config>/seed<seed>`` as by
-            :class:`pretrain.studies.sweep.Sweep`, ``<label>/pretraining<seed>/backbone.pth``,
-            ``<label>/pretraining<seed>/<config>/seed<seed>`` and ``transfer.md``. Files that do not
-            tell the seed of their pretraining are numbered from 0.
+        work_dir: holds ``pretrain/``, as of :class:`pretrain.studies.sweep.Sweep`, ``transfer.md``,
+            and in ``<label>/pretraining<seed>/`` the ``backbone.pth`` and ``<config>/seed<seed>``.
+            Files that do not tell the seed of their pretraining are numbered from 0.
         pretrain_seeds: those that each pretraining config is trained with.
         launcher: how the runs are started.
         pretrain_options: ``key=value`` overrides of the pretraining configs.

@@ -70,15 +70,12 @@ def check_detection(
     classes: Sequence[str],
     drop_invalid_boxes: bool = False,
 ) -> list[int]:
-    """Check splits with boxes, whose corners count from 1 and belong to the box.
+    """Check splits to train and to test on, whose boxes' corners count from 1 and belong to the
+    box.
 
-    A box of one pixel's width or height is empty: mmdet takes it so, and VOC has none.
-
-    Args:
-        train: the splits to train on.
-        test: the splits to test on.
-        classes: the names that objects may have.
-        drop_invalid_boxes: print which boxes are inverted or empty instead of raising an error.
+    A box of one pixel's width or height is empty: mmdet takes it so, and VOC has none. With
+    ``drop_invalid_boxes`` the inverted and empty boxes are printed and are no error. ``classes``
+    are the names that objects may have.
 
     Returns:
         The number of images of each split, in order.
@@ -108,14 +105,9 @@ def check_segmentation(
 ) -> list[int]:
     """Check splits with masks, whose pixels are the indices of classes or 255, which is ignored.
 
-    Args:
-        train: the splits to train on.
-        test: the splits to test on.
-        classes: the names of the class ids, in order.
-        palette: the colour of each class, if the data set has fixed ones. A mask with a palette
-            must show these, or the grey of each id. Without a fixed palette all masks must agree.
-
-    Returns, Raises: as :func:`check_detection`.
+    ``palette`` is the colour of each class, if the data set has fixed ones. A mask with a palette
+    must show these, or the grey of each id. Without a fixed palette all masks must agree. The rest
+    is as in :func:`check_detection`.
     """
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
     colours = dict(enumerate(map(list, palette)))

@@ -27,10 +27,8 @@ _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
 
 
 def check_voc07(root: Path) -> None:
-    """Check all files of VOC2007 detection and print how many pictures there are.
-
-    Args:
-        root: the VOCdevkit folder.
+    """Check all files of VOC2007 detection in the folder VOCdevkit and print how many pictures
+    there are.
 
     Raises:
         UserError: naming every piece that is missing, or else every file that is damaged or wrong.
@@ -54,11 +52,8 @@ def check_voc07(root: Path) -> None:
 
 
 def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
-    """Check all files of VOC2012 segmentation with SBD's and print how many pictures there are.
-
-    Args:
-        root: the VOCdevkit folder.
-        sbd: if given, SBD's masks are first converted from this folder, as by :func:`convert_sbd`.
+    """Check all files of VOC2012 segmentation with SBD's, in the folder VOCdevkit, and print how
+    many pictures there are. With ``sbd`` its masks are converted first, as by :func:`convert_sbd`.
 
     Raises:
         UserError: naming every piece that is missing, or else every file that is damaged or wrong.
@@ -85,13 +80,10 @@ def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
 
 
 def convert_sbd(sbd: Path, root: Path) -> None:
-    """Write SBD's masks into ``VOC2012/SegmentationClassAug``, with VOC's palette, and their names
-    into ``aug.txt``: those of SBD's train and val that are in neither of VOC2012's. To continue a
-    stopped call, repeat it.
-
-    Args:
-        sbd: the folder that holds ``dataset/cls/*.mat``, ``dataset/train.txt`` and ``val.txt``.
-        root: the VOCdevkit folder.
+    """Write SBD's masks into ``VOC2012/SegmentationClassAug`` of the folder VOCdevkit, with VOC's
+    palette, and their names into ``aug.txt``: those of SBD's train and val that are in neither of
+    VOC2012's. To continue a stopped call, repeat it. ``sbd`` holds ``dataset/cls/*.mat``,
+    ``dataset/train.txt`` and ``dataset/val.txt``.
 
     Raises:
         UserError: if SBD lacks a file or has a damaged one, or ``aug.txt`` has other names.

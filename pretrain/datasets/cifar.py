@@ -39,10 +39,9 @@ class Cifar100(Dataset):
     A training picture gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
     pixels and mirrored with probability 1/2. Test pictures are not changed.
 
-    Samples are requested by (epoch, index), as
-    :class:`pretrain.runs.randomness.EpochSampler` gives them, and drawn from
-    (seed, epoch, index) alone, so they do not depend on the batch, on the number of processes, or
-    on whether the run was resumed. Loader workers would gain nothing.
+    Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
+    them, and depend on (seed, epoch, index) alone: neither the batch, nor the number of processes,
+    nor a resume changes one. Loader workers would gain nothing.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
@@ -64,13 +63,11 @@ class Cifar100(Dataset):
         if training and images is not None:
             kept = _first_of_each_class(labels, images, len(names))
         margin = MARGIN if training else 0
-        side = SIZE + 2 * margin
+        side, inner = SIZE + 2 * margin, slice(margin, margin + SIZE)
         device = get_device()
         pixels = torch.from_numpy(content['data'][kept]).to(device)
-        padded = torch.tensor(FILL, dtype=torch.uint8, device=device).repeat(
-            len(kept), side, side, 1
-        )
-        inner = slice(margin, margin + SIZE)
+        fill = torch.tensor(FILL, dtype=torch.uint8, device=device)
+        padded = fill.repeat(len(kept), side, side, 1)
         padded[:, inner, inner] = pixels.view(-1, 3, SIZE, SIZE).permute(0, 2, 3, 1)
         self.pixels = padded.view(-1, 3)
         self.labels = torch.from_numpy(labels[kept]).to(device)
@@ -90,17 +87,8 @@ class Cifar100(Dataset):
     ) -> tuple[int, list[str]]:
         """Check the folder ``cifar-100-python`` before a run.
 
-        Args:
-            root: the folder.
-            batch_size: at least so many training pictures must be there.
-            processes: at least so many test pictures must be there.
-            skip_unusable: for other data sets; the official files have no unusable picture.
-
-        Returns:
-            The number of classes, and the pictures to skip: none.
-
-        Raises:
-            UserError: if a file is missing or not the official one, or there are too few pictures.
+        Args and errors are those of :meth:`pretrain.datasets.image_folder.ClassFolder.check`; the
+        official files have no picture to skip.
         """
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
@@ -111,13 +99,8 @@ class Cifar100(Dataset):
         return len(self.labels)
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """A whole batch of one epoch.
-
-        Torch's loader calls this and hands the result to the collate function, which must be
-        :func:`whole_batch`.
-
-        Args:
-            positions: B pairs (epoch, index).
+        """A whole batch of B pairs (epoch, index) of one epoch. Torch's loader calls this and hands
+        the result to the collate function, which must be :func:`whole_batch`.
 
         Returns:
             ``inputs``, uint8 (B, 3, 32, 32) RGB in the memory format channels_last, and

@@ -36,12 +36,9 @@ class PictureList(NamedTuple):
 
 
 def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
-    """List the files that torchvision's ImageFolder takes for pictures, in its order.
-
-    Args:
-        root: holds ``<split>/<class>/``, with pictures at any depth.
-        split: 'train' or 'val'.
-        skip: pictures to leave out, by their paths relative to ``root``.
+    """List the files of a split, in ``root/<split>/<class>/`` at any depth, that torchvision's
+    ImageFolder takes for pictures, in its order. Those in ``skip``, paths relative to ``root``, are
+    left out.
 
     Raises:
         UserError: if there is no class, a class has no picture, a folder is hidden or is a link to
@@ -98,8 +95,8 @@ class ClassFolder(Dataset):
     ``augmentation`` as well, for :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
     Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
-    them, and drawn from (seed, epoch, index) alone, so they do not depend on the number of workers
-    or processes, or on whether the run was resumed.
+    them, and depend on (seed, epoch, index) alone: neither the number of workers or processes, nor
+    a resume changes one.
 
     Args:
         root: the folder that holds the splits.
@@ -164,8 +161,7 @@ class ClassFolder(Dataset):
             workers: processes that look at the pictures; without it as many as there are cores.
 
         Returns:
-            The number of classes, and the pictures to skip: their sorted paths relative to
-            ``root``.
+            The number of classes, and the pictures to skip: sorted paths relative to ``root``.
 
         Raises:
             UserError: naming what is missing, differs between the splits or cannot be used.

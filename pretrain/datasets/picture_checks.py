@@ -29,13 +29,9 @@ _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 def check_pictures(
     root: Path, names: Sequence[bytes], processes: int | None = None
 ) -> dict[str, list[str]]:
-    """Find the pictures that a run would fail on and those that it converts. The user's cache
-    directory keeps the result until a picture is added, removed or changed.
-
-    Args:
-        root: the folder that holds the pictures.
-        names: their paths relative to ``root``.
-        processes: for many pictures; without it as many as the machine has cores.
+    """Find the pictures that a run would fail on and those that it converts, by their paths
+    relative to ``root``. The user's cache directory keeps the result until a picture is added,
+    removed or changed. There are as many ``processes`` as cores unless they are given.
 
     Returns:
         The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; a picture is of

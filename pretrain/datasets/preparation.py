@@ -12,14 +12,8 @@ from pretrain.runs.errors import UserError
 
 
 def require_paths(sources: Mapping[Path, str]) -> None:
-    """Check that files and folders exist.
-
-    Args:
-        sources: for each of them, what to unpack to get it.
-
-    Raises:
-        UserError: with a line for each one that is missing.
-    """
+    """Check that the files and folders exist, each of which comes with what to unpack to get it;
+    else UserError, with a line for each one that is missing."""
     missing = [f'No {path}: unpack {what}.' for path, what in sources.items() if not path.exists()]
     if missing:
         raise UserError('\n'.join(missing))
@@ -37,12 +31,9 @@ def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None
 
 
 def check_imagenet(root: Path, processes: int | None = None) -> None:
-    """Check all pictures of ImageNet's classification challenge of 2012 and print how many there
-    are.
-
-    Args:
-        root: holds ``train/<class>/`` and ``val/<class>/``.
-        processes: without it as many as the machine has cores.
+    """Check all pictures of ImageNet's classification challenge of 2012, in ``train/<class>/`` and
+    ``val/<class>/``, and print how many there are. There are as many ``processes`` as cores unless
+    they are given.
 
     Raises:
         UserError: naming each folder that is missing and each picture that is damaged.
@@ -56,11 +47,8 @@ def check_imagenet(root: Path, processes: int | None = None) -> None:
 
 
 def check_cifar100(root: Path) -> None:
-    """Compare the files of CIFAR-100 with their published checksums and print how many pictures
-    they hold.
-
-    Args:
-        root: the folder ``cifar-100-python``.
+    """Compare the files of the folder ``cifar-100-python`` with their published checksums and print
+    how many pictures they hold.
 
     Raises:
         UserError: naming each file that is missing, or one that is not the official one.

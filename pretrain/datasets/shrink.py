@@ -20,14 +20,12 @@ from pretrain.runs.file_checks import parallel_map
 
 
 def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = None) -> None:
-    """Write ``root``'s pictures, with shorter sides of at most ``max_side`` pixels, into ``out``
-    under their own names, and print the progress. To continue a stopped call, repeat it.
+    """Write the pictures of an ImageNet-style root, with shorter sides of at most ``max_side``
+    pixels, into ``out`` under their own names, and print the progress. To continue a stopped call,
+    repeat it.
 
-    Args:
-        root: holds ``train/<class>/`` and ``val/<class>/``; nothing in it changes.
-        out: a folder that does not exist, is empty or was begun by the same call.
-        max_side: a picture with a longer *shorter* side is shrunk to it, with its aspect ratio.
-        processes: without it as many as the machine has cores.
+    A picture with a longer *shorter* side is shrunk to it, with its aspect ratio. There are as many
+    ``processes`` as cores unless they are given.
 
     Raises:
         UserError: if ``root`` is no such folder or has unusable pictures, ``out`` holds anything
@@ -84,8 +82,8 @@ def _shrink_file(root: Path, out: Path, max_side: int, name: str) -> tuple[str, 
 
 
 def shrink_picture(data: bytes, max_side: int) -> bytes:
-    """Turn a picture file into an RGB JPEG whose shorter side has at most ``max_side`` pixels.
-    A JPEG, of any colours, that is small enough is returned as it is.
+    """Turn a picture file into an RGB JPEG whose shorter side has at most ``max_side`` pixels. A
+    JPEG, of any colours, that is small enough is returned as it is.
 
     Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is not progressive, which
     would take longer to decode. The EXIF data is left out: training ignores its orientation too.

@@ -1,13 +1,11 @@
 """The CIFAR networks of Section 4.1: ResNets and DenseNets for 32x32 images."""
 
-from collections.abc import Collection
-
 import torchvision
 from mmengine.registry import MODELS
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from pretrain.runs.errors import UserError
+from pretrain.models.resnet import check_depth
 
 RESNET_DEPTHS = (20, 32, 56, 110)
 DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, growth rate
@@ -34,7 +32,7 @@ def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
     Raises:
         UserError: for another depth.
     """
-    _check_depth(depth, RESNET_DEPTHS)
+    check_depth(depth, RESNET_DEPTHS)
     blocks = (depth - 2) // 6
     network = nn.Sequential()
     network.add_module('conv1', nn.Conv2d(3, 16, 3, padding=1, bias=False))
@@ -79,7 +77,7 @@ def build_cifar_densenet(depth: int, num_classes: int) -> torchvision.models.Den
     Raises:
         UserError: for another depth.
     """
-    _check_depth(depth, DENSENET_WIDTHS)
+    check_depth(depth, DENSENET_WIDTHS)
     base_width, growth_rate = DENSENET_WIDTHS[depth]
     network = torchvision.models.DenseNet(
         growth_rate=growth_rate,
@@ -91,9 +89,3 @@ def build_cifar_densenet(depth: int, num_classes: int) -> torchvision.models.Den
     nn.init.kaiming_normal_(network.features.conv0.weight)  # as torchvision's own
     del network.features.norm0, network.features.relu0, network.features.pool0
     return network
-
-
-def _check_depth(depth: int, known: Collection[int]) -> None:
-    if depth not in known:
-        choice = ', '.join(map(str, known))
-        raise UserError(f'model.network.depth is {depth}: choose one of {choice}.')

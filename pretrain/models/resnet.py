@@ -1,5 +1,6 @@
 """ImageNet ResNets with torchvision's modules, names and initialisation."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torchvision
@@ -29,7 +30,7 @@ def build_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
     Raises:
         UserError: for another depth.
     """
-    _check_depth(depth, DEPTHS)
+    check_depth(depth, DEPTHS)
     return torchvision.models.get_model(f'resnet{depth}', weights=None, num_classes=num_classes)
 
 
@@ -63,11 +64,12 @@ def build_se_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
     Raises:
         UserError: for another depth.
     """
-    _check_depth(depth, tuple(SE_BLOCKS))
+    check_depth(depth, SE_BLOCKS)
     return torchvision.models.ResNet(SEBottleneck, list(SE_BLOCKS[depth]), num_classes=num_classes)
 
 
-def _check_depth(depth: int, known: tuple[int, ...]) -> None:
+def check_depth(depth: int, known: Collection[int]) -> None:
+    """Raise a UserError if a network has no version of this depth."""
     if depth not in known:
         choice = ', '.join(map(str, known))
         raise UserError(f'model.network.depth is {depth}: choose one of {choice}.')

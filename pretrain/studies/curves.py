@@ -32,12 +32,9 @@ def curves(record: dict) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None = None) -> None:
-    """Draw the curves of several runs: all epochs on the left, the last ones on the right.
-
-    Args:
-        records: label to record; BL and SD in Figure 1.
-        out: the image file; its suffix chooses the format.
-        first_epoch: the first epoch of the magnified part (default: the last third begins).
+    """Draw the curves of several runs by their labels, such as BL and SD in Figure 1: all epochs on
+    the left, those from ``first_epoch`` on the right, magnified (default: the last third). The
+    suffix of ``out`` chooses the format.
 
     Raises:
         UserError: if a run, or the magnified part, has no epochs.

@@ -21,15 +21,10 @@ def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All ``configs`` with all ``seeds``.
+    """All ``configs`` of pretraining with all ``seeds``, which are those of weights, order and
+    augmentation: with one seed, all configs of a network start from the same weights.
 
-    Args:
-        configs: pretraining configs.
-        seeds: of weights, order and augmentation. With one seed, all configs of a network start
-            from the same weights.
-        work_dir: each run lives in ``<work_dir>/<config>/seed<seed>``.
-        options: ``key=value`` overrides of all configs.
-        launcher: how the runs are started.
+    A run lives in ``<work_dir>/<config>/seed<seed>``; ``options`` override keys of all configs.
     """
 
     configs: Sequence[Path]

@@ -56,20 +56,9 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
         paper += [config.paper.best, config.paper.get('ensemble')]
         if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
             ours[0], ours[3] = ours[3], ours[0]
-        name = [_backbone(config), config.algorithm.name]
-        base = baselines.get(_backbone(config), [])
-        rows.append([*name, 'paper', *map(_number, paper), '', '', ''])
-        rows.append(
-            [
-                *name,
-                'ours',
-                *_means(ours, paper),
-                str(len(mine)),
-                *_against(_finals(mine), _finals(base) if mine is not base else []),
-            ]
+        rows += _rows(
+            config, paper, ours, full, len(mine), _gain(mine, baselines.get(_backbone(config), []))
         )
-        if full:
-            rows.append([*name, 'delta', *_deltas(ours, paper), '', '', ''])
     return markdown(header, rows, notes, texts=3)
 
 
@@ -94,27 +83,41 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
             else []
             for k, name in columns
         ]
-        name = [_backbone(config), config.algorithm.name]
-        rows.append([*name, 'paper', *map(_number, paper), ''])
-        rows.append([*name, 'ours', *_means(ours, paper), str(len(mine))])
-        if full:
-            rows.append([*name, 'delta', *_deltas(ours, paper), ''])
+        rows += _rows(config, paper, ours, full, len(mine))
     return markdown(header, rows, notes, texts=3)
+
+
+def _rows(
+    config: Config,
+    paper: Sequence[float | None],
+    ours: Sequence[list[float]],
+    full: bool,
+    n: int,
+    gain: Sequence[str] = (),
+) -> list[list[str]]:
+    """The rows of a config: the paper's numbers, ours where it has one, and the difference."""
+    pairs = list(zip(paper, ours, strict=True))
+    found = {
+        'paper': ['–' if p is None else f'{p:.2f}' for p in paper],
+        'ours': ['–' if p is None else mean_std(v) for p, v in pairs],
+    }
+    if full:
+        found['delta'] = [
+            '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
+        ]
+    name, blank = [_backbone(config), config.algorithm.name], [''] * (1 + len(gain))
+    return [
+        [*name, source, *cells, *([str(n), *gain] if source == 'ours' else blank)]
+        for source, cells in found.items()
+    ]
 
 
 def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bool = True) -> str:
     """The error and the cost of each method, as measured, beside those of the first, the baseline.
 
     Iterations and seconds are those of training alone, over all generations; each is a mean over
-    the seeds.
-
-    Args:
-        records: as :func:`find_records` gives them.
-        configs: of the rows, in their order.
-        errors: whether the errors are shown too, and not the cost alone.
-
-    Raises:
-        UserError: if the records of the rows do not belong in one table.
+    the seeds. Without ``errors`` the cost stands alone. Args and errors raised are those of
+    :func:`table_3`.
     """
     groups, others = _group(records, configs)
     notes, _ = _setting(groups, others, configs)
@@ -127,8 +130,8 @@ def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bo
         whole = ' whole' if config.algorithm.fresh_student else ''
         row = [config.algorithm.name, f'{config.algorithm.generations}{whole}', str(len(mine))]
         if errors:
-            row.insert(2, mean_std(_finals(mine)))
-            row += _against(_finals(mine), _finals(base) if mine is not base else [])
+            row.insert(2, mean_std([_last(r, -1) for r in mine]))
+            row += _gain(mine, base)
         rows.append([*row, *_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')])
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
     return markdown(header, rows, notes, texts=2)
@@ -182,10 +185,8 @@ TABLE_2_EPOCHS = 300
 def table_2(records: Sequence[dict]) -> str:
     """Accuracies of students by what they share with their teachers (Section 3.3.2).
 
-    The first row is of the teachers themselves, which the paper averages to 77.65.
-
-    Args:
-        records: those of :class:`pretrain.studies.similarity.Similarity`.
+    The first row is of the teachers themselves, which the paper averages to 77.65. The records are
+    those of :class:`pretrain.studies.similarity.Similarity`.
 
     Raises:
         UserError: if there are none or they do not belong in one table.
@@ -210,7 +211,8 @@ def table_2(records: Sequence[dict]) -> str:
     for student in teachers:
         if full:
             values = (TABLE_2.get((student, teacher)) for teacher in teachers)
-            rows.append([f'student #{student}', 'paper', *map(_number, values)])
+            cells_of_paper = ['–' if value is None else f'{value:.2f}' for value in values]
+            rows.append([f'student #{student}', 'paper', *cells_of_paper])
         values = (
             mean_std(cells.get((student, teacher), [])) if teacher <= student else '–'
             for teacher in teachers
@@ -311,28 +313,12 @@ def _last(record: dict, k: int) -> float:
     return record['generations'][k]['last'][METRIC]
 
 
-def _finals(records: Sequence[dict]) -> list[float]:
-    return [_last(record, -1) for record in records]
-
-
-def _means(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
-    """Ours, where the paper has a number."""
-    return ['–' if p is None else mean_std(v) for v, p in zip(ours, paper, strict=True)]
-
-
-def _deltas(ours: Sequence[list[float]], paper: Sequence[float | None]) -> list[str]:
-    return [
-        '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}'
-        for v, p in zip(ours, paper, strict=True)
-    ]
-
-
-def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[str, str]:
+def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
     """The gain in points over the baseline and its p-value; errors fall when there is a gain."""
-    if not ours or not baseline:
+    if not records or not baseline or records is baseline:
         return '', ''
-    gain = statistics.fmean(baseline) - statistics.fmean(ours)
-    return f'{gain:+.2f}', welch_p(ours, baseline)
+    ours, theirs = ([_last(r, -1) for r in group] for group in (records, baseline))
+    return f'{statistics.fmean(theirs) - statistics.fmean(ours):+.2f}', welch_p(ours, theirs)
 
 
 def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
@@ -342,7 +328,3 @@ def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str,
     if not records:
         return MISSING, MISSING
     return f'{total(records):.0f}', f'{total(records) / total(base):.2f}' if base else MISSING
-
-
-def _number(value: float | None) -> str:
-    return '–' if value is None else f'{value:.2f}'
