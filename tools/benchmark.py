@@ -19,7 +19,7 @@ DEFAULTS = dict.fromkeys(('step', 'runner', 'launches'), 'configs/pretrain/r152_
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest='part', required=True)
     for name in ('step', 'runner', 'launches', 'libraries', 'loader', 'finetune'):
@@ -35,11 +35,7 @@ def parse_args() -> argparse.Namespace:
     part = parts.add_parser('show')
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     from pretrain.studies.benchmark import report, runner_rows, show, step_rows
     from pretrain.studies.launches import launch_rows
 

@@ -9,15 +9,11 @@ from pathlib import Path
 from pretrain.runs.cli import run
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     from pretrain.runs.report import collect_records
 
     print(f'{collect_records(args.records, args.out)} records are in {args.out}.')

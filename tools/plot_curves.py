@@ -14,32 +14,27 @@ from pretrain.runs.cli import named_path, run
 from pretrain.runs.errors import UserError
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
-    parser.add_argument('out', type=Path, help='the picture to write: .png, .pdf or .svg')
-    parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
-    return parser.parse_args()
-
-
 def one_record(run: Path) -> dict:
     """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names."""
     from pretrain.runs.record import read_records
 
     source, *chosen = [run] if run.exists() else str(run).split(':')
     records = read_records(Path(source))
-    if chosen:
-        names = [
-            [r['config'], str(r['identity']['randomness']['seed'])][: len(chosen)] for r in records
-        ]
-        records = [r for r, name in zip(records, names, strict=True) if name == chosen]
+    for config in chosen[:1]:
+        records = [r for r in records if r['config'] == config]
+    for seed in chosen[1:]:
+        records = [r for r in records if str(r['identity']['randomness']['seed']) == seed]
     if len(records) != 1:
         raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')
     return records[0]
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
+    parser.add_argument('out', type=Path, help='the picture to write: .png, .pdf or .svg')
+    parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
+    args = parser.parse_args()
     from pretrain.studies.curves import COLOURS, plot_curves
 
     if len(args.runs) > len(COLOURS):

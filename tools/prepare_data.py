@@ -16,11 +16,13 @@ from pathlib import Path
 from pretrain.runs.cli import run
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='dataset', required=True)
-    imagenet = commands.add_parser('imagenet', help='ImageNet of 2012; --out makes a smaller copy')
-    imagenet.add_argument('--root', type=Path, required=True, help='holds train/ and val/')
+    imagenet = commands.add_parser(
+        'imagenet',
+        help='ImageNet of 2012; --root holds train/ and val/; --out makes a smaller copy',
+    )
     imagenet.add_argument('--out', type=Path, help='gets a copy with smaller pictures')
     imagenet.add_argument(
         '--max-side',
@@ -31,23 +33,19 @@ def parse_args() -> argparse.Namespace:
     imagenet.add_argument(
         '--processes', type=int, metavar='P', help='(default: as many as there are cores)'
     )
-    cifar100 = commands.add_parser('cifar100', help='CIFAR-100 for Python')
-    cifar100.add_argument('--root', type=Path, required=True, help='the folder cifar-100-python')
-    voc07 = commands.add_parser('voc07', help='VOC2007 detection')
-    voc07.add_argument('--root', type=Path, required=True, help='the folder VOCdevkit')
-    voc12aug = commands.add_parser('voc12aug', help='VOC2012 segmentation with the masks of SBD')
-    voc12aug.add_argument('--root', type=Path, required=True, help='the folder VOCdevkit')
+    commands.add_parser('cifar100', help='CIFAR-100 for Python; --root is cifar-100-python')
+    commands.add_parser('voc07', help='VOC2007 detection; --root is VOCdevkit')
+    voc12aug = commands.add_parser(
+        'voc12aug', help='VOC2012 segmentation with the masks of SBD; --root is VOCdevkit'
+    )
+    for command in commands.choices.values():
+        command.add_argument('--root', type=Path, required=True, help='the folder of the data')
     voc12aug.add_argument(
         '--sbd', type=Path, help='convert the masks in dataset/cls of this folder (of SBD) first'
     )
     args = parser.parse_args()
     if args.dataset == 'imagenet' and (args.out is None) != (args.max_side is None):
         imagenet.error('--out and --max-side go together')
-    return args
-
-
-def main() -> None:
-    args = parse_args()
     from downstream.voc_preparation import check_voc07, check_voc12aug
     from pretrain.datasets.preparation import check_cifar100, check_imagenet
     from pretrain.datasets.shrink import shrink_folder

@@ -6,35 +6,22 @@ python tools/similarity.py --work-dir work_dirs/table2    # DenseNet-100, 300 ep
 import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_launcher_arguments, run
+from pretrain.runs.cli import add_study_arguments, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', type=Path, default=CONFIGS / 'densenet100_bl.py')
     parser.add_argument('--shared-epochs', type=int, nargs='+', default=[0, 75, 150])
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/table2'))
-    add_launcher_arguments(parser)
-    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    add_study_arguments(parser, [0, 1], 'work_dirs/table2', ['--cfg-options'])
+    args = parser.parse_args()
     from pretrain.runs.launch import Launcher
     from pretrain.studies.similarity import Similarity
 
-    Similarity(
-        args.config,
-        args.shared_epochs,
-        args.seeds,
-        args.work_dir,
-        args.cfg_options,
-        Launcher(args.gpus, args.jobs),
-    ).run()
+    launcher, options = Launcher(args.gpus, args.jobs), args.cfg_options
+    Similarity(args.config, args.shared_epochs, args.seeds, args.work_dir, options, launcher).run()
     print(f'Done: python tools/table.py 2 {args.work_dir} prints the table.')
 
 

@@ -7,21 +7,14 @@ python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py 
 import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_launcher_arguments, run
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'))
-    add_launcher_arguments(parser)
-    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
-    return parser.parse_args()
+from pretrain.runs.cli import add_study_arguments, run
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
+    add_study_arguments(parser, [0, 1, 2], 'work_dirs/sweep', ['--cfg-options'])
+    args = parser.parse_args()
     from pretrain.runs.launch import Launcher
     from pretrain.studies.sweep import Sweep
 

@@ -20,16 +20,12 @@ TABLE_4 += 'ser101_bl', 'ser101_sd', 'ser152_sd'
 BACKBONES = ('resnet20', 'resnet32', 'resnet56', 'resnet110', 'densenet100', 'densenet190')
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('table', choices=['2', '3', '4', '5', 'errors', 'methods', 'cost'])
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     from downstream.results import TASKS, transfer_table
     from pretrain.runs.config import load_config
     from pretrain.runs.report import find_records

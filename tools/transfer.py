@@ -7,13 +7,13 @@ python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
 import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_launcher_arguments, named_path, run
+from pretrain.runs.cli import add_study_arguments, named_path, run
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--backbone',
@@ -30,16 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--configs', type=Path, nargs='+', default=TABLE_5, help='downstream (default: Table 5)'
     )
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of fine-tuning')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'))
-    add_launcher_arguments(parser)
-    parser.add_argument('--pretrain-options', nargs='*', default=[], metavar='KEY=VALUE')
-    parser.add_argument('--downstream-options', nargs='*', default=[], metavar='KEY=VALUE')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    options = ['--pretrain-options', '--downstream-options']
+    add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)
+    args = parser.parse_args()
     from downstream.transfer import Transfer
     from pretrain.runs.launch import Launcher
 

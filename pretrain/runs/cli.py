@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pretrain.runs.errors import UserError
@@ -80,12 +80,19 @@ def named_path(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--gpus`` and ``--jobs`` of :class:`pretrain.runs.launch.Launcher`."""
+def add_study_arguments(
+    parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
+) -> None:
+    """What the tools that start many runs have in common: seeds, place, ``--gpus`` and ``--jobs``
+    of :class:`pretrain.runs.launch.Launcher`, and overrides of configs."""
+    parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
+    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     parser.add_argument(
         '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
     )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    for name in options:
+        parser.add_argument(name, nargs='*', default=[], metavar='KEY=VALUE')
 
 
 def training_arguments() -> argparse.Namespace:
