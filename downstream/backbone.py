@@ -73,7 +73,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
         facts += [(fact, list(preprocessor.get(fact, ())), f'model.data_preprocessor.{fact}')]
     for fact, ours, key in facts:
         theirs = provenance[fact]
-        if not agree(ours, theirs):
+        if not same_fact(ours, theirs):
             raise UserError(
                 f'The backbone file was trained with {fact} {theirs}, the config has {ours}: '
                 f'change {key}, or give another backbone_file.'
@@ -92,7 +92,9 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
         wanted[f'model.data_preprocessor.{fact}'] = provenance[fact]
     wanted['model.data_preprocessor.bgr_to_rgb'] = provenance['channel_order'] == 'RGB'
     return [
-        f'{key}={value}' for key, value in wanted.items() if not agree(_setting(config, key), value)
+        f'{key}={value}'
+        for key, value in wanted.items()
+        if not same_fact(_setting(config, key), value)
     ]
 
 
@@ -101,7 +103,7 @@ def _setting(config: Config, key: str) -> Any:
     return functools.reduce(lambda node, name: node.get(name, False), key.split('.'), config)
 
 
-def agree(ours: Any, theirs: Any) -> bool:
+def same_fact(ours: Any, theirs: Any) -> bool:
     """Whether two values of a fact are the same, numbers but for rounding in the fifth digit."""
     if isinstance(ours, list | tuple):
         pairs = zip(ours, theirs, strict=False)

@@ -23,7 +23,7 @@ import pretrain.runs.randomness
 import pretrain.runs.record  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
-from downstream.voc import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from downstream.backbone import agree
+from downstream.backbone import same_fact
 from downstream.preprocessings import PREPROCESSINGS, STYLES
 from pretrain.models.resnet import build_resnet
 from pretrain.runs.backbone_file import write_backbone_file
@@ -204,7 +204,7 @@ def _merge_facts(
 ) -> dict[str, Any]:
     """Style and preprocessing: what the file says and what the user gives must agree."""
     for fact in sorted(found.keys() & given.keys()):
-        if not agree(found[fact], given[fact]):
+        if not same_fact(found[fact], given[fact]):
             raise UserError(
                 f'{source} was trained with {fact} {found[fact]}, given is {given[fact]}: leave '
                 'the option out, or give the file that it belongs to.'

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import format_p
+from pretrain.runs.tables import format_p
 
 LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
 ROUNDING = 1e-9  # points: values that are no further apart are equal

@@ -11,7 +11,7 @@ from downstream.backbone import check_handoff, fitting_options
 from downstream.build import check_data
 from downstream.import_backbone import import_backbone
 from downstream.replicates import check_replicates
-from downstream.results import transfer_table
+from downstream.tables import transfer_table
 from pretrain.export import export_backbone
 from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
 from pretrain.runs.checkpoint import write_atomically

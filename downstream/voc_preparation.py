@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from downstream.voc import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
 from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError

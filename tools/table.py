@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
     args = parser.parse_args()
-    from downstream.results import TASKS, transfer_table
+    from downstream.tables import TASKS, transfer_table
     from pretrain.runs.config import load_config
-    from pretrain.runs.report import find_records
+    from pretrain.runs.tables import find_records
     from pretrain.studies.tables import errors_table, methods_table, table_2, table_3, table_4
 
     if args.table == '5':

@@ -1,4 +1,4 @@
-"""A large batch on few GPUs: computed in pieces, with one update."""
+"""A large batch on few GPUs: computed in micro-batches, with one update."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,23 +14,23 @@ from pretrain.runs.randomness import seed_all
 from pretrain.runs.saving import ResumableLoop
 
 
-def train_in_pieces(
+def train_in_micro_batches(
     model: BaseModel | torch.nn.parallel.DistributedDataParallel,
     data: dict,
     optim_wrapper: OptimWrapper,
-    pieces: int,
+    micro_batches: int,
 ) -> dict[str, Tensor]:
-    """One iteration whose gradient is that of the whole batch, with the memory of a piece.
+    """One iteration whose gradient is that of the whole batch, with the memory of a micro-batch.
 
     An iteration stays an update, unlike with mmengine's ``accumulative_counts``: schedule, log and
-    epoch know nothing of the pieces. Batch normalisation takes its statistics from each piece, as
-    it does from each GPU's share of a batch.
+    epoch know nothing of the micro-batches. Batch normalisation takes its statistics from each
+    micro-batch, as it does from each GPU's share of a batch.
 
     Args:
         model: a classifier, detector or segmenter, or what distributes it.
         data: a batch of ``inputs`` and ``data_samples``, as the loader gives it.
         optim_wrapper: the optimizer.
-        pieces: how many; the last is smaller if they do not divide the batch.
+        micro_batches: how many; the last is smaller if they do not divide the batch.
 
     Returns:
         The values to log, means over the batch.
@@ -39,17 +39,17 @@ def train_in_pieces(
     inner = model.module if distributed else model
     data = inner.data_preprocessor(data, True)
     total = len(data['inputs'])
-    size = -(-total // pieces)
+    size = -(-total // micro_batches)
     split = [
         {key: value[i : i + size] for key, value in data.items()} for i in range(0, total, size)
     ]
     logs: dict[str, Tensor] = {}
-    for piece in split:
-        share = len(piece['inputs']) / total
-        # The processes exchange their gradients in the last piece's backward pass.
-        wait = distributed and piece is not split[-1]
+    for micro_batch in split:
+        share = len(micro_batch['inputs']) / total
+        # The processes exchange their gradients in the last micro-batch's backward pass.
+        wait = distributed and micro_batch is not split[-1]
         with model.no_sync() if wait else nullcontext():
-            loss, values = inner.parse_losses(model(**piece, mode='loss'))
+            loss, values = inner.parse_losses(model(**micro_batch, mode='loss'))
             optim_wrapper.backward(loss if share == 1 else share * loss)
         for name, value in values.items():
             mean = value.detach() if share == 1 else share * value.detach()
@@ -61,7 +61,7 @@ def train_in_pieces(
 
 @LOOPS.register_module()
 class MicroBatchTrainLoop(ResumableLoop):
-    """A loop over epochs whose iteration is :func:`train_in_pieces`.
+    """A loop over epochs whose iteration is :func:`train_in_micro_batches`.
 
     Its random numbers follow from (seed, iteration, rank), so that a stop changes none.
     """
@@ -75,7 +75,7 @@ class MicroBatchTrainLoop(ResumableLoop):
         # The last number tells this key from that of a sample: (seed, epoch, index).
         seed_all(runner.seed, self._iter, get_rank(), 1)
         runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = train_in_pieces(
+        outputs = train_in_micro_batches(
             runner.model, data_batch, runner.optim_wrapper, self.micro_batches
         )
         runner.call_hook('after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs)

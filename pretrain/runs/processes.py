@@ -121,19 +121,19 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     except SignalException as stop:
         sys.exit(EXIT_CODES.get(stop.sigval, 128 + stop.sigval))
     except ChildFailedError as error:
-        told = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
+        reported = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
         _, first = error.get_first_failure()
-        if not told and first.exitcode > 0:  # it has said why, as a run that was told to stop does
+        if not reported and first.exitcode > 0:  # it has said why, as a stopped run does
             sys.exit(first.exitcode)
         # What the others report then is that they miss it.
         for rank, failure in error.failures.items():
-            if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not told):
+            if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not reported):
                 raise UserError(
                     f'Process {rank} was ended by {signal.Signals(-failure.exitcode).name}: '
                     'SIGKILL often means that the memory was too small. --resume goes on from the '
                     'newest checkpoint.'
                 ) from None
-        raise UserError(min(told, key=lambda failure: failure.timestamp).message) from None
+        raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
 
 
 def end_with_parent() -> None:

@@ -45,7 +45,7 @@ def read_records(source: Path) -> list[dict]:
     """The records of many runs, finished or not.
 
     ``source`` is a folder, whose ``run.json`` files are read in the order of their paths, a single
-    ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.report.collect_records`.
+    ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.tables.collect_records`.
 
     Raises:
         UserError: as :func:`read_record`, or if there is no such folder or file.

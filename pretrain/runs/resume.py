@@ -19,7 +19,7 @@ from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
 # What the state in a checkpoint holds: a changed setting would have no effect.
-HELD = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
+RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
 
 # Of the epochs that a checkpoint has begun, its identity, the run's, and whether the checkpoint is
 # another run's: the keys that may differ.
@@ -106,12 +106,14 @@ def check_resume(
     begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
     found = differences(theirs, identity, allowed)
-    held = {key for key in found if covers(HELD, key)}
-    refused = {key: pair for key, pair in found.items() if key in held or not covers(accepted, key)}
+    restored = {key for key in found if covers(RESTORED, key)}
+    refused = {
+        key: pair for key, pair in found.items() if key in restored or not covers(accepted, key)
+    }
     if refused:
         flags = ' '.join(f'--accept-change {key}' for key in refused)
         advice = f'or add {flags} to change them on purpose, or'
-        if held:
+        if restored:
             advice = 'since the checkpoint holds the optimizer and the schedule, or'
         raise UserError(
             f'{path} (epoch {epoch}) {in_words(refused, "was trained with", "this run asks for")}: '

@@ -31,7 +31,7 @@ from pretrain.runs.checkpoint import install, write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import forbid_tf32
-from pretrain.runs.report import markdown
+from pretrain.runs.tables import markdown
 
 GPU = torch.cuda.is_available()
 # Steps between two synchronisations. A GPU computes while Python is already at a later step, and a

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from scipy.stats import ttest_ind
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
+from pretrain.runs.tables import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
 
 METRIC = 'top1_error'
 # What the runs of a network may differ in, in one table.

@@ -11,7 +11,7 @@ from torch import nn
 from pretrain.classifier import SnapshotClassifier
 from pretrain.losses import SnapshotDistillationLoss
 from pretrain.runs.errors import UserError
-from pretrain.runs.micro_batches import train_in_pieces
+from pretrain.runs.micro_batches import train_in_micro_batches
 from pretrain.runs.record import read_record
 
 
@@ -46,7 +46,7 @@ def test_pieces_are_the_whole_batch(
         'data_samples': torch.randint(5, (7,), generator=generator),
     }
     wrapper = OptimWrapper(torch.optim.SGD(classifier.parameters(), lr=0.5))
-    logs = train_in_pieces(classifier, data, wrapper, pieces)
+    logs = train_in_micro_batches(classifier, data, wrapper, pieces)
     losses = whole(**data, mode='loss')
     losses['loss'].backward()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_samples_in_a_list_are_cut_like_a_tensor() -> None:
     for pieces in (1, 2):
         model = Detector()
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
-        train_in_pieces(model, data, wrapper, pieces)
+        train_in_micro_batches(model, data, wrapper, pieces)
         ends.append(model.weight.detach())
     torch.testing.assert_close(*ends)
     assert (ends[0] != 1).all()

@@ -11,7 +11,7 @@ from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import find_records
+from pretrain.runs.tables import find_records
 from pretrain.studies.tables import (
     errors_table,
     methods_table,

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from downstream.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import MISSING, SHORTENED, check_alike, markdown, mean_std
+from pretrain.runs.tables import MISSING, SHORTENED, check_alike, markdown, mean_std
 
 TASKS = ('detection', 'segmentation')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
@@ -35,7 +35,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     Columns without any entry, such as the paper's for configs that it does not have, are left out.
 
     Args:
-        records: as :func:`pretrain.runs.report.find_records` gives them for ``TASKS``.
+        records: as :func:`pretrain.runs.tables.find_records` gives them for ``TASKS``.
         labels: the backbones in the order of the rows, of which the first is the baseline; by
             default those of the records, BL first.
 

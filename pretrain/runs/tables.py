@@ -63,13 +63,12 @@ def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str
             )
 
 
-def mean_std(values: Sequence[float], sign: str = '-') -> str:
-    """``mean ± standard deviation`` with two decimals; the mean alone of a single value. The sign
-    '+' is for values that are differences: it gives a plus to a mean that has no minus."""
+def mean_std(values: Sequence[float]) -> str:
+    """``mean ± standard deviation`` with two decimals; the mean alone of a single value."""
     if not values:
         return MISSING
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):{sign}.2f}{spread}'
+    return f'{statistics.fmean(values):.2f}{spread}'
 
 
 def format_p(p: float | None) -> str:

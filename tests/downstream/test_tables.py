@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from downstream.results import TASKS, transfer_table
+from downstream.tables import TASKS, transfer_table
 from pretrain.runs.errors import UserError
-from pretrain.runs.report import find_records
+from pretrain.runs.tables import find_records
 
 
 def record(

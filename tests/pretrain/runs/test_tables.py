@@ -5,7 +5,7 @@ import pytest
 
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT
-from pretrain.runs.report import collect_records, find_records
+from pretrain.runs.tables import collect_records, find_records
 
 
 def write(folder: Path, config: str, seed: int, **more: object) -> dict:

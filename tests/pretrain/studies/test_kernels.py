@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import DeviceType
 
-from pretrain.studies import launches
-from pretrain.studies.launches import Counter, launch_rows
+from pretrain.studies import kernels
+from pretrain.studies.kernels import Counter, kernel_rows
 from tests.conftest import ROOT
 
 
@@ -52,9 +52,9 @@ def test_values_that_are_read_are_waited_for() -> None:
     assert counted(lambda: x * 2.0)[1] == 0
 
 
-def test_launches_of_a_small_network() -> None:
+def test_kernels_of_a_small_network() -> None:
     path = ROOT / 'configs/pretrain/r152_sd.py'
-    rows = launch_rows(path, ['model.network.depth=18'], rounds=1)
+    rows = kernel_rows(path, ['model.network.depth=18'], rounds=1)
     values = {row['name']: row['value'] for row in rows}
     bl, sd = (values[f'r152_sd: {name}, kernels an iteration'] for name in ('BL', 'SD'))
     assert values['r152_sd: kernels of SD beyond BL'] == sd - bl
@@ -70,11 +70,11 @@ def test_a_gpu_s_kernels_and_utilisation(monkeypatch: pytest.MonkeyPatch) -> Non
     copied = SimpleNamespace(device_type=DeviceType.CUDA, count=20, self_device_time_total=1e5)
     python = SimpleNamespace(device_type=DeviceType.CPU, count=99, self_device_time_total=4e5)
     profiler = mock.Mock(**{'key_averages.return_value': [kernel, copied, python]})
-    monkeypatch.setattr(launches, 'profile', lambda activities: profiler)
+    monkeypatch.setattr(kernels, 'profile', lambda activities: profiler)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
     monkeypatch.setattr('time.perf_counter', iter((10.0, 10.5)).__next__)
-    hook = launches.ProfileHook()
-    with pytest.raises(launches.Enough):
+    hook = kernels.ProfileHook()
+    with pytest.raises(kernels.Enough):
         for step in range(100):
             hook.after_train_iter(SimpleNamespace(iter=step))
     assert hook.kernels == (60 + 20) / 20

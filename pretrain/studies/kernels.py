@@ -125,7 +125,7 @@ class ProfileHook(Hook):
             raise Enough
 
 
-def launch_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
+def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
     """Kernels and waits of a BL and of an SD iteration, and how busy they keep a GPU."""
     if not GPU:
         tiny = ['image_size=32'] if 'image_size' in load_config(path) else []

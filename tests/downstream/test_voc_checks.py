@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from downstream import builtin
 from downstream import voc as module
-from downstream.voc import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
