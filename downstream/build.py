@@ -1,7 +1,4 @@
-"""From a detection or segmentation config to what mmengine's Runner takes (Section 4.3).
-
-Where it matters which of mmdet and mmseg is used.
-"""
+"""From a detection or segmentation config to what mmengine's Runner takes (Section 4.3)."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -31,9 +28,9 @@ from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
-# Of a config, what is no part of the run's identity: where the backbone is,
+# The identity of a run leaves out where its backbone lies,
 NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
-# and what `prepare` derives from settings that are.
+# and what `prepare` derives from other settings.
 NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
 NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
 NOT_IDENTITY += (
@@ -73,7 +70,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.precision = resolve_precision(config.precision)
     _fill_loaders(config, world_size)
     config.train_cfg.micro_batches = config.micro_batches
-    # Pictures of many sizes would have cuDNN search anew for each.
+    # With pictures of many sizes cuDNN would search for an algorithm again and again.
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
@@ -195,7 +192,7 @@ def _fill_detection(config: Config) -> None:
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.dataset.metainfo = dict(classes=classes)
         if config.drop_invalid_boxes:
-            # mmdet ignores smaller boxes, but not in its test mode, which changes nothing else.
+            # mmdet ignores smaller boxes unless in test mode, which changes nothing else.
             loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
@@ -233,7 +230,7 @@ def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
 
 
 def _content(config: Config) -> dict[str, list[str]]:
-    """Of each list to train and to test on a hash over the names and bytes of its files."""
+    """For each list to train and to test on, a hash of the names and bytes of its files."""
     root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
 
     def content(dataset: ConfigDict) -> str:

@@ -154,7 +154,7 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
         )
     if 'stem.0.weight' not in weights:
         return depth, 'v1'
-    # v1d pools before the convolution of a shortcut, so that this comes second.
+    # In a v1d a pooling comes before the convolution of a shortcut, which is then the second layer.
     return depth, 'v1c' if 'layer2.0.downsample.0.weight' in weights else 'v1d'
 
 

@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_map
 from pretrain.runs.log import QuietRunner
 from pretrain.runs.precision import autocast
 
-# The parts made of convolutions and products; those that a loss or a box is computed from give
-# float32.
+# The parts made of convolutions and products. Heads return float32, for losses and boxes.
 FEATURES = ('backbone', 'neck', 'roi_head.shared_head')
 HEADS = ('rpn_head', 'roi_head.bbox_head', 'decode_head')
 POOLING = 'roi_head.bbox_roi_extractor'

@@ -24,7 +24,7 @@ from pretrain.studies.sweep import Sweep, check_unique
 
 @dataclass(frozen=True)
 class Transfer:
-    """What is compared with what.
+    """A comparison of backbones on downstream tasks.
 
     Args:
         backbones: label to its replicates, which are backbone files (.pth) or ResNets of another

@@ -42,8 +42,8 @@ class Split(NamedTuple):
 
 
 class _Findings(NamedTuple):
-    """What a split holds: its names, what is wrong with it (sentences, and files by kind), and the
-    labels in each label file: the classes of its objects or (id, colour) of its mask."""
+    """A split, its names, what is wrong with it in sentences, files that are wrong by kind, and the
+    labels in each label file: the classes of its objects, or (id, colour) of its mask."""
 
     split: Split
     names: list[str]

@@ -25,9 +25,9 @@ from pretrain.runs.identity import identity_in, identity_of
 from pretrain.runs.precision import resolve_precision
 from pretrain.schedule import cosine_restarts, mini_generations
 
-# Of a config, what is no part of the run's identity: where the teacher is and what is kept,
+# The identity of a run leaves out where its teacher lies and what it keeps,
 NOT_IDENTITY = ('teacher_file', 'keep_epochs')
-# and what `prepare` derives from settings that are.
+# and what `prepare` derives from other settings.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
 NOT_IDENTITY += ('default_hooks.snapshot', 'default_hooks.ensemble')
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
@@ -40,8 +40,8 @@ LOSS_SETTINGS = (
     'confidence_penalty',
 )
 
-# What decides the epochs before any teacher takes part. The lengths must agree to the end: a
-# checkpoint holds the schedule, and mmengine continues with that.
+# These settings act before any teacher takes part. All lengths are among them, because mmengine
+# goes on with the schedule that the checkpoint holds.
 FROM_THE_START = ('generations', 'confidence_penalty')
 
 
@@ -72,7 +72,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
     )
-    # An impossible setting is an error here and not in each process.
+    # An impossible setting fails here, and not in each process.
     with MODELS.switch_scope_and_registry('mmengine') as models, torch.device('meta'):
         models.build(config.model)
     if not config.teacher_file:
@@ -120,7 +120,7 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 
 def install() -> None:
-    """What a process needs before it builds a prepared config: for pretraining, nothing."""
+    """Make ready to build a prepared config. Pretraining needs nothing."""
 
 
 def _fill_loaders(config: Config, world_size: int) -> None:
@@ -140,7 +140,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         loader = config[f'{split}_dataloader']
         loader.batch_size = batch_size
         loader.persistent_workers = loader.num_workers > 0
-        # Without workers the data set hands out what lies on the device already.
+        # A data set that has no workers puts its batches on the device itself.
         loader.pin_memory = torch.cuda.is_available() and loader.num_workers > 0
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)

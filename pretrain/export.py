@@ -62,7 +62,7 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
 
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
-    """What the record of the run tells of the data and the epoch, if it is the same run's. A
+    """What the record says of the data and the epoch, if it is of the same run. A
     checkpoint cannot tell: it is written before its epoch is validated."""
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:

@@ -76,7 +76,7 @@ class SnapshotHook(Hook):
                     f'{path} is {"damaged" if path.exists() else "missing"}, and the ensemble at '
                     'the end needs it: put an intact copy there.'
                 )
-            # A run that starts from another's snapshot has one of its own, for its ensemble.
+            # A run that starts from another run's snapshot keeps a copy for its ensemble.
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -100,8 +100,8 @@ class SnapshotHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
         runner.message_hub.update_info('train_statistics', model.statistics.mean())
-        # Each rank has seen other images: without this the ranks' teachers would differ, and a
-        # checkpoint would hold rank 0's view alone.
+        # Each rank has seen other images. Without this each would have a teacher of its own, and a
+        # checkpoint would hold the statistics of rank 0.
         statistics = [b for b in model.student.buffers() if b.is_floating_point()]
         all_reduce_params(statistics, op='mean')
         epoch = runner.epoch + 1
@@ -114,8 +114,9 @@ class SnapshotHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
 
-        SE and SD share generation 1, so the teacher may be on one side only; it is not in use
-        then (``pretrain.build.may_differ`` refuses the other cases) and stands for the student.
+        SE and SD share generation 1, so the model or the checkpoint may be without a teacher. No
+        teacher is in use then (``pretrain.build.may_differ`` refuses the other cases): the student
+        is loaded in its place, or it is left out.
         """
         weights = checkpoint['state_dict']
         wanted = unwrap(runner).state_dict().keys()
@@ -169,7 +170,7 @@ class EnsembleHook(Hook):
         model = unwrap(runner).eval()
         loader = runner.val_dataloader
         logits = []
-        # The last one leaves the model as it was.
+        # The last snapshot leaves the model as it was.
         for k in range(1, self.generations + 1):
             path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
             check_resume(path, identity, rule, another_run=True, accepted=accepted)

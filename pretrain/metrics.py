@@ -57,7 +57,7 @@ class TrainingStatistics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # A buffer, so that a run that is stopped within an epoch keeps it; part of no weights.
+        # A buffer, so that a run that is stopped within an epoch keeps it. It is no weight.
         self.register_buffer('sums', None, persistent=False)
 
     def clear(self) -> None:
@@ -84,7 +84,6 @@ class TrainingStatistics(nn.Module):
             ]
         count = torch.full_like(batch[0], len(labels))
         sums = torch.stack([count, *batch]).double()
-        # A generation ends with an epoch, and so with these statistics.
         self.sums = sums if self.sums is None else self.sums + sums
         return batch[0] / len(labels)
 

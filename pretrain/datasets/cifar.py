@@ -128,7 +128,7 @@ class Cifar100(Dataset):
         """For each picture, the position in ``pixels`` where its crop starts, and whether it is
         mirrored (0 or 1): int64 (2, N)."""
         if self.drawn is None or self.drawn[0] != epoch:
-            # With the length this key differs from the sampler's: stable_seed(s) is that of (s, 0).
+            # The length tells this key from the sampler's: stable_seed(s) equals that of (s, 0).
             seed = stable_seed(self.seed, epoch, len(self))
             generator = torch.Generator().manual_seed(seed)
             y, x, mirrored = (

@@ -53,7 +53,7 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
         raise UserError(f'{folder} has no class folder: it must hold one for each class.')
-    # Bytes are half the work of strings, and sorted alike.
+    # Bytes cost half the time of strings and sort in the same order.
     extensions, top = tuple(map(str.encode, IMG_EXTENSIONS)), os.fsencode(root) + b'/'
     paths, counts = [], []
     for name in classes:

@@ -1,7 +1,7 @@
 """Which picture files a run would fail on, found before a run that takes days.
 
-Of JPEG, PNG and WebP files only the header and the end are read. Files of other formats, rare kinds
-of JPEG and files that do not end where they should are decoded.
+Only the header and the end of JPEG, PNG and WebP files are read. Files of other formats, rare kinds
+of JPEG and files that do not end as they should are decoded.
 """
 
 import io
@@ -91,7 +91,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
         image = Image.open(file)
         if not complete or (image.format in ('JPEG', 'MPO') and not _is_usual_jpeg(image)):
             image.load()
-        # A photo of several views, or with a preview, is not animated.
+        # An MPO holds several views of a photo, or a preview; it is not animated.
         animated = image.format != 'MPO' and getattr(image, 'is_animated', False)
     except Image.DecompressionBombError:
         return 'too large'

@@ -1,6 +1,6 @@
 """Is a folder the data set that the paper used? For tools/prepare_data.py.
 
-Whatever is missing is named, with what to unpack for it. Nothing is downloaded or changed.
+A message names each missing file and the archive that has it. Nothing is downloaded or changed.
 """
 
 from collections.abc import Mapping

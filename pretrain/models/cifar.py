@@ -53,7 +53,7 @@ def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    # On a batch of images ZeroPad3d appends channels: the shortcut that widens for nothing.
+    # On a batch of images ZeroPad3d appends channels of zeros, which need no parameters.
     widen = nn.ZeroPad3d((0, 0, 0, 0, 0, outputs - inputs)) if outputs > inputs else None
     rest = (BasicBlock(outputs, outputs) for _ in range(blocks - 1))
     return nn.Sequential(BasicBlock(inputs, outputs, downsample=widen), *rest)

@@ -23,13 +23,13 @@ from pretrain.runs.errors import UserError
 
 
 def _history_buffer_method(owner: type, name: str) -> Any:
-    """Stands for ``getattr``, by which a HistoryBuffer pickles the methods it is read with."""
+    """Stands in for ``getattr``, with which a HistoryBuffer pickles the methods that read it."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise RuntimeError(f'refused to read {name} of {owner}')
     return getattr(owner, name)
 
 
-# What mmengine's own state is pickled with: the log buffers of its message hub.
+# The classes and functions in the pickled state of mmengine: the log buffers of its message hub.
 _MMENGINE_GLOBALS = [
     HistoryBuffer,
     (_history_buffer_method, 'builtins.getattr'),

@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
         if shown or not expected:
             traceback.print_exc()
         sentence = _sentence(error) if expected else FAULT
-        # Of many processes the one that started them tells it, once.
+        # If there are many processes, the one that started them shows the sentence, once.
         sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
 
 

@@ -11,8 +11,8 @@ from pretrain.runs.errors import UserError
 
 FORMAT = 2  # of an identity, and of the checkpoints and records that hold one
 
-# A run is its whole prepared config but for these, which change nothing that is computed. They are
-# patterns of dotted keys.
+# The identity of a run is its whole prepared config without these patterns of dotted keys, which
+# change nothing that is computed.
 PLACES = 'work_dir', 'data_root', '*.data_root', '*.dataset.root', 'load_from', 'resume'
 NAMES = 'label', 'paper', 'experiment_name', 'identity', 'accepted_changes', 'custom_imports'
 LOGS = 'visualizer', 'vis_backends', 'log_level', 'log_processor'
@@ -22,7 +22,7 @@ LOGS += tuple(
 PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.pin_memory'
 LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
 
-# Where the settings of format 1, which listed some under other names, stand now.
+# Format 1 had other names for these settings.
 _FORMAT_1 = {
     'seed': 'randomness.seed',
     'dataset': 'train_dataloader.dataset',

@@ -125,7 +125,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         _, first = error.get_first_failure()
         if not reported and first.exitcode > 0:  # it has said why, as a stopped run does
             sys.exit(first.exitcode)
-        # What the others report then is that they miss it.
+        # The others only report then that they miss it.
         for rank, failure in error.failures.items():
             if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not reported):
                 raise UserError(

@@ -118,11 +118,11 @@ class RunRecordHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
-        # As rank 0 sees it, for whether to validate is decided by all together.
+        # All processes go by what rank 0 sees, since they must validate together or not at all.
         source = runner.cfg.load_from
         seen = [
             read_record(self.path) if runner.iter > 0 else None,
-            # That of the run that this one starts from, if it lies beside the checkpoint.
+            # The record of the run that this one starts from, if it lies beside the checkpoint.
             read_record(Path(source).parent / 'run.json') if source else None,
         ]
         broadcast_object_list(seen)
@@ -139,15 +139,15 @@ class RunRecordHook(Hook):
             'history': [entry for entry in earlier if entry['epoch'] <= runner.epoch],
             'sessions': (previous['sessions'] if previous else 0) + 1,
         }
-        # A checkpoint is written before its epoch is validated: a run stopped in between, or one
-        # that starts from another run's snapshot, has yet to validate it.
+        # A checkpoint is written before its epoch is validated. A run that was stopped in between,
+        # or starts from the snapshot of another run, validates the epoch now.
         if self._validation_is_due(runner) and 'metrics' not in self._entry(runner, runner.epoch):
             runner.val_loop.run()
         self._write(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         hub = runner.message_hub  # which the checkpoints of a stopped epoch bring back
-        # Iterations, and how long they took.
+        # Pairs: a number of iterations, and the seconds that they took.
         self.seconds = hub.get_info('seconds', []) if iterations_done(runner) else []
         hub.update_info('seconds', self.seconds)
         self.begun, self.tick = 0, time.perf_counter()

@@ -18,11 +18,11 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
-# What the state in a checkpoint holds: a changed setting would have no effect.
+# mmengine restores these from a checkpoint, so that a changed setting would have no effect.
 RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
 
-# Of the epochs that a checkpoint has begun, its identity, the run's, and whether the checkpoint is
-# another run's: the keys that may differ.
+# The keys that may differ. Its arguments: the number of epochs that the checkpoint has begun, the
+# identities of the checkpoint and of the run, whether the checkpoint is another run's.
 MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 

@@ -123,7 +123,7 @@ class SaveHook(Hook):
         minutes: the longest time between two checkpoints, but for the length of a validation.
     """
 
-    # What the other hooks do at the same moment belongs to the state that is saved.
+    # After the other hooks: the state that is saved includes what they do at the same moment.
     priority = 'LOWEST'
 
     def __init__(self, minutes: float = 15.0) -> None:
@@ -169,7 +169,7 @@ class SaveHook(Hook):
             self._stop(runner, stop)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
-        if _received:  # the epoch's checkpoint is written; its validation is made up for
+        if _received:  # the epoch is saved already; a resumed run validates it
             self._stop(runner, max(_received))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -232,7 +232,7 @@ class SaveHook(Hook):
 
 
 def _changing_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes in a process beside the parameters: running statistics and sums."""
+    """The buffers that training changes in a process: running statistics and sums."""
     return {
         f'{path}.{name}': buffer.cpu()
         for path, module in model.named_modules()

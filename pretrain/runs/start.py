@@ -118,7 +118,7 @@ def start(args: argparse.Namespace) -> None:
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     add_log_backends(config, args.log)
-    # Once, before the processes start: a mistake is one sentence and not one traceback a process.
+    # Checked before the processes start, so that a mistake is one sentence and not many tracebacks.
     if args.gpus is None:
         args.gpus = args.check
     launches = args.gpus is not None and 'LOCAL_RANK' not in os.environ
@@ -154,7 +154,7 @@ def start(args: argparse.Namespace) -> None:
             choose_start(config, args)
             return config.load_from, config.resume, config.accepted_changes
 
-        # The nodes may see another state of a shared folder.
+        # Rank 0 decides, since nodes may see different states of a shared folder.
         config.load_from, config.resume, config.accepted_changes = processes.decided_by(0, begin)
         config.launcher = 'pytorch' if launched else 'none'
         config.model_wrapper_cfg = ddp_settings()

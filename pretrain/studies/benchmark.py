@@ -231,7 +231,7 @@ def our_step(config: Config, teaching: bool) -> Callable[[], object]:
 
 
 def peak_megabytes(step: Callable[[], object]) -> float:
-    """What a step needs at most on a GPU, once cuDNN has made its choices."""
+    """The peak memory of a step on a GPU, once cuDNN has chosen its algorithms."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()

@@ -13,7 +13,7 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.tables import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
 
 METRIC = 'top1_error'
-# What the runs of a network may differ in, in one table.
+# The runs of a network may differ in these and still stand in one table.
 MAY_DIFFER = ('algorithm', 'param_scheduler', 'teacher', 'randomness.seed', 'data_seed')
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
@@ -74,7 +74,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
     rows = []
     for config, mine in zip(configs, groups, strict=True):
         ends = len(config.paper.top1_error)
-        # BL's one generation ends where the others' second does.
+        # BL has one generation, which ends when the second of the others does.
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
         paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
         ours = [
@@ -304,7 +304,7 @@ def _epochs(record: dict) -> int:
 
 
 def _backbone(settings: Mapping[str, Any]) -> str:
-    """Of a config or an identity."""
+    """The name of the network of a config or an identity."""
     network = settings['model']['network']
     return f'{network["type"].removeprefix("Cifar")}-{network["depth"]}'
 
