@@ -20,7 +20,7 @@ from pretrain.runs.errors import UserError
 
 # ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
 # ResNetV1c and ResNetV1d, of which mmdet lacks the first.
-_STEMS = {'v1': (False, False), 'v1c': (True, False), 'v1d': (True, True)}
+STEMS = {'v1': (False, False), 'v1c': (True, False), 'v1d': (True, True)}
 
 
 def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
@@ -52,7 +52,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
     """
     backbone, preprocessor = model.backbone, model.data_preprocessor
     flags = (backbone.get('deep_stem', False), backbone.get('avg_down', False))
-    stem = next((stem for stem, its in _STEMS.items() if its == flags), f'none of {[*_STEMS]}')
+    stem = next((stem for stem, its in STEMS.items() if its == flags), f'none of {[*STEMS]}')
     # OpenCV loads BGR, so swapping the channels gives RGB.
     order = 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR'
     facts = [
@@ -84,7 +84,7 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
     """What to override in a downstream config, as ``key=value``, so that it builds the stem, the
     stride style and the preprocessing that a backbone was trained with: nothing where they agree
     already. Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
-    deep_stem, avg_down = _STEMS[provenance['stem']]
+    deep_stem, avg_down = STEMS[provenance['stem']]
     wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
     for key in backbone_parts(config.model):
         wanted[f'{key}.style'] = provenance['style']

@@ -17,23 +17,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from downstream.backbone import same_fact
+from downstream.backbone import STEMS, same_fact
+from downstream.mmcv_ops import install
 from downstream.preprocessings import PREPROCESSINGS, STYLES
-from pretrain.models.resnet import build_resnet
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
 from pretrain.runs.errors import UserError
 
-# Whether the blocks are bottlenecks, and how many each stage has.
-_DEPTHS = {
-    (False, (2, 2, 2, 2)): 18,
-    (False, (3, 4, 6, 3)): 34,
-    (True, (3, 4, 6, 3)): 50,
-    (True, (3, 4, 23, 3)): 101,
-    (True, (3, 8, 36, 3)): 152,
-}
 # A deep stem's layers, as timm and as OpenMMLab name them.
 _STEM_NAMES = {
     'conv1.0': 'stem.0',
@@ -146,8 +138,12 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
     blocks = {m.groups() for name in weights if (m := re.match(r'layer([1-4])\.(\d+)\.', name))}
     stages = Counter(stage for stage, _ in blocks)
     counts = tuple(stages[stage] for stage in '1234')
-    depth = _DEPTHS.get(('layer1.0.conv3.weight' in weights, counts))
-    if depth is None:
+    bottleneck = 'layer1.0.conv3.weight' in weights
+    depths = {
+        (block.expansion > 1, blocks): depth
+        for depth, (block, blocks) in _resnet().arch_settings.items()
+    }
+    if (depth := depths.get((bottleneck, counts))) is None:
         raise UserError(
             f'is no ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its first '
             f'tensor is {next(iter(weights), None)}.'
@@ -174,29 +170,17 @@ def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDi
 
 def _layout(depth: int, stem: str) -> dict[str, Tensor]:
     """Name, shape and type of each tensor before the final pooling, without their memory."""
+    deep_stem, avg_down = STEMS[stem]
     with torch.device('meta'):
-        layout = build_resnet(depth, num_classes=1).state_dict()
-        deep_stem = nn.Sequential(
-            nn.Conv2d(3, 32, 3, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, bias=False),
-            nn.BatchNorm2d(64),
-        )
-    replaced = ('fc.',) if stem == 'v1' else ('fc.', 'conv1.', 'bn1.')
-    layout = {name: tensor for name, tensor in layout.items() if not name.startswith(replaced)}
-    if stem != 'v1':
-        layout = deep_stem.state_dict(prefix='stem.') | layout
-    if stem == 'v1d':
-        layout = {_after_pooling(name): tensor for name, tensor in layout.items()}
-    return layout
+        return _resnet()(depth, deep_stem=deep_stem, avg_down=avg_down).state_dict()
 
 
-def _after_pooling(name: str) -> str:
-    return re.sub(r'downsample\.(\d)', lambda m: f'downsample.{int(m[1]) + 1}', name)
+def _resnet() -> type:
+    """mmdet's ResNet, which is imported where it is needed, since that takes seconds."""
+    install()
+    from mmdet.models import ResNet
+
+    return ResNet
 
 
 def _merge_facts(

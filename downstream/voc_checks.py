@@ -7,6 +7,7 @@ directory keeps what was found in a split until a file changes.
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,10 @@ class Split(NamedTuple):
     list_file: Path
     pictures: Path
     labels: Path
+
+
+# What is wrong with the files of an image, as (kind, what), and the labels in its label file.
+_Checked = tuple[list, list]
 
 
 class _Findings(NamedTuple):
@@ -223,9 +228,7 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
-def _check_split(
-    split: Split, suffix: str, check_image: Callable[[Path, Path], tuple[list, list]]
-) -> _Findings:
+def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]) -> _Findings:
     """Check the files of each image of a split: its picture, and its label file with the suffix."""
     try:
         names = _read_list(split.list_file)
@@ -244,15 +247,14 @@ def _check_split(
     complete = sorted(complete)
     pairs = [tuple(folder / (n + end) for folder, end in folders.items()) for n in complete]
 
-    def check() -> list[tuple[list, list]]:
+    def check() -> list[_Checked]:
         if len(complete) > 1_000:
             print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
-        return list(parallel_map(check_image, pairs, _CHUNK, None))
+        return list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
 
-    kind = check_image.__name__.strip('_')
     state = fingerprint(chain.from_iterable(pairs), 2)  # 3 when the kinds change
     found, labels = defaultdict(list), {}
-    results = cached(kind, split.list_file.resolve(), state, check)
+    results = cached(check_label.__name__.strip('_'), split.list_file.resolve(), state, check)
     for name, (problems, theirs) in zip(complete, results, strict=True):
         labels[name + suffix] = theirs
         for kind, what in problems:
@@ -262,22 +264,27 @@ def _check_split(
     return _Findings(split, names, wrong, found, labels)
 
 
-def _check_boxes(files: tuple[Path, Path]) -> tuple[list, list]:
-    """What is wrong with a picture and its boxes, as (kind, what), and the classes of its
-    objects."""
-    picture, annotation = files
-    if (kind := check_picture(picture)) in UNUSABLE:
-        return [(kind, picture.name)], []
+def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path]) -> _Checked:
+    """Check a picture and its label file."""
+    picture, label = files
+    pictures = files if label.suffix == '.png' else (picture,)
+    kinds = ((check_picture(path), path.name) for path in pictures)
+    if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
+        return unusable, []
     if (size := _size(picture)) is None:
         return [('that OpenCV cannot read', picture.name)], []
-    width, height = size
+    return check_label(label, picture.name, *size)
+
+
+def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Checked:
+    """Check the boxes of a picture; the labels are the classes of its objects."""
     try:
         stated, objects = _read_annotation(annotation)
     except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
         return [('unreadable annotations', f'{annotation.name}: {error}')], []
     problems = []
-    if stated not in (size, None):
-        what = f'{picture.name}: {width}x{height}, not {stated[0]}x{stated[1]}'
+    if stated not in ((width, height), None):
+        what = f'{picture}: {width}x{height}, not {stated[0]}x{stated[1]}'
         problems.append(('pictures of another size than their annotations say', what))
     for kind, (x1, y1, x2, y2) in objects:
         what = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
@@ -331,15 +338,9 @@ def _text(node: ElementTree.Element, tag: str) -> str:
     return child.text
 
 
-def _check_mask(files: tuple[Path, Path]) -> tuple[list, list]:
-    """What is wrong with a picture and its mask, as (kind, what), and the mask's class ids, each
-    with its colour (red, green, blue) where the mask has a palette, else None."""
-    kinds = ((check_picture(path), path.name) for path in files)
-    if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
-        return unusable, []
-    picture, mask = files
-    if (size := _size(picture)) is None:
-        return [('that OpenCV cannot read', picture.name)], []
+def _check_mask(mask: Path, picture: str, width: int, height: int) -> _Checked:
+    """Check the mask of a picture; the labels are its class ids, each with its colour (red, green,
+    blue) where the mask has a palette, else None."""
     with Image.open(mask) as image:
         # PIL multiplies the values of a grey PNG of fewer than 8 bits; byte 24 is their number.
         bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
@@ -352,8 +353,8 @@ def _check_mask(files: tuple[Path, Path]) -> tuple[list, list]:
             return [('truncated', mask.name)], []
         colours = image.getpalette() or []
     problems = []
-    if image.size != size:
-        what = f'{mask.name}: {"{}x{}".format(*image.size)}, not {"{}x{}".format(*size)}'
+    if image.size != (width, height):
+        what = f'{mask.name}: {image.width}x{image.height}, not {width}x{height}'
         problems.append(('masks of another size than their pictures', what))
     ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
     return problems, [(i, colours[3 * i : 3 * i + 3] or None) for i in ids]
