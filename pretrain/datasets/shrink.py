@@ -3,14 +3,13 @@
 import io
 import json
 import os
-import time
 from collections import Counter
-from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from pretrain.datasets.image_folder import ClassFolder, list_pictures
 from pretrain.datasets.picture_checks import DECODE_ERRORS
@@ -42,18 +41,10 @@ def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = 
     lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
     names = list(map(os.fsdecode, chain(*lists)))
     done, before, after = Counter(), 0, 0
-    start = shown = time.monotonic()
-    shrink = partial(_shrink_file, root, out, max_side)
-    for number, (what, old, new) in enumerate(parallel_map(shrink, names, 8, processes), 1):
+    results = parallel_map(partial(_shrink_file, root, out, max_side), names, 8, processes)
+    for what, old, new in tqdm(results, total=len(names), unit=' pictures', mininterval=10):
         done[what] += 1
         before, after = before + old, after + new
-        now = time.monotonic()
-        if now - shown > 10:
-            # The files of an earlier call took no time now, so they are not counted.
-            pace = (now - start) / max(1, number - done['there already'])
-            left = timedelta(seconds=round(pace * (len(names) - number)))
-            print(f'{number:,} of {len(names):,} pictures, about {left} left', flush=True)
-            shown = now
     counts = ', '.join(f'{count:,} {what}' for what, count in sorted(done.items()))
     print(f'{out}: {counts}; {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after')
 

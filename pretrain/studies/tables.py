@@ -36,17 +36,12 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
     Raises:
         UserError: if the records of the rows do not belong in one table.
     """
-    groups, others = _group(records, configs)
-    notes, full = _setting(groups, others, configs)
+    arms, notes, full = _arms(records, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
-    baselines = {
-        _backbone(config): mine
-        for config, mine in zip(configs, groups, strict=True)
-        if config.algorithm.name == 'BL'
-    }
-    for config, mine in zip(configs, groups, strict=True):
+    baselines = {_backbone(config): mine for config, mine in arms if config.algorithm.name == 'BL'}
+    for config, mine in arms:
         ours = [
             *([_last(r, k) for r in mine if len(r['generations']) > k] for k in range(4)),
             [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in mine],
@@ -56,9 +51,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
         paper += [config.paper.best, config.paper.get('ensemble')]
         if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
             ours[0], ours[3] = ours[3], ours[0]
-        rows += _rows(
-            config, paper, ours, full, len(mine), _gain(mine, baselines.get(_backbone(config), []))
-        )
+        gain = _gain(mine, baselines.get(_backbone(config), []))
+        rows += _rows(config, paper, ours, full, len(mine), gain)
     return markdown(header, rows, notes, texts=3)
 
 
@@ -67,12 +61,11 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
 
     Args and errors are those of :func:`table_3`.
     """
-    groups, others = _group(records, configs)
-    notes, full = _setting(groups, others, configs)
+    arms, notes, full = _arms(records, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
     rows = []
-    for config, mine in zip(configs, groups, strict=True):
+    for config, mine in arms:
         ends = len(config.paper.top1_error)
         # BL has one generation, which ends when the second of the others does.
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
@@ -119,14 +112,13 @@ def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bo
     the seeds. Without ``errors`` the cost stands alone. Args and errors raised are those of
     :func:`table_3`.
     """
-    groups, others = _group(records, configs)
-    notes, _ = _setting(groups, others, configs)
+    arms, notes, _ = _arms(records, configs)
     header = ['method', 'generations', 'n', 'iterations', '× BL', 'seconds', '× BL']
     if errors:
         header[2:3] = 'error (%)', 'n', 'gain over BL', 'p'
-    base = groups[0]
+    base = arms[0][1]
     rows = []
-    for config, mine in zip(configs, groups, strict=True):
+    for config, mine in arms:
         whole = ' whole' if config.algorithm.fresh_student else ''
         row = [config.algorithm.name, f'{config.algorithm.generations}{whole}', str(len(mine))]
         if errors:
@@ -164,11 +156,11 @@ def errors_table(records: Sequence[dict]) -> str:
         for label, arm in arms.items():
             ends = [r['generations'][-1]['last'] for r in arm]
             top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
-            row = {'network': backbone, 'label': label, 'top-1 error': mean_std(_finals(arm))}
+            row = {'network': backbone, 'label': label, 'top-1 error': mean_std([_last(r, -1) for r in arm])}
             row |= {'top-5 error': mean_std(top5)} if top5 else {}
             row['n'] = str(len(arm))
             if label != 'BL' and base:
-                row['gain over BL'], row['p'] = _against(_finals(arm), _finals(base))
+                row['gain over BL'], row['p'] = _gain(arm, base)
             rows.append(row)
     columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
     header = [column for column in columns if any(column in row for row in rows)]
@@ -223,21 +215,42 @@ def table_2(records: Sequence[dict]) -> str:
     return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
 
 
-def _group(
+def _arms(
     records: Sequence[dict], configs: Sequence[Config]
-) -> tuple[list[list[dict]], list[dict]]:
-    """The records of each row, and those of none. A record tells itself what it is of: the config
-    file may have been overridden."""
+) -> tuple[list[tuple[Config, list[dict]]], list[str], bool]:
+    """The records of each config, notes on what they are, and whether they are as long as the
+    configs say and on all pictures. A record tells itself what it is of: the config file may have
+    been overridden."""
     kinds = [_kind(config) for config in configs]
-    groups = [[r for r in records if _kind(r['identity']) == kind] for kind in kinds]
-    for config, mine in zip(configs, groups, strict=True):
+    arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
+    for config, mine in arms:
         seeds = [r['identity']['randomness']['seed'] for r in mine]
         if len(set(seeds)) < len(seeds):
             raise UserError(
                 f'Two records are of {_backbone(config)}, {config.algorithm.name} and the same '
                 'seed: keep one of them.'
             )
-    return groups, [r for r in records if _kind(r['identity']) not in kinds]
+    notes, full = [], True
+    for backbone in dict.fromkeys(map(_backbone, configs)):
+        found = [(c, mine) for c, mine in arms if mine and _backbone(c) == backbone]
+        if not found:
+            continue
+        _one_setting([record for _, mine in found for record in mine])
+        config, mine = found[0]
+        note = f'{backbone}: {_describe(mine)}'
+        pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
+        if _epochs(mine[0]) != config.epochs or mine[0]['data']['train']['count'] != pictures:
+            full = False
+            note = f'{SHORTENED}{note}'
+        notes.append(note)
+    others = (r['identity'] for r in records if _kind(r['identity']) not in kinds)
+    names = Counter(f'{_backbone(i)}, {i["algorithm"]["name"]}' for i in others)
+    if names:
+        listed = '; '.join(f'{name} ({count})' for name, count in names.items())
+        notes.append(
+            f'Records that belong in no row: {listed}. tools/table.py errors shows any records.'
+        )
+    return arms, notes, full
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
@@ -252,38 +265,6 @@ def _kind(settings: Mapping[str, Any]) -> tuple:
 def _one_setting(records: Sequence[dict]) -> None:
     settings = [r['identity'] | {'epochs': _epochs(r), 'data': r['data']} for r in records]
     check_alike('The records', settings, MAY_DIFFER)
-
-
-def _setting(
-    groups: Sequence[list[dict]], others: Sequence[dict], configs: Sequence[Config]
-) -> tuple[list[str], bool]:
-    """Notes on what the records are, and whether they are the configs' own full length."""
-    notes, full = [], True
-    for backbone in dict.fromkeys(map(_backbone, configs)):
-        pairs = [
-            (c, mine)
-            for c, mine in zip(configs, groups, strict=True)
-            if mine and _backbone(c) == backbone
-        ]
-        if not pairs:
-            continue
-        _one_setting([record for _, mine in pairs for record in mine])
-        note = f'{backbone}: {_describe(pairs[0][1])}'
-        record, config = pairs[0][1][0], pairs[0][0]
-        pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
-        if _epochs(record) != config.epochs or record['data']['train']['count'] != pictures:
-            full = False
-            note = f'{SHORTENED}{note}'
-        notes.append(note)
-    if others:
-        names = Counter(
-            f'{_backbone(i)}, {i["algorithm"]["name"]}' for i in (r['identity'] for r in others)
-        )
-        listed = '; '.join(f'{name} ({count})' for name, count in names.items())
-        notes.append(
-            f'Records that belong in no row: {listed}. tools/table.py errors shows any records.'
-        )
-    return notes, full
 
 
 def _describe(records: Sequence[dict]) -> str:
