@@ -1,4 +1,16 @@
-"""The data sets to pretrain on: importing a module registers what is in it for configs to name."""
+"""The data sets to pretrain on. To add one, import its module here: that registers it for configs.
+
+A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with ``root``, ``split``
+('train' or 'val') and ``seed``. It has
+
+- ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,
+  drawn from (seed, epoch, index) alone; or ``__getitems__`` for whole batches;
+- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run;
+- ``content(root)``, a hash of the files of each split, which is part of a run's identity;
+- ``file_list()``, a name for each sample, and ``metainfo['classes']``.
+
+:class:`pretrain.datasets.image_folder.ClassFolder` is an example.
+"""
 
 import pretrain.datasets.augmentation
 import pretrain.datasets.cifar
