@@ -1,7 +1,7 @@
 """From a detection or segmentation config to what mmengine's Runner takes (Section 4.3)."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         'RandomCrop': dict(crop_size=config.get('crop_size')),
     }
     train, val = _datasets(config)
-    counts = _check_splits(config, train, val)
-    if (images := sum(counts[: len(train)])) < config.batch_size:
+    if (images := sum(_check_splits(config)[: len(train)])) < config.batch_size:
         raise UserError(
             f'{root} has {images} training images, less than batch_size={config.batch_size}: '
             'lower batch_size.'
@@ -219,10 +218,10 @@ def _classes(config: Config) -> tuple[str, ...]:
     return tuple(config.classes or metainfo(library, dataset_type)['classes'])
 
 
-def _check_splits(config: Config, *parts: Sequence[ConfigDict]) -> list[int]:
-    """Count the images of each split to train and to test on, having checked all their files."""
-    root, classes = Path(config.data_root), _classes(config)
-    train, test = ([_split(root, dataset) for dataset in datasets] for datasets in parts)
+def _check_splits(config: Config) -> list[int]:
+    """Check all files to train and to test on; return the number of images of each split."""
+    train, test = _splits(config)
+    classes = _classes(config)
     if config.task == 'detection':
         return check_detection(train, test, classes, config.drop_invalid_boxes)
     palette = () if config.classes else metainfo('mmseg', 'PascalVOCDataset')['palette']
@@ -233,8 +232,7 @@ def _content(config: Config) -> dict[str, list[str]]:
     """For each list to train and to test on, a hash of the names and bytes of its files."""
     root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
 
-    def content(dataset: ConfigDict) -> str:
-        split = _split(root, dataset)
+    def content(split: Split) -> str:
         files = [
             f'{folder.relative_to(root)}/{name}{end}'
             for name in list_from_file(split.list_file)
@@ -242,16 +240,21 @@ def _content(config: Config) -> dict[str, list[str]]:
         ]
         return content_sha256(split.list_file.resolve(), root, files)
 
-    return {
-        name: [content(dataset) for dataset in datasets]
-        for name, datasets in zip(('train', 'val'), _datasets(config), strict=True)
-    }
+    train, test = _splits(config)
+    return {'train': [*map(content, train)], 'val': [*map(content, test)]}
 
 
 def _datasets(config: Config) -> Iterator[list[ConfigDict]]:
     """The data sets, one for each list, to train and to test on."""
     for loader in (config.train_dataloader, config.val_dataloader):
         yield loader.dataset.get('datasets', [loader.dataset])
+
+
+def _splits(config: Config) -> Iterator[list[Split]]:
+    """The files of the lists to train and to test on."""
+    root = Path(config.data_root)
+    for datasets in _datasets(config):
+        yield [_split(root, dataset) for dataset in datasets]
 
 
 def _split(root: Path, dataset: ConfigDict) -> Split:
