@@ -156,7 +156,11 @@ def errors_table(records: Sequence[dict]) -> str:
         for label, arm in arms.items():
             ends = [r['generations'][-1]['last'] for r in arm]
             top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
-            row = {'network': backbone, 'label': label, 'top-1 error': mean_std([_last(r, -1) for r in arm])}
+            row = {
+                'network': backbone,
+                'label': label,
+                'top-1 error': mean_std([_last(r, -1) for r in arm]),
+            }
             row |= {'top-5 error': mean_std(top5)} if top5 else {}
             row['n'] = str(len(arm))
             if label != 'BL' and base:
