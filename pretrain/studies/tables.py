@@ -291,7 +291,8 @@ def _epochs(record: dict) -> int:
 def _backbone(settings: Mapping[str, Any]) -> str:
     """The name of the network of a config or an identity."""
     network = settings['model']['network']
-    return f'{network["type"].removeprefix("Cifar")}-{network["depth"]}'
+    names = network.get('name'), network['type'].removeprefix('Cifar'), network.get('depth')
+    return names[0] or '-'.join(str(name) for name in names[1:] if name is not None)
 
 
 def _last(record: dict, k: int) -> float:
