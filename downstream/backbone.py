@@ -81,9 +81,9 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
 
 
 def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
-    """What to override in a downstream config, as ``key=value``, so that it builds the stem, the
-    stride style and the preprocessing that a backbone was trained with: nothing where they agree
-    already. Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
+    """The overrides, as ``key=value``, with which a downstream config builds the stem, the stride
+    style and the preprocessing that a backbone was trained with. What agrees already needs none.
+    Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
     deep_stem, avg_down = STEMS[provenance['stem']]
     wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
     for key in backbone_parts(config.model):

@@ -30,8 +30,8 @@ def replicate(provenance: Mapping[str, Any]) -> int | str:
 
 
 def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that backbones of different weights, which are called ``label``, are of one
-    pretraining, each with a seed of its own, as far as their files tell.
+    """Make sure that the backbones called ``label`` are replicates of one pretraining, each with
+    its own seed, as far as their files tell. Their weights must differ.
 
     Raises:
         UserError: naming the facts that differ, or the seed that two of them have.

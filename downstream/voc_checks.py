@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -89,17 +90,15 @@ def check_detection(
         UserError: saying all that is wrong with the splits and their files.
     """
     findings = [_check_split(split, '.xml', _check_boxes) for split in (*train, *test)]
-    files = defaultdict(list)
-    for file, label in _labels(findings):
-        files[label].append(file)
+    files = _files_by_label(findings, str)
     errors = []
-    if unknown := {name: files[name] for name in sorted(files.keys() - set(classes))}:
+    if unknown := {name: found for name, found in files.items() if name not in classes}:
         errors.append(
             f'The objects have {_counts(unknown, "classes")}. Correct these names or, if all '
-            f'classes are your own, add --cfg-options "classes={sorted(files)}".'
+            f'classes are your own, add --cfg-options "classes={list(files)}".'
         )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
-    return _conclude(findings, len(train), classes, lambda label: label, tolerated, errors)
+    return _conclude(findings, len(train), classes, str, tolerated, errors)
 
 
 def check_segmentation(
@@ -117,11 +116,8 @@ def check_segmentation(
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
     colours = dict(enumerate(map(list, palette)))
     errors = []
-    unknown = defaultdict(list)
-    for file, (i, _) in sorted(_labels(findings), key=lambda label: label[1][0]):
-        if i >= len(classes):
-            unknown[i].append(file)
-    if unknown:
+    files = _files_by_label(findings, itemgetter(0))
+    if unknown := {i: found for i, found in files.items() if i >= len(classes)}:
         errors.append(
             f'The masks have {_counts(unknown, "class ids")}. Correct these masks or, if all '
             'classes are your own, add --cfg-options "classes=[...]" with the names of the ids 0 '
@@ -151,10 +147,16 @@ def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
     return f'{len(unknown)} unknown {what}: {", ".join(counts)}'
 
 
-def _labels(findings: Iterable[_Findings]) -> list[tuple[str, Any]]:
-    """Each label with the name of its file."""
-    files = chain.from_iterable(part.labels.items() for part in findings)
-    return [(file, label) for file, labels in files for label in labels]
+def _files_by_label(
+    findings: Iterable[_Findings], name_of: Callable[[Any], Any]
+) -> dict[Any, list[str]]:
+    """The label files that hold each label, in the order of the labels' names."""
+    files = defaultdict(list)
+    for part in findings:
+        for file, labels in part.labels.items():
+            for label in labels:
+                files[name_of(label)].append(file)
+    return dict(sorted(files.items()))
 
 
 def _conclude(
@@ -198,7 +200,7 @@ def _conclude(
         if ignored := describe_findings(part.found, tolerated):
             print(f'Ignored in {part.split.list_file}: {ignored}.')
     for parts, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
-        present = {class_of(label) for _, label in _labels(parts)}
+        present = _files_by_label(parts, class_of)
         if parts and (absent := [name for name in classes if name not in present]):
             files = ', '.join(str(part.split.list_file) for part in parts)
             print(f'warning: {files}: no {", ".join(absent)}, which {effect}.', file=sys.stderr)

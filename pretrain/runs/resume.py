@@ -1,8 +1,8 @@
 """The rule of resuming: where a run begins, and which checkpoint it may continue.
 
-Two runs that differ in a setting can still have their first epochs in common. Which settings these
-are only their stage knows: :func:`pretrain.build.may_differ` says it for pretraining; fine-tuning
-has none.
+Two runs that differ in a setting can still have their first epochs in common. Only their stage
+knows such settings: :func:`pretrain.build.may_differ` names those of pretraining. Fine-tuning has
+none.
 """
 
 import sys
