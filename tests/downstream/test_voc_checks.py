@@ -14,7 +14,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from downstream import builtin
-from downstream import voc as module
+from downstream import voc_checks as module
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
@@ -647,9 +647,9 @@ def test_invalid_boxes_may_be_dropped(year: Path, capsys: pytest.CaptureFixture)
 def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, check = [], module._check_boxes
 
-    def count(files: tuple[Path, Path]) -> tuple[list, list]:
-        names.append(files)
-        return check(files)
+    def count(label: Path, *picture: object) -> tuple[list, list]:
+        names.append(label)
+        return check(label, *picture)
 
     monkeypatch.setattr(module, '_check_boxes', count)
     set_box(year, '000002', 9, 9, 9, 20)
