@@ -16,19 +16,21 @@ mmengine's Runner takes over. Hooks of the same moment run in the order of this 
 
 5. ``SnapshotHook.after_load_checkpoint`` checks that the checkpoint is of this network
    (``hooks.py``).
-6. ``SnapshotHook.before_train`` loads the one teacher of a run that has ``teacher_file``.
+6. ``SnapshotHook.before_train`` loads the one teacher of a run that has ``teacher.checkpoint``, and
+   ``Net2NetHook.before_train`` the first weights of one that has ``initial.checkpoint``.
 7. ``RunRecordHook.before_train`` opens ``run.json`` and validates the last epoch if the run was
    stopped before it could (``runs/record.py``).
 
 Each epoch:
 
-8. ``SnapshotHook.before_train_epoch`` makes the student the teacher if a mini-generation has just
+8. ``SnapshotHook.before_train_iter`` makes the student the teacher if a mini-generation has just
    ended (Eqn 4; ``schedule.py``).
 9. ``MicroBatchTrainLoop.run_iter`` is an iteration: the teacher's logits, the student's logits,
    the loss of Eqn 3, one update (``runs/micro_batches.py``, ``classifier.py``, ``losses.py``).
 10. ``DeferredLogHook.after_train_iter`` reads the losses when a line of the log is due, and stops
     the run if one is not finite (``runs/log.py``).
-11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5).
+11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5;
+    ``learning_rates.py``).
 12. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
     the end of mini-generation k, writes ``snapshot_k.pth``.
 13. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.

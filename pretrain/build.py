@@ -10,26 +10,30 @@ from mmengine.registry import DATASETS, MODELS
 # These register what a config may name: in mmengine's registries, under our own names.
 import pretrain.classifier
 import pretrain.datasets
+import pretrain.feature_losses
 import pretrain.hooks
 import pretrain.losses
 import pretrain.metrics
 import pretrain.models
+import pretrain.net2net
 import pretrain.runs.log
 import pretrain.runs.micro_batches
 import pretrain.runs.record  # noqa: F401
-from pretrain.classifier import student_weights
-from pretrain.runs.checkpoint import load_from_disk, weights_sha256
+from pretrain.learning_rates import learning_rates
+from pretrain.net2net import check_net2net
+from pretrain.other_runs import check_other_run
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import identity_in, identity_of
+from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
-from pretrain.schedule import cosine_restarts, mini_generations
+from pretrain.schedule import check_copies, mini_generations
 
-# The identity of a run leaves out where its teacher lies and what it keeps,
-NOT_IDENTITY = ('teacher_file', 'keep_epochs')
+# The identity of a run leaves out where another run's network lies and what it keeps,
+NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
 # and what `prepare` derives from other settings.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
-NOT_IDENTITY += ('default_hooks.snapshot', 'default_hooks.ensemble')
+NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters')
+NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
 LOSS_SETTINGS = (
@@ -42,7 +46,8 @@ LOSS_SETTINGS = (
 
 # These settings act before any teacher takes part. All lengths are among them, because mmengine
 # goes on with the schedule that the checkpoint holds.
-FROM_THE_START = ('generations', 'confidence_penalty')
+FROM_THE_START = ('generations', 'schedule', 'rates', 'confidence_penalty', 'features')
+FROM_THE_START += ('copy_every', 'lag', 'decay')
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -72,14 +77,21 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
     )
-    # An impossible setting fails here, and not in each process.
-    with MODELS.switch_scope_and_registry('mmengine') as models, torch.device('meta'):
-        models.build(config.model)
-    if not config.teacher_file:
+    config.model.teacher_network = config.teacher.network or None
+    config.model.features = algorithm.features or None
+    config.model.fold_teacher = algorithm.copy_every is None
+    config.find_unused_parameters = bool(algorithm.features)  # by parts of a run's epochs
+    with MODELS.switch_scope_and_registry('mmengine'):
+        _check_model(config)
+        hashes = _check_other_runs(config)
+    check_copies(algorithm.copy_every, algorithm.lag, algorithm.decay)
+    if not (config.teacher.checkpoint or algorithm.copy_every):
         algorithm.taught_after = algorithm.generations[0]  # Eqn 4
     config.train_cfg.micro_batches = config.micro_batches
     config.train_cfg.max_epochs = sum(algorithm.generations)
-    config.param_scheduler = cosine_restarts(algorithm.generations)
+    config.param_scheduler = learning_rates(
+        algorithm.generations, algorithm.schedule, algorithm.rates
+    )
     config.label = config.label or algorithm.name
     config.default_hooks.update(_hooks(config))
     config.identity = identity_of(
@@ -89,7 +101,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         data=DATASETS.get(config.train_dataloader.dataset.type).content(
             Path(str(config.data_root))
         ),
-        teacher=_teacher(config) if config.teacher_file else None,
+        **hashes,
     )
     if torch.cuda.is_available():
         config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
@@ -150,14 +162,18 @@ def _fill_loaders(config: Config, world_size: int) -> None:
 
 def _hooks(config: Config) -> dict[str, dict]:
     algorithm = config.algorithm
-    return dict(
+    hooks = dict(
         record=dict(type='RunRecordHook', generations=algorithm.generations),
         snapshot=dict(
             type='SnapshotHook',
             generations=algorithm.generations,
             taught_after=algorithm.taught_after,
-            teacher_file=config.teacher_file,
+            teacher_file=config.teacher.checkpoint,
+            copy_every=algorithm.copy_every,
+            lag=algorithm.lag,
+            decay=algorithm.decay,
             fresh_student=algorithm.fresh_student,
+            features=bool(algorithm.features),
             keep_epochs=config.keep_epochs,
             seed=config.randomness.seed,
         ),
@@ -168,21 +184,55 @@ def _hooks(config: Config) -> dict[str, dict]:
             temperature=1.0 if algorithm.symmetric else algorithm.temperature,
         ),
     )
+    if config.initial.checkpoint:
+        hooks['initial'] = dict(type='Net2NetHook', **config.initial, seed=config.randomness.seed)
+    return hooks
 
 
-def _teacher(config: Config) -> str:
-    """The hash of the weights of another run's checkpoint that is the teacher."""
-    checkpoint = load_from_disk(config.teacher_file)
-    theirs = identity_in(checkpoint, config.teacher_file)['model']['network']
-    ours = config.model.network.to_dict()
-    if theirs != ours:
+def _check_model(config: Config) -> None:
+    """Build the model without memory: an impossible setting is an error here, not in each process.
+
+    Raises:
+        UserError: naming it.
+    """
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+        if model.features:
+            size = config.get('image_size', 32)  # CIFAR's
+            model.imitate(torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.long))
+        if config.initial.checkpoint:
+            check_net2net(MODELS.build(config.initial.network), model.student)
+
+
+def _check_other_runs(config: Config) -> dict[str, str | None]:
+    """The hashes of what other runs have trained: the teacher, and what Net2Net starts from.
+
+    Raises:
+        UserError: if one cannot work here, or a setting needs one and there is none.
+    """
+    teacher, initial, algorithm = config.teacher, config.initial, config.algorithm
+    if teacher.checkpoint and not (algorithm.teacher_weight > 0 or algorithm.features):
         raise UserError(
-            f'The teacher {config.teacher_file} is a {theirs}, the student a {ours}: choose a '
-            'checkpoint of the same network (Section 3.3.1).'
+            'teacher.checkpoint is given, but algorithm.teacher_weight is 0: set it above 0, or '
+            'leave the teacher out.'
         )
-    if not config.algorithm.teacher_weight > 0:
+    if not teacher.checkpoint and (teacher.network or algorithm.features):
         raise UserError(
-            'teacher_file is given, but algorithm.teacher_weight is 0: set it above 0, or leave '
-            'the teacher out.'
+            'teacher.network and algorithm.features need teacher.checkpoint: give the checkpoint '
+            'of a run that has trained the teacher.'
         )
-    return weights_sha256(student_weights(checkpoint))
+    if teacher.checkpoint and algorithm.copy_every:
+        raise UserError(
+            'algorithm.copy_every is for a teacher of copies of the student: leave it or '
+            'teacher.checkpoint out.'
+        )
+    if initial.network and not initial.checkpoint:
+        raise UserError('initial.network needs initial.checkpoint: give its file.')
+    others = {
+        'teacher': (teacher.checkpoint, teacher.network or config.model.network),
+        'initial_weights': (initial.checkpoint, initial.network),
+    }
+    return {
+        name: check_other_run(path, network, config) if path else None
+        for name, (path, network) in others.items()
+    }

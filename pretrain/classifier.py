@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from mmengine.model import BaseModel
@@ -11,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from pretrain.feature_losses import forward_to_layers
 from pretrain.metrics import TrainingStatistics
 from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
@@ -64,11 +66,12 @@ class SnapshotClassifier(BaseModel):
     The Runner's loop, with our part of it marked::
 
         for epoch in range(max_epochs):
-            SnapshotHook: take_snapshot() if a mini-generation ended, and, for the   # <-
-                methods of whole generations, renew_student(); set teaching          # <-
+            SnapshotHook: set teaching and imitating                                 # <-
             for batch in dataloader:
+                SnapshotHook: set_teacher() if the teacher is another one now, and,  # <- Eqn 4
+                    for the methods of whole generations, renew_student()            # <-
                 losses = model(**batch, mode='loss')                                 # <- Eqn 3
-                optimizer step; CosineRestartLR step                                 #    Eqn 5
+                optimizer step; step of the learning rate                            #    Eqn 5
 
     Baseline and snapshot ensemble are the same model with ``teacher_weight`` 0, which then holds
     no teacher at all.
@@ -80,13 +83,18 @@ class SnapshotClassifier(BaseModel):
         precision: 'bf16' or 'float32', in which both networks compute. Weights, statistics and the
             loss are float32 anyway.
         compiled: whether both networks go through ``torch.compile``.
+        teacher_network: config of the teacher's network; empty if it is the student's.
+        features: config of a loss of :mod:`pretrain.feature_losses`; empty without one.
+        fold_teacher: whether the teacher stays for long, so that folding it pays.
 
     Attributes:
         student: the network being trained.
-        teacher: a frozen copy of an earlier student in evaluation mode, or None. It is what a
-            checkpoint holds; what computes is a copy of it with its batch normalisation folded
-            into the convolutions.
+        teacher: a frozen network in evaluation mode, an earlier student as a rule, or None. It is
+            what a checkpoint holds; what computes is a copy of it with its batch normalisation
+            folded into the convolutions.
         teaching: whether the teacher takes part in the loss; the hook sets it.
+        imitating: whether the student learns the teacher's features and nothing else; the hook
+            sets it.
         statistics: of the training batches since the hook last cleared it.
     """
 
@@ -97,16 +105,22 @@ class SnapshotClassifier(BaseModel):
         data_preprocessor: dict,
         precision: str = 'float32',
         compiled: bool = False,
+        teacher_network: dict | None = None,
+        features: dict | None = None,
+        fold_teacher: bool = True,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
         # The memory format that convolutions are fastest in, on GPUs with bfloat16 above all.
         self.student = MODELS.build(network).to(memory_format=torch.channels_last)
         self.loss = MODELS.build(loss)
         # A copy draws no random numbers: BL, SE and SD start from the same weights.
-        with_teacher = self.loss.teacher_weight > 0
-        self.teacher = freeze(copy.deepcopy(self.student)).eval() if with_teacher else None
+        with_teacher = self.loss.teacher_weight > 0 or features
+        teacher = MODELS.build(teacher_network) if teacher_network else copy.deepcopy(self.student)
+        self.teacher = freeze(teacher).eval() if with_teacher else None
+        self.features = MODELS.build(features) if features else None
         self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
-        self.teaching = False
+        self.fold_teacher = fold_teacher
+        self.teaching = self.imitating = False
         self.statistics = TrainingStatistics()
         self.precision = precision
         self.compiled = compiled
@@ -114,23 +128,40 @@ class SnapshotClassifier(BaseModel):
         if compiled:
             self.student.compile()  # in place, so that names stay; the teacher is copied by now
 
-    def take_snapshot(self) -> None:
-        """Make the present student, running statistics included, the teacher."""
-        self.set_teacher(self.student.state_dict())
+    def set_teacher(self, weights: Mapping[str, Tensor], decay: float = 0.0) -> None:
+        """Give the teacher other weights, running statistics included.
 
-    def set_teacher(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the teacher the weights of a network of the student's kind."""
+        Args:
+            weights: of a network of the teacher's kind.
+            decay: d from 0 to 1: the teacher becomes d times itself plus 1 - d times ``weights``.
+        """
+        if decay:
+            weights = {
+                name: old.lerp(weights[name].to(old), 1 - decay)
+                if old.is_floating_point()
+                else weights[name]
+                for name, old in self.teacher.state_dict().items()
+            }
         self.teacher.load_state_dict(weights)
         self._folded.clear()
 
     def teach(self, inputs: Tensor) -> Tensor:
         """The teacher's logits (N, C), without gradient."""
-        if not self._folded:  # a new teacher, or a resumed run
+        if self.fold_teacher and not self._folded:  # a new teacher, or a resumed run
             self._folded.append(fold(self.teacher, self.precision))
             if self.compiled:
                 self._folded[0].compile()
         with torch.no_grad():
-            return self._compute(self._folded[0], inputs)
+            return self._compute(self._folded[0] if self.fold_teacher else self.teacher, inputs)
+
+    def imitate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss on features, images (N, 3, H, W) and class indices (N,) given."""
+        with torch.no_grad(), self._autocast(inputs):
+            _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
+        with self._autocast(inputs):
+            logits, ours = forward_to_layers(self.student, inputs, self.features.student_layers)
+        self.statistics.add(logits, labels, None, self.loss.temperature)
+        return {'loss': self.features(ours, theirs)}
 
     def renew_student(self, seed: int) -> None:
         """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""
@@ -158,6 +189,8 @@ class SnapshotClassifier(BaseModel):
         """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         teacher_logits = None
+        if mode == 'loss' and self.imitating:
+            return self.imitate(inputs, data_samples)
         if mode == 'loss' and self.teaching:
             # Before the student's activations take their memory.
             teacher_logits = self.teach(inputs)
@@ -172,8 +205,11 @@ class SnapshotClassifier(BaseModel):
         return losses | {'error': error}
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        with autocast(self.precision, inputs.device.type):
+        with self._autocast(inputs):
             return network(inputs).float()
+
+    def _autocast(self, inputs: Tensor) -> AbstractContextManager:
+        return autocast(self.precision, inputs.device.type)
 
 
 def student_weights(checkpoint: dict) -> OrderedDict[str, Tensor]:

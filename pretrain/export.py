@@ -40,6 +40,11 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     if identity['task'] != 'classification' or identity['model']['network']['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
     network, preprocessor = (identity['model'][key] for key in ('network', 'data_preprocessor'))
+    if 'width' in network:
+        raise UserError(
+            f'{checkpoint_path} is of a ResNet of width {network["width"]}: detectors and '
+            'segmenters build the usual one, so its backbone fits none.'
+        )
     weights = student_weights(checkpoint)
     for name in [name for name in weights if name.startswith('fc.')]:
         del weights[name]

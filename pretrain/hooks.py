@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.classifier import SnapshotClassifier, student_weights
 from pretrain.metrics import TopKError
+from pretrain.other_runs import network_weights
 from pretrain.runs.checkpoint import is_whole, load_from_disk, tensor_mismatch
 from pretrain.runs.config import stage_of
 from pretrain.runs.errors import UserError
@@ -24,21 +25,29 @@ from pretrain.schedule import boundaries, generation, teacher_step
 
 @HOOKS.register_module()
 class SnapshotHook(Hook):
-    """Hands the teacher over and writes the snapshots M_#L'k (Section 3.3.4).
+    """Hands the teachers over and writes the snapshots M_#L'k (Section 3.3.4).
 
-    At the end of mini-generation k it writes the whole training state to ``snapshot_k.pth``; at
-    the start of the next epoch the student becomes the teacher. Everything follows from the
-    number of finished epochs, so a resumed run, or one that starts from another run's
-    ``snapshot_1.pth``, needs no state of this hook's.
+    At the end of mini-generation k it writes the whole training state to ``snapshot_k.pth``. Before
+    each iteration l it sees to it that the teacher has the weights of step c_l (Eqn 4;
+    :func:`pretrain.schedule.teacher_step`). Which weights these are follows from the number of
+    finished iterations. The only state are copies that are not old enough to teach yet: they wait
+    in the host's memory, and checkpoints hold them.
 
     Args:
         generations: L_1, ..., L_K in epochs.
-        taught_after: number of epochs after which the teacher takes part; L_1 unless the teacher
-            is another run's.
+        taught_after: number of epochs after which the teacher takes part; L_1 with the teachers of
+            Eqn 4. The teacher of ``copy_every`` takes part from the first epoch on that has one
+            when it begins.
         teacher_file: checkpoint of the one teacher of all epochs (Section 3.3.2); without it the
-            teachers are the run's own snapshots (Eqn 4).
+            teachers are the run's own students.
+        copy_every: iterations between the copies of the student; None: the ends of the
+            mini-generations.
+        lag: the least age in iterations at which a copy teaches.
+        decay: d of a teacher that is the moving average of the copies, θ_T <- d θ_T + (1 - d) θ;
+            None: it is the last copy.
         fresh_student: whether each generation begins with new weights and a new optimizer, as in
             the methods that train whole generations.
+        features: whether the student imitates the teacher's features in the first mini-generation.
         keep_epochs: epochs after which the training state is kept as ``kept_<epoch>.pth``.
         seed: of the new weights of ``fresh_student``.
     """
@@ -50,22 +59,31 @@ class SnapshotHook(Hook):
         self,
         generations: Sequence[int],
         taught_after: int,
-        teacher_file: str = '',
+        teacher_file: str | None = None,
+        copy_every: int | None = None,
+        lag: int | None = None,
+        decay: float | None = None,
         fresh_student: bool = False,
+        features: bool = False,
         keep_epochs: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         self.generations = tuple(generations)
         self.taught_after = taught_after
         self.teacher_file = teacher_file
+        self.copy_every = copy_every
+        self.lag = lag or 1
+        self.decay = decay or 0.0
         self.fresh_student = fresh_student
+        self.features = features
         self.keep_epochs = tuple(keep_epochs)
         self.seed = seed
+        self.waiting: list[tuple[int, dict[str, Tensor]]] = []  # steps and copies, oldest first
 
     def before_train(self, runner: Runner) -> None:
+        self._plan(runner)
         if self.teacher_file:
-            weights = student_weights(load_from_disk(self.teacher_file))
-            unwrap(runner).set_teacher(weights)
+            unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
             runner.logger.info(f'The teacher is {self.teacher_file}.')
         for k, end in enumerate(boundaries(self.generations), start=1):
             path = Path(runner.work_dir) / f'snapshot_{k}.pth'
@@ -79,31 +97,56 @@ class SnapshotHook(Hook):
             # A run that starts from another run's snapshot keeps a copy for its ensemble.
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
+    def _plan(self, runner: Runner) -> None:
+        """The iterations after which the student is copied, for the length of the data."""
+        length = len(runner.train_dataloader)
+        self.ends = [end * length for end in boundaries(self.generations)]
+        self.copied = self.ends
+        if self.copy_every:
+            self.copied = range(self.copy_every, self.ends[-1], self.copy_every)
+            epochs = range(self.taught_after, runner.max_epochs)
+            taught = (e for e in epochs if teacher_step(e * length + 1, self.copied, self.lag))
+            if (first := next(taught, None)) is None:
+                raise UserError(
+                    f'algorithm.lag={self.lag} and copy_every={self.copy_every} leave no epoch of '
+                    f'the {self.ends[-1]} iterations a teacher: lower them, or train longer.'
+                )
+            self.taught_after = first
+
     def before_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
         model.statistics.clear()  # SaveHook gives them back within an epoch
-        if model.teacher is None:
-            return
-        model.teaching = runner.epoch >= self.taught_after
-        own = not self.teacher_file and not iterations_done(runner)
-        if own and 0 < teacher_step(runner.epoch + 1, self.generations) == runner.epoch:
-            self._hand_over(runner, model)
+        model.imitating = self.features and runner.epoch < self.generations[0]
+        model.teaching = model.loss.teacher_weight > 0 and runner.epoch >= self.taught_after
 
-    def _hand_over(self, runner: Runner, model: SnapshotClassifier) -> None:
-        model.take_snapshot()
-        runner.logger.info(f'The snapshot of epoch {runner.epoch} is the teacher now.')
-        if self.fresh_student:
-            begun = generation(runner.epoch + 1, self.generations)
-            model.renew_student(stable_seed(self.seed, begun))
-            runner.optim_wrapper.optimizer.state.clear()
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        model, done = unwrap(runner), runner.iter  # l - 1
+        if model.teacher is not None and not self.teacher_file:
+            if done in self.copied:
+                self.waiting.append((done, self._copy(runner, model)))
+            c_l = teacher_step(done + 1, self.copied, self.lag)
+            while self.waiting and self.waiting[0][0] <= c_l:
+                step, weights = self.waiting.pop(0)
+                model.set_teacher(weights, self.decay if step > self.copied[0] else 0.0)
+        if done in self.ends:
+            runner.logger.info(f'A mini-generation begins with epoch {runner.epoch + 1}.')
+            if self.fresh_student:
+                begun = generation(runner.epoch + 1, self.generations)
+                model.renew_student(stable_seed(self.seed, begun))
+                runner.optim_wrapper.optimizer.state.clear()
+
+    def _copy(self, runner: Runner, model: SnapshotClassifier) -> dict[str, Tensor]:
+        if iterations_done(runner):  # at the end of an epoch this has been done
+            _average_statistics(model)
+        weights = model.student.state_dict()
+        if self.lag > 1:
+            weights = {name: tensor.to('cpu', copy=True) for name, tensor in weights.items()}
+        return weights
 
     def after_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
         runner.message_hub.update_info('train_statistics', model.statistics.mean())
-        # Each rank has seen other images. Without this each would have a teacher of its own, and a
-        # checkpoint would hold the statistics of rank 0.
-        statistics = [b for b in model.student.buffers() if b.is_floating_point()]
-        all_reduce_params(statistics, op='mean')
+        _average_statistics(model)
         epoch = runner.epoch + 1
         done = dict(epoch=epoch, iter=runner.iter)
         if epoch in boundaries(self.generations):
@@ -111,23 +154,34 @@ class SnapshotHook(Hook):
         if epoch in self.keep_epochs:
             save(runner, f'kept_{epoch}.pth', done)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.waiting:
+            checkpoint['waiting_copies'] = self.waiting
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
 
         SE and SD share generation 1, so the model or the checkpoint may be without a teacher. No
-        teacher is in use then (``pretrain.build.may_differ`` refuses the other cases): the student
-        is loaded in its place, or it is left out.
+        teacher is in use then (``pretrain.build.may_differ`` refuses the other cases): the model
+        keeps its own, or it is left out.
         """
-        weights = checkpoint['state_dict']
-        wanted = unwrap(runner).state_dict().keys()
-        for key in wanted - weights.keys():
+        self.waiting = list(checkpoint.get('waiting_copies', []))
+        weights, own = checkpoint['state_dict'], unwrap(runner).state_dict()
+        for key in own.keys() - weights.keys():
             if key.startswith('teacher.'):
-                weights[key] = weights[key.replace('teacher.', 'student.', 1)]
-        for key in weights.keys() - wanted:
+                weights[key] = own[key]
+        for key in weights.keys() - own.keys():
             if key.startswith('teacher.'):
                 del weights[key]
-        if mismatch := tensor_mismatch(weights, unwrap(runner).state_dict(), 'the model'):
+        if mismatch := tensor_mismatch(weights, own, 'the model'):
             raise RuntimeError(f'The checkpoint is of another network: {mismatch}.')
+
+
+def _average_statistics(model: SnapshotClassifier) -> None:
+    """Each rank has seen other images. Without this each would have a teacher of its own, and a
+    checkpoint would hold the statistics of rank 0."""
+    statistics = [b for b in model.student.buffers() if b.is_floating_point()]
+    all_reduce_params(statistics, op='mean')
 
 
 def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tensor:

@@ -49,11 +49,16 @@ class TrainingStatistics(nn.Module):
 
     ``error`` is the top-1 error in percent, ``entropy`` the student's in nats. Beside a teacher
     come ``teacher_error``, ``teacher_entropy`` of softmax(z_T / T), which is what the student is
-    shown, ``kl`` = KL[softmax(z_T / T) ‖ softmax(z)] in nats, and ``agreement``, how often in
-    percent both put the same class first.
+    shown, ``kl`` = KL[softmax(z_T / T) ‖ softmax(z)] in nats, ``agreement``, how often in percent
+    both put the same class first, and ``difference`` = KL[softmax(z_T) ‖ softmax(z)] in nats.
+
+    Agreement and difference measure how similar teacher and student are (Section 3.3.2): no
+    temperature has a part in them. They are not 100 and 0 for the same weights, since the teacher
+    normalises with running statistics and the student with those of the batch.
     """
 
     names = ('error', 'entropy', 'teacher_error', 'teacher_entropy', 'kl', 'agreement')
+    names += ('difference',)
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +78,8 @@ class TrainingStatistics(nn.Module):
         first = log_p.argmax(dim=1)
         batch = [100.0 * (first != labels).sum(), -(log_p.exp() * log_p).sum()]
         if teacher_logits is not None:
-            log_q = (teacher_logits.float() / temperature).log_softmax(dim=1)
+            log_r = teacher_logits.float().log_softmax(dim=1)
+            log_q = (log_r / temperature).log_softmax(dim=1)
             teacher_first = log_q.argmax(dim=1)
             q = log_q.exp()
             batch += [
@@ -81,6 +87,7 @@ class TrainingStatistics(nn.Module):
                 -(q * log_q).sum(),
                 (q * (log_q - log_p)).sum(),
                 100.0 * (first == teacher_first).sum(),
+                (log_r.exp() * (log_r - log_p)).sum(),
             ]
         count = torch.full_like(batch[0], len(labels))
         sums = torch.stack([count, *batch]).double()

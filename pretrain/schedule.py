@@ -1,14 +1,17 @@
-"""When things happen: mini-generations, teachers and learning rates (Section 3.3.4).
+"""When things happen: mini-generations and teachers (Section 3.3.4).
 
 Training is cut into K mini-generations of L_1, ..., L_K steps that end at L'_k = L_1 + ... + L_k.
 A step is an iteration in the paper; every function here works for epochs as well, since the
 configs give the lengths in epochs.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
 from pretrain.runs.errors import UserError
+
+MOST_COPIES = 50  # of a student that wait to teach
 
 
 def mini_generations(
@@ -67,11 +70,56 @@ def generation(step: int, lengths: Sequence[int]) -> int:
     return next(k for k, end in enumerate(ends, start=1) if step <= end)
 
 
-def teacher_step(step: int, lengths: Sequence[int]) -> int:
-    """The step c_l whose snapshot teaches step l = ``step`` (Eqn 4); 0 in the first
-    mini-generation, which has no teacher."""
-    k = generation(step, lengths)
-    return 0 if k == 1 else boundaries(lengths)[k - 2]
+def teacher_step(step: int, copied: Sequence[int], lag: int = 1) -> int:
+    """The step c_l whose weights teach step l = ``step``: the last one that was copied at least
+    ``lag`` steps before; 0 if there is none, and then no teacher.
+
+    - Snapshot Distillation copies the student at the :func:`boundaries` of its mini-generations,
+      and ``lag`` is 1: c_l = max{L'_k, L'_k < l} (Eqn 4).
+    - A teacher that lags by m iterations has ``copied = range(1, L)``: c_l = l - m. With m = 1 it
+      has the weights that the student has.
+    - A copy every n iterations, ``range(n, L, n)``, needs the memory of lag / n copies:
+      m <= l - c_l < m + n.
+    - A moving average takes in each copy up to c_l.
+
+    Args:
+        step: l, from 1.
+        copied: the steps after which the student is copied, in ascending order.
+        lag: m, at least 1.
+
+    Example:
+        >>> [teacher_step(step, boundaries([2, 3])) for step in (1, 2, 3, 4, 5)]
+        [0, 0, 2, 2, 2]
+        >>> [teacher_step(step, range(1, 5), lag=2) for step in (1, 2, 3, 4, 5)]
+        [0, 0, 1, 2, 3]
+    """
+    count = bisect_right(copied, step - lag)
+    return copied[count - 1] if count else 0
+
+
+def check_copies(every: int | None, lag: int | None, decay: float | None) -> None:
+    """Make sure that a teacher of copies of the student can work.
+
+    Args:
+        every: iterations between two copies; None: the ends of the mini-generations.
+        lag: the least age of a copy that teaches, in iterations.
+        decay: of a moving average.
+
+    Raises:
+        UserError: if a number is out of range, or more than ``MOST_COPIES`` copies would wait.
+    """
+    for name, value in (('copy_every', every), ('lag', lag)):
+        if value is not None and not _is_positive_int(value):
+            raise UserError(f'algorithm.{name} is {value}: it must be a whole number above 0.')
+    if decay is not None and not 0 < decay < 1:
+        raise UserError(f'algorithm.decay is {decay}: it must be above 0 and below 1.')
+    if every is None and (lag or decay):
+        raise UserError('algorithm.lag and decay need algorithm.copy_every: set it, for example 1.')
+    if every and (lag or 1) > MOST_COPIES * every:
+        raise UserError(
+            f'algorithm.lag={lag} with copy_every={every} keeps {lag // every} copies of the '
+            f'student in memory: set copy_every to {-(-lag // MOST_COPIES)} or more.'
+        )
 
 
 def balanced_label_weight(teacher_weight: float, temperature: float) -> float:
@@ -81,20 +129,3 @@ def balanced_label_weight(teacher_weight: float, temperature: float) -> float:
     gradients; for Snapshot Ensemble (λT = 0) it is the 1 of Eqn 1.
     """
     return 1.0 + teacher_weight / temperature
-
-
-def cosine_restarts(lengths: Sequence[int]) -> dict:
-    """Eqn 5 as mmengine config: one cosine from the optimizer's rate to 0 a mini-generation.
-
-    ``lengths`` are epochs; the rate changes at every iteration. mmengine counts the iterations of
-    a mini-generation from 0 where the literal Eqn 5 counts from 1, so that the first one runs at
-    the full rate and the last one does not run at rate 0.
-    """
-    return dict(
-        type='CosineRestartLR',
-        periods=list(lengths),
-        restart_weights=[1.0] * len(lengths),
-        eta_min=0.0,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    )

@@ -7,17 +7,17 @@ from torchvision.models.resnet import BasicBlock
 
 from pretrain.models.resnet import check_depth
 
-RESNET_DEPTHS = (20, 32, 56, 110)
+RESNET_DEPTHS = (8, 14, 20, 32, 56, 110)
 DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, growth rate
 
 
 @MODELS.register_module('CifarResNet')
-def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
+def build_cifar_resnet(depth: int, num_classes: int, width: int = 16) -> nn.Sequential:
     """A CIFAR ResNet: (N, 3, 32, 32) normalised images to (N, num_classes) logits.
 
     Stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels; average pooling, and not a
     stride, halves them. Names, blocks and initialisation are those of torchvision's ResNet. With
-    100 classes it has
+    100 classes and this width it has
 
         depth    parameters
         20          275,572
@@ -26,8 +26,9 @@ def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
         110       1,733,812
 
     Args:
-        depth: 20, 32, 56 or 110: (depth - 2) / 6 blocks a stage, two convolutions a block.
+        depth: 8, 14, 20, 32, 56 or 110: (depth - 2) / 6 blocks a stage, two convolutions a block.
         num_classes: number of logits.
+        width: channels of the first stage; each later stage has twice those of the one before.
 
     Raises:
         UserError: for another depth.
@@ -35,17 +36,17 @@ def build_cifar_resnet(depth: int, num_classes: int) -> nn.Sequential:
     check_depth(depth, RESNET_DEPTHS)
     blocks = (depth - 2) // 6
     network = nn.Sequential()
-    network.add_module('conv1', nn.Conv2d(3, 16, 3, padding=1, bias=False))
-    network.add_module('bn1', nn.BatchNorm2d(16))
+    network.add_module('conv1', nn.Conv2d(3, width, 3, padding=1, bias=False))
+    network.add_module('bn1', nn.BatchNorm2d(width))
     network.add_module('relu', nn.ReLU(inplace=True))
-    network.add_module('layer1', _stage(16, 16, blocks))
+    network.add_module('layer1', _stage(width, width, blocks))
     network.add_module('pool1', nn.AvgPool2d(2))
-    network.add_module('layer2', _stage(16, 32, blocks))
+    network.add_module('layer2', _stage(width, 2 * width, blocks))
     network.add_module('pool2', nn.AvgPool2d(2))
-    network.add_module('layer3', _stage(32, 64, blocks))
+    network.add_module('layer3', _stage(2 * width, 4 * width, blocks))
     network.add_module('avgpool', nn.AdaptiveAvgPool2d(1))
     network.add_module('flatten', nn.Flatten())
-    network.add_module('fc', nn.Linear(64, num_classes))
+    network.add_module('fc', nn.Linear(4 * width, num_classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')

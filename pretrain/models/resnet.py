@@ -17,7 +17,7 @@ SE_REDUCTION = 16  # of reference [20]
 
 
 @MODELS.register_module('ResNet')
-def build_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
+def build_resnet(depth: int, num_classes: int, width: int = 64) -> torchvision.models.ResNet:
     """A torchvision ResNet: (N, 3, H, W) normalised images to (N, num_classes) logits.
 
     The 7x7 stem ('v1') and the stride on the 3x3 convolution ('pytorch' style) make its layers
@@ -26,12 +26,22 @@ def build_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
     Args:
         depth: 18, 34, 50, 101 or 152 (Section 4.2 uses the last two).
         num_classes: number of logits.
+        width: channels of the 3x3 convolution of the first bottleneck; 128 gives torchvision's
+            Wide ResNet. Depths 18 and 34 have no bottlenecks.
 
     Raises:
-        UserError: for another depth.
+        UserError: for another depth or width.
     """
     check_depth(depth, DEPTHS)
-    return torchvision.models.get_model(f'resnet{depth}', weights=None, num_classes=num_classes)
+    if width != 64 and depth < 50:
+        raise UserError(
+            f'model.network.width is {width}: ResNet-{depth} has no bottlenecks to widen, choose '
+            '50 or deeper.'
+        )
+    wider = {} if width == 64 else {'width_per_group': width}
+    return torchvision.models.get_model(
+        f'resnet{depth}', weights=None, num_classes=num_classes, **wider
+    )
 
 
 class SEBottleneck(Bottleneck):

@@ -143,7 +143,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def ddp_settings() -> dict:
+def ddp_settings(find_unused_parameters: bool = False) -> dict:
     """How processes exchange their gradients: mmengine's ``model_wrapper_cfg``.
 
     A bucket takes all its gradients in one copy, where torch has that (2.14; for ResNet-18 that is
@@ -153,6 +153,8 @@ def ddp_settings() -> dict:
     settings = dict(
         type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True
     )
+    if find_unused_parameters:
+        settings['find_unused_parameters'] = True
     if 'batched_grad_copy' in signature(DistributedDataParallel).parameters:
         settings['batched_grad_copy'] = True
     if not torch.cuda.is_available():

@@ -157,7 +157,7 @@ def start(args: argparse.Namespace) -> None:
         # Rank 0 decides, since nodes may see different states of a shared folder.
         config.load_from, config.resume, config.accepted_changes = processes.decided_by(0, begin)
         config.launcher = 'pytorch' if launched else 'none'
-        config.model_wrapper_cfg = ddp_settings()
+        config.model_wrapper_cfg = ddp_settings(config.get('find_unused_parameters', False))
         if launched and not torch.cuda.is_available():
             # mmengine's own start-up would ask for a CUDA device.
             torch.distributed.init_process_group('gloo')

@@ -80,7 +80,7 @@ class Similarity:
 
     def _student(self, seed: int, shared: int, teacher: int) -> Run:
         options = [
-            f'teacher_file={self._folder(seed, f"T#{teacher}") / "snapshot_1.pth"}',
+            f'teacher.checkpoint={self._folder(seed, f"T#{teacher}") / "snapshot_1.pth"}',
             'algorithm.teacher_weight=1.0',
             f'algorithm.taught_after={shared}',
         ]

@@ -88,7 +88,7 @@ def test_snapshot_is_the_student_and_stays_still(batch: dict) -> None:
         optimizer.step()
 
     step()
-    model.take_snapshot()
+    model.set_teacher(model.student.state_dict())
     snapshot = copy.deepcopy(model.student.state_dict())
     step()
     for name, tensor in model.teacher.state_dict().items():
@@ -136,7 +136,7 @@ def test_compiling_is_asked_for_and_no_part_of_the_state(batch: dict) -> None:
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     with torch.compiler.set_stance('force_eager'):  # what compiled code computes is torch's matter
         for model, expected in ((plain, False), (compiled, True)):
-            model.take_snapshot()
+            model.set_teacher(model.student.state_dict())
             model.teach(batch['inputs'])
             assert [
                 n._compiled_call_impl is not None
@@ -149,7 +149,7 @@ def test_compiled_networks_compute_the_same(batch: dict) -> None:
     losses, gradients = [], []
     for compiled in (False, True):
         model = make(1.0, compiled=compiled).train()
-        model.take_snapshot()
+        model.set_teacher(model.student.state_dict())
         model.teaching = True
         loss = model(**batch, mode='loss')['loss']
         loss.backward()
@@ -166,7 +166,7 @@ def test_new_teacher_is_folded_anew(batch: dict) -> None:
     first = model.teach(batch['inputs'])
     with torch.no_grad():
         model.student.fc.bias += 1.0
-    model.take_snapshot()
+    model.set_teacher(model.student.state_dict())
     torch.testing.assert_close(model.teach(batch['inputs']), first + 1.0)
 
 

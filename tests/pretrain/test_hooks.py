@@ -193,8 +193,9 @@ def test_whole_generation_is_algorithm_1_with_a_teacher(
     class Look(Hook):
         priority = 'LOWEST'
 
-        def before_train_epoch(self, runner: Runner) -> None:
-            start.update(copy.deepcopy(runner.model.student.state_dict()))
+        def before_train_iter(self, runner: Runner, **_: object) -> None:
+            if runner.iter % 4 == 0:
+                start.update(copy.deepcopy(runner.model.student.state_dict()))
 
     runner = Runner.from_cfg(config)
     runner.register_hook(Look())
@@ -253,7 +254,7 @@ def test_teacher_of_another_run(tiny_config: Callable, train: Callable, tmp_path
     one = ('algorithm.generations=1',)
     train('bl', tmp_path / 'teacher', *one, 'randomness.seed=5')
     path = tmp_path / 'teacher/snapshot_1.pth'
-    options = (*one, f'teacher_file={path}', 'algorithm.taught_after=1')
+    options = (*one, f'teacher.checkpoint={path}', 'algorithm.taught_after=1')
     train('sd', tmp_path / 'student', *options)
     train('bl', tmp_path / 'alone', *one)
     weights = student_weights(load_from_disk(path))
@@ -281,12 +282,12 @@ def test_teacher_of_another_architecture_is_refused(
     checkpoint = load_from_disk(path)
     checkpoint['meta']['identity']['model']['network']['type'] = 'OtherNet'
     torch.save(checkpoint, path)
-    with pytest.raises(UserError, match=r'OtherNet.*TinyNet.*same network'):
-        tiny_config('sd', tmp_path / 'sd', f'teacher_file={path}')
+    with pytest.raises(UserError, match=r'network.type=OtherNet.*TinyNet.*same network'):
+        tiny_config('sd', tmp_path / 'sd', f'teacher.checkpoint={path}')
     with pytest.raises(UserError, match='teacher_weight is 0'):
         checkpoint['meta']['identity']['model']['network']['type'] = 'TinyNet'
         torch.save(checkpoint, path)
-        tiny_config('bl', tmp_path / 'bl', f'teacher_file={path}')
+        tiny_config('bl', tmp_path / 'bl', f'teacher.checkpoint={path}')
 
 
 def test_kept_epochs(train: Callable, tmp_path: Path) -> None:

@@ -188,3 +188,30 @@ def test_score_difference_of_few_classes() -> None:
 def test_settings_out_of_range(setting: dict) -> None:
     with pytest.raises(UserError, match=f'algorithm.{next(iter(setting))}'):
         SnapshotDistillationLoss(**({'temperature': 2.0, 'teacher_weight': 1.0} | setting))
+
+
+def test_knowledge_distillation_against_repdistiller() -> None:
+    """T = 4 for both and λT = T²: the figure of DistillKL of RepDistiller (b84f547)."""
+    steps = torch.arange(18, dtype=torch.float64)
+    z, zt = (steps * 2.1).sin().view(3, 6) * 3, (steps * 0.9).sin().view(3, 6) * 4
+    loss = SnapshotDistillationLoss(16.0, 4.0, label_weight=0.0, symmetric=True)
+    value = loss(z, torch.zeros(3, dtype=torch.long), zt)['loss'].item()
+    assert value == pytest.approx(4.976033219341437, rel=1e-12)
+
+
+def test_label_refinery_learns_the_teachers_labels_alone(batch: tuple) -> None:
+    """Cross-entropy with the teacher's scores as labels, but for their entropy, which is constant
+    (Section 3.2 of reference [2]); the true labels have no part in it."""
+    logits, labels, teacher = (torch.tensor(array) for array in batch)
+    loss = SnapshotDistillationLoss(1.0, 1.0, label_weight=0.0)
+    z = logits.clone().requires_grad_()
+    value = loss(z, labels, teacher)['loss']
+    value.backward()
+    total, gradient = 0.0, np.zeros(z.shape)
+    for n, (student, target) in enumerate(zip(batch[0], batch[2], strict=True)):
+        p, q = softmax(student), softmax(target)
+        total += sum(-q[c] * np.log(p[c]) + q[c] * np.log(q[c]) for c in range(len(p)))
+        gradient[n] = (p - q) / len(logits)
+    assert value.item() == pytest.approx(total / len(logits), rel=1e-12)
+    np.testing.assert_allclose(z.grad, gradient, atol=1e-12)
+    assert loss(logits, (labels + 1) % 7, teacher)['loss'].item() == value.item()

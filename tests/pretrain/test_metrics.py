@@ -60,6 +60,7 @@ def test_training_statistics_against_a_loop() -> None:
                 entropy(q),
                 sum(q[c] * np.log(q[c] / p[c]) for c in range(6)),
                 100.0 * (np.argmax(a) == np.argmax(b)),
+                sum(r * np.log(r / p[c]) for c, r in enumerate(softmax(b))),
             ]
         )
     expected = dict(zip(TrainingStatistics.names, np.mean(rows, axis=0), strict=True))

@@ -1,15 +1,11 @@
-import math
-
 import numpy as np
 import pytest
-import torch
-from mmengine.optim import OptimWrapper
-from mmengine.registry import PARAM_SCHEDULERS
 
 from pretrain.runs.errors import UserError
 from pretrain.schedule import (
     balanced_label_weight,
-    cosine_restarts,
+    boundaries,
+    check_copies,
     generation,
     mini_generations,
     teacher_step,
@@ -25,7 +21,8 @@ def test_teacher_is_eqn_4_at_every_iteration(lengths: tuple[int, ...]) -> None:
     ends = np.cumsum(lengths)
     # max{L'_k : L'_k < l}, and 0 where there is none, as the paper writes it.
     reference = np.where(ends[:, None] < steps, ends[:, None], 0).max(axis=0)
-    assert [teacher_step(l, lengths) for l in steps.tolist()] == reference.tolist()  # noqa: E741
+    copied = boundaries(lengths)
+    assert [teacher_step(l, copied) for l in steps.tolist()] == reference.tolist()  # noqa: E741
 
 
 @pytest.mark.parametrize('lengths', [SHORT, (7,)])
@@ -35,30 +32,8 @@ def test_generation_counts_the_boundaries_passed(lengths: tuple[int, ...]) -> No
 
 
 def test_epochs_of_the_real_schedule() -> None:
-    teachers = [teacher_step(epoch, (45, 45)) for epoch in range(1, 91)]
+    teachers = [teacher_step(epoch, [45, 90]) for epoch in range(1, 91)]
     assert teachers == [0] * 45 + [45] * 45
-
-
-@pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step')
-@pytest.mark.parametrize(('epochs', 'epoch_length'), [((2, 1, 3), 5), ((45, 45), 5004)])
-def test_learning_rate_is_eqn_5_at_every_iteration(
-    epochs: tuple[int, ...], epoch_length: int
-) -> None:
-    alpha = 0.1
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=alpha)
-    config = cosine_restarts(epochs) | {'optimizer': OptimWrapper(optimizer)}
-    config.pop('convert_to_iter_based')
-    kind = PARAM_SCHEDULERS.get(config.pop('type'))
-    scheduler = kind.build_iter_from_epoch(**config, epoch_length=epoch_length)
-    worst = 0.0
-    for length in (n * epoch_length for n in epochs):
-        for done in range(length):  # l - 1 - L'_{k-1}: the iterations done in this mini-generation
-            rate = 0.5 * alpha * (1 + math.cos(done / length * math.pi))
-            worst = max(worst, abs(optimizer.param_groups[0]['lr'] - rate))
-            scheduler.step()
-    # mmengine multiplies its way along the cosine: rounding adds up to about 1e-12 over 450,360
-    # iterations, 1e-11 of the rate.
-    assert worst < 1e-9
 
 
 def test_label_weight_balances_the_teacher() -> None:
@@ -101,3 +76,42 @@ def test_impossible_lengths(epochs: object, generations: object, message: str) -
 def test_step_outside_training(step: int) -> None:
     with pytest.raises(ValueError, match='from 1 to 9'):
         generation(step, SHORT)
+
+
+@pytest.mark.parametrize(('lag', 'every'), [(1, 1), (3, 1), (4, 2), (2, 5), (30, 1)])
+def test_general_teacher_against_a_search(lag: int, every: int) -> None:
+    """Of all copies so far, the newest that is old enough; EMA and PS-KD are such settings too."""
+    length = 23
+    copied = range(every, length, every)
+    for step in range(1, length + 1):
+        old = [c for c in range(1, step) if c % every == 0 and step - c >= lag]
+        assert teacher_step(step, copied, lag) == max(old, default=0)
+        if every == 1:
+            assert teacher_step(step, copied, lag) == max(0, step - lag)  # c_l = l - m
+        if lag == 1:  # equal mini-generations of ``every`` iterations (Eqn 4)
+            ends = boundaries([every] * (length // every + 1))
+            assert teacher_step(step, copied) == teacher_step(step, ends)
+
+
+@pytest.mark.parametrize(
+    ('every', 'lag', 'decay', 'message'),
+    [
+        (0, None, None, 'copy_every is 0'),
+        (1, -1, None, 'lag is -1'),
+        (1, 2.5, None, 'lag is 2.5'),
+        (1, None, 0.0, 'decay is 0.0: it must be above 0 and below 1'),
+        (1, None, 1.0, 'decay is 1.0'),
+        (1, None, float('nan'), 'decay is nan'),
+        (None, 5, None, 'need algorithm.copy_every'),
+        (None, None, 0.9, 'need algorithm.copy_every'),
+        (2, 391, None, 'keeps 195 copies .*: set copy_every to 8 or more'),
+    ],
+)
+def test_impossible_copies(every: object, lag: object, decay: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_copies(every, lag, decay)
+
+
+def test_possible_copies() -> None:
+    for setting in ((None, None, None), (1, None, 0.999), (8, 391, None), (1, 50, 0.5)):
+        check_copies(*setting)

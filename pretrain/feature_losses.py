@@ -1,0 +1,148 @@
+"""Losses on what lies between two layers: FitNets (reference [35]) and A Gift from KD ([50]).
+
+A loss names layers of the student and of the teacher, and compares what these give out for the
+same pictures. It trains the student alone in the first mini-generation (``algorithm.features``).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from pretrain.runs.errors import UserError
+
+
+def forward_to_layers(
+    network: nn.Module, inputs: Tensor, layers: Sequence[str]
+) -> tuple[Tensor, list[Tensor]]:
+    """A network's logits (N, C), and what some of its layers give out, in float32.
+
+    Args:
+        network: images to logits.
+        inputs: shape (N, 3, H, W).
+        layers: dotted names of modules, such as 'layer2.0'.
+
+    Raises:
+        UserError: if there is no such layer; names what there is.
+
+    Example:
+        >>> logits, (stage,) = forward_to_layers(build_resnet(18, 10), images, ['layer3'])
+    """
+    modules = dict(network.named_modules())
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for name in layers:
+        if name not in modules:
+            known = ', '.join(child for child, _ in network.named_children())
+            raise UserError(
+                f'algorithm.features names a layer {name}, which the network has not: choose among '
+                f'{known} and the layers in them.'
+            )
+        # A copy: the next layer may be a ReLU that works in place.
+        handles.append(
+            modules[name].register_forward_hook(
+                lambda _, __, output, name=name: seen.__setitem__(name, output.float().clone())
+            )
+        )
+    try:
+        logits = network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, [seen[name] for name in layers]
+
+
+@MODELS.register_module()
+class HintLoss(nn.Module):
+    """FitNets: a layer of the student, behind a regressor, imitates a layer of the teacher.
+
+    The regressor is a 1x1 convolution, trained with the student. The paper's Eqn 3 is half the
+    squared distance; this is its mean over the elements, without the half, as in the
+    implementations that the tests compare with.
+
+    Args:
+        student: the guided layer.
+        teacher: the hint layer.
+        channels: of the guided and of the hint layer.
+    """
+
+    def __init__(self, student: str, teacher: str, channels: tuple[int, int]) -> None:
+        super().__init__()
+        self.student_layers, self.teacher_layers = [student], [teacher]
+        self.regressor = nn.Conv2d(*channels, 1)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Mean squared error, a scalar.
+
+        Args:
+            student: the guided layer's output, (N, C_s, H, W), alone in a list.
+            teacher: the hint layer's, (N, C_t, H, W).
+
+        Raises:
+            UserError: if the sizes do not fit.
+        """
+        (guided,), (hint,) = student, teacher
+        expected = self.regressor.in_channels, self.regressor.out_channels
+        if (guided.shape[1], hint.shape[1]) != expected or guided.shape[2:] != hint.shape[2:]:
+            raise UserError(
+                f'The guided layer {self.student_layers[0]} gives {_size(guided)}, the hint layer '
+                f'{self.teacher_layers[0]} {_size(hint)}: choose layers of one height and width, '
+                f'and set algorithm.features.channels, now {list(expected)}, to their channels.'
+            )
+        return F.mse_loss(self.regressor(guided), hint)
+
+
+@MODELS.register_module()
+class FSPLoss(nn.Module):
+    """A Gift from KD: the student's flow between two layers imitates the teacher's.
+
+    The flow from a layer with features F1, (N, I, H, W), to one with F2, (N, J, H, W), is the
+    Gram matrix G_ij = sum over s, t of F1_ist F2_jst / (H W) (Eqn 1 of the paper); the loss is the
+    squared distance of the two networks' matrices (Eqn 2, with λ = 1 / (I J)), the mean over the
+    pictures and the sum over the pairs.
+
+    Args:
+        pairs: names of the two layers of each pair, the same in both networks.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.student_layers = [name for pair in pairs for name in pair]
+        self.teacher_layers = self.student_layers
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            student: the features of the layers of all pairs, one pair after the other.
+            teacher: the same of the teacher.
+
+        Raises:
+            UserError: if the two of a pair differ in height or width, or the networks in channels.
+        """
+        total = student[0].new_zeros(())
+        for first in range(0, len(student), 2):
+            names = self.student_layers[first : first + 2]
+            ours, theirs = (features[first : first + 2] for features in (student, teacher))
+            alike = all(a.shape[2:] == b.shape[2:] for a, b in (ours, theirs))
+            if not alike or [f.shape[1] for f in ours] != [f.shape[1] for f in theirs]:
+                raise UserError(
+                    f'The layers {" and ".join(names)} of algorithm.features give '
+                    f'{" and ".join(map(_size, ours))} in the student, '
+                    f'{" and ".join(map(_size, theirs))} in the teacher: choose two layers of one '
+                    'height and width, and stages with as many channels in both networks.'
+                )
+            total = total + (flow(*ours) - flow(*theirs)).square().mean()
+        return total
+
+
+def flow(first: Tensor, second: Tensor) -> Tensor:
+    """The FSP matrices (N, I, J) of features (N, I, H, W) and (N, J, H, W)."""
+    height, width = first.shape[2:]
+    return torch.einsum('nihw,njhw->nij', first, second) / (height * width)
+
+
+def _size(features: Tensor) -> str:
+    return 'x'.join(map(str, features.shape[1:]))

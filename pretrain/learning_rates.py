@@ -1,0 +1,110 @@
+"""The learning rate within a mini-generation: cosine annealing (Eqn 5), or one that Section 3.4
+leaves for later."""
+
+import math
+from collections.abc import Sequence
+
+from mmengine.optim import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
+
+from pretrain.runs.errors import UserError
+from pretrain.schedule import boundaries, generation
+
+
+def cosine(done: int, length: int) -> float:
+    """Eqn 5: half a cosine from 1 to 0."""
+    return (1 + math.cos(math.pi * done / length)) / 2
+
+
+def linear(done: int, length: int) -> float:
+    """A straight line from 1 to 0."""
+    return 1 - done / length
+
+
+def one_cycle(done: int, length: int) -> float:
+    """Super-convergence (reference [38]): up from 1/25 to 1 in the first 30 % of the steps, then
+    down to 1/250,000 at the last step, both along a cosine. These are the defaults of torch's
+    OneCycleLR; the momentum stays."""
+    peak = 0.3 * length - 1
+    if done <= peak:
+        return 1 + (1 / 25 - 1) * cosine(done, peak)
+    return 4e-6 + (1 - 4e-6) * cosine(done - peak, length - 1 - peak)
+
+
+SHAPES = {'cosine': cosine, 'linear': linear, 'one_cycle': one_cycle}
+
+
+def learning_rates(
+    lengths: Sequence[int], schedule: str | Sequence[str], rates: Sequence[float] | None = None
+) -> dict:
+    """The schedule of a run as mmengine config.
+
+    The rate changes at every iteration. The iterations of a mini-generation are counted from 0,
+    where the literal Eqn 5 counts from 1, so that the first one runs at the full rate and the last
+    one does not run at rate 0.
+
+    Args:
+        lengths: L_1, ..., L_K in epochs.
+        schedule: a name of ``SHAPES``, or one for each mini-generation.
+        rates: α_1, ..., α_K as multiples of the optimizer's rate; None for 1.
+
+    Raises:
+        UserError: if a name is unknown, a rate is not above 0, or there are not K of them.
+    """
+    shapes = [schedule] * len(lengths) if isinstance(schedule, str) else list(schedule)
+    weights = [1.0] * len(lengths) if rates is None else list(rates)
+    for name, values in (('schedule', shapes), ('rates', weights)):
+        if len(values) != len(lengths):
+            raise UserError(
+                f'algorithm.{name} has {len(values)} values for {len(lengths)} mini-generations: '
+                'give one for each.'
+            )
+    if unknown := set(shapes) - set(SHAPES):
+        raise UserError(
+            f'algorithm.schedule is {", ".join(unknown)}: choose from {", ".join(SHAPES)}.'
+        )
+    if not all(weight > 0 for weight in weights):
+        raise UserError(f'algorithm.rates is {weights}: each must be above 0.')
+    common = dict(by_epoch=True, convert_to_iter_based=True)
+    if set(shapes) == {'cosine'}:  # mmengine has this one
+        periods = dict(periods=list(lengths), restart_weights=weights, eta_min=0.0)
+        return dict(type='CosineRestartLR', **periods, **common)
+    return dict(type='RestartLR', lengths=list(lengths), shapes=shapes, weights=weights, **common)
+
+
+@PARAM_SCHEDULERS.register_module()
+class RestartLR(_ParamScheduler):
+    """A learning rate that begins anew with each mini-generation.
+
+    Args:
+        optimizer: whose rate is α.
+        lengths: L_1, ..., L_K in steps.
+        shapes: for each mini-generation the name of a function in ``SHAPES``.
+        weights: α_k / α.
+    """
+
+    def __init__(
+        self,
+        optimizer: object,
+        lengths: Sequence[int],
+        shapes: Sequence[str],
+        weights: Sequence[float],
+        **kwargs: object,
+    ) -> None:
+        self.lengths, self.shapes, self.weights = lengths, shapes, weights
+        super().__init__(optimizer, 'lr', **kwargs)
+
+    @classmethod
+    def build_iter_from_epoch(
+        cls, *args: object, lengths: Sequence[int], epoch_length: int, **kwargs: object
+    ) -> 'RestartLR':
+        """Called by the Runner, which knows how many iterations an epoch has."""
+        lengths = [length * epoch_length for length in lengths]
+        return cls(*args, lengths=lengths, **kwargs | {'by_epoch': False})
+
+    def _get_value(self) -> list[float]:
+        step = min(self.last_step, sum(self.lengths) - 1)  # it is asked once more at the end
+        k = generation(step + 1, self.lengths) - 1
+        done = step - (boundaries(self.lengths)[k - 1] if k else 0)
+        factor = self.weights[k] * SHAPES[self.shapes[k]](done, self.lengths[k])
+        return [value * factor for value in self.base_values]

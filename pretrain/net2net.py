@@ -1,0 +1,179 @@
+"""Net2Net (reference [5]): a deeper or wider ResNet that begins as the function of a smaller one.
+
+A wider layer repeats channels of the smaller one (Net2WiderNet): new channel j is a copy of channel
+g(j), and a layer that reads it takes 1 / |{x: g(x) = g(j)}| of the weight. A deeper stage gets
+residual blocks that add nothing yet (Net2DeeperNet): the last batch normalisation of each scales
+by 0. Both hold for batch statistics and for running statistics.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from pretrain.other_runs import network_weights
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+from pretrain.runs.randomness import stable_seed, torch_seed
+from pretrain.runs.saving import unwrap
+
+NOISE = 0.01  # of repeated channels, in standard deviations of the layer's weights
+
+
+def check_net2net(small: nn.Module, large: nn.Module) -> None:
+    """Make sure that :func:`net2net` can fill ``large``.
+
+    Raises:
+        UserError: if one is no ResNet of torchvision's blocks, or ``large`` is narrower or
+            shallower anywhere.
+    """
+    for network in (small, large):
+        blocks = [block for stage in _stages(network) for block in stage]
+        if not blocks or not {type(block) for block in blocks} <= {BasicBlock, Bottleneck}:
+            raise UserError(
+                'initial.network: Net2Net is for ResNets of plain blocks, before and after; '
+                f'{type(network).__name__} is none.'
+            )
+    ours, theirs = _stages(large), _stages(small)
+    if len(ours) != len(theirs) or type(ours[0][0]) is not type(theirs[0][0]):
+        raise UserError(
+            'initial.network: the two ResNets of Net2Net must have the same kind of blocks and as '
+            'many stages.'
+        )
+    for k, (stage, old) in enumerate(zip(ours, theirs, strict=True), start=1):
+        if len(stage) < len(old):
+            raise UserError(
+                f'initial.network: layer{k} of the student has {len(stage)} blocks, that of the '
+                f'smaller network {len(old)}: Net2Net makes networks deeper, not shallower.'
+            )
+        for conv, before in zip(_convolutions(stage[0]), _convolutions(old[0]), strict=True):
+            if conv.out_channels < before.out_channels:
+                raise UserError(
+                    f'initial.network: layer{k} of the student has {conv.out_channels} channels, '
+                    f'that of the smaller network {before.out_channels}: Net2Net makes networks '
+                    'wider, not narrower.'
+                )
+
+
+def net2net(small: nn.Module, large: nn.Module, noise: float = NOISE) -> None:
+    """Give ``large`` weights with which it computes what ``small`` does.
+
+    Random numbers come from torch's generator.
+
+    Args:
+        small: a ResNet of :mod:`pretrain.models`.
+        large: one with at least as many channels and blocks everywhere; it is filled.
+        noise: what is added to the weights of repeated channels, in standard deviations of the
+            layer's weights, so that the copies learn different things (Section 2.2 of the paper);
+            with 0 the two networks compute the same.
+
+    Example:
+        >>> net2net(build_cifar_resnet(14, 100), large := build_cifar_resnet(20, 100))
+    """
+    with torch.no_grad():
+        stream = _repeat(torch.arange(small.conv1.out_channels), large.conv1.out_channels)
+        rgb = torch.arange(3)
+        _fill(small.conv1, large.conv1, small.bn1, large.bn1, rgb, stream, noise)
+        for old, new in zip(_stages(small), _stages(large), strict=True):
+            for block, wider in zip(old, new, strict=False):
+                stream = _fill_block(block, wider, stream, noise)
+            for block in list(new)[len(old) :]:
+                last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+        large.fc.weight.copy_(small.fc.weight[:, stream] / _copies(stream))
+        large.fc.bias.copy_(small.fc.bias)
+
+
+def _fill_block(small: nn.Module, large: nn.Module, inputs: Tensor, noise: float) -> Tensor:
+    """Fill a residual block that reads channels ``inputs``; returns the channels it gives out."""
+    old, new = _convolutions(small), _convolutions(large)
+    before, after = old[-1].out_channels, new[-1].out_channels
+    shortcut = small.downsample
+    if isinstance(shortcut, nn.Sequential):  # a convolution: the channels are free to choose
+        outputs = _repeat(torch.arange(before), after)
+        bn, wider = shortcut[1], large.downsample[1]
+        _fill(shortcut[0], large.downsample[0], bn, wider, inputs, outputs, noise)
+    else:  # what comes in goes out, and new channels, if any, begin with zeros
+        first = old[0].in_channels
+        outputs = torch.cat([inputs, _repeat(torch.arange(first, before), after - len(inputs))])
+    channels = inputs
+    for number, (conv, wider) in enumerate(zip(old, new, strict=True), start=1):
+        last = number == len(old)
+        repeated = _repeat(torch.arange(conv.out_channels), wider.out_channels)
+        given = outputs if last else repeated
+        norms = (getattr(block, f'bn{number}') for block in (small, large))
+        _fill(conv, wider, *norms, channels, given, noise)
+        channels = given
+    return outputs
+
+
+def _fill(
+    conv: nn.Conv2d,
+    wider: nn.Conv2d,
+    bn: nn.BatchNorm2d,
+    wider_bn: nn.BatchNorm2d,
+    inputs: Tensor,
+    outputs: Tensor,
+    noise: float,
+) -> None:
+    """Fill a convolution and its batch normalisation; ``inputs`` and ``outputs`` are g of the
+    channels that it reads and gives out."""
+    weight = conv.weight[outputs][:, inputs] / _copies(inputs)[None, :, None, None]
+    again = (outputs[:, None] == outputs).tril(-1).any(dim=1)  # is there such a channel before?
+    weight[again] += noise * weight.std() * torch.randn_like(weight[again])
+    wider.weight.copy_(weight)
+    for name in ('weight', 'bias', 'running_mean', 'running_var'):
+        getattr(wider_bn, name).copy_(getattr(bn, name)[outputs])
+
+
+def _repeat(channels: Tensor, count: int) -> Tensor:
+    """g: the channels, and then random ones of them until there are ``count``."""
+    more = torch.randint(max(1, len(channels)), (count - len(channels),))
+    return torch.cat([channels, channels[more]])
+
+
+def _copies(channels: Tensor) -> Tensor:
+    """For each channel how often it is there."""
+    return (channels[:, None] == channels).sum(dim=1)
+
+
+def _stages(network: nn.Module) -> list[Sequence[nn.Module]]:
+    names = (f'layer{k}' for k in (1, 2, 3, 4))
+    return [getattr(network, name) for name in names if hasattr(network, name)]
+
+
+def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    names = (f'conv{number}' for number in (1, 2, 3))
+    return [getattr(block, name) for name in names if hasattr(block, name)]
+
+
+@HOOKS.register_module()
+class Net2NetHook(Hook):
+    """Fills the student of a new run from a smaller network that another run has trained.
+
+    Args:
+        network: config of the smaller network.
+        checkpoint: its file.
+        seed: of the channels that are repeated, and of their noise.
+    """
+
+    def __init__(self, network: dict, checkpoint: str, seed: int) -> None:
+        self.network = network
+        self.checkpoint = checkpoint
+        self.seed = seed
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.iter:
+            return
+        small = MODELS.build(self.network)
+        small.load_state_dict(network_weights(load_from_disk(self.checkpoint)))
+        with torch_seed(stable_seed(self.seed, 0)):
+            large = MODELS.build(runner.cfg.model.network)
+            net2net(small, large)
+        unwrap(runner).student.load_state_dict(large.state_dict())
+        runner.logger.info(f'The student begins as the network of {self.checkpoint}.')

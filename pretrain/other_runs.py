@@ -1,0 +1,68 @@
+"""Networks that another run has trained: a teacher, or the one that Net2Net starts from."""
+
+from collections.abc import Mapping
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from pretrain.classifier import student_weights
+from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch, weights_sha256
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences, identity_in, in_words
+
+
+def network_weights(checkpoint: dict) -> Mapping[str, Tensor]:
+    """The weights of a pretraining checkpoint's student, or of a file that holds weights alone."""
+    if 'meta' in checkpoint:
+        return student_weights(checkpoint)
+    return checkpoint.get('state_dict', checkpoint)
+
+
+def check_other_run(path: str, network: dict, config: Config) -> str:
+    """Make sure that a checkpoint holds a network that can work beside this run's student.
+
+    Args:
+        path: a checkpoint of this suite, or a file with the weights alone. Such a file does not
+            tell the preprocessing that the network was trained with.
+        network: the config that the network must have.
+        config: of the run.
+
+    Returns:
+        The hash of the weights.
+
+    Raises:
+        UserError: naming what differs: network, number of classes, preprocessing, size of the
+            pictures or tensors.
+    """
+    checkpoint = load_from_disk(path)
+    if 'meta' in checkpoint:
+        theirs, ours = (
+            _described(identity['model']['network'], identity)
+            for identity in (identity_in(checkpoint, path), config.to_dict())
+        )
+        ours['network'] = dict(network)
+        if found := differences(theirs, ours):
+            raise UserError(
+                f'{path} {in_words(found, "was trained with", "this run asks for")}: choose a '
+                'checkpoint of the same network, or state its own as teacher.network.'
+            )
+    theirs, ours = network['num_classes'], config.model.network.num_classes
+    if theirs != ours:
+        raise UserError(
+            f'{path} is of a network with {theirs} classes, the student has {ours}: choose one of '
+            'the same data.'
+        )
+    weights = network_weights(checkpoint)
+    with torch.device('meta'):
+        wanted = MODELS.build(dict(network)).state_dict()
+    if mismatch := tensor_mismatch(weights, wanted, 'the network'):
+        raise UserError(f'{path} is of another network than {dict(network)}: {mismatch}.')
+    return weights_sha256(weights)
+
+
+def _described(network: dict, settings: dict) -> dict:
+    preprocessor = settings['model']['data_preprocessor']
+    described = {'network': network, 'image_size': settings.get('image_size')}
+    return described | {name: list(preprocessor[name]) for name in ('mean', 'std')}
