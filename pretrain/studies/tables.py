@@ -1,20 +1,25 @@
 """From run.json records to the tables of Section 4.1. Nothing else is read, nothing is typed."""
 
+import json
 import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from mmengine.config import Config
 from scipy.stats import ttest_ind
 
+from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
 
 METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
-MAY_DIFFER = ('algorithm', 'param_scheduler', 'teacher', 'randomness.seed', 'data_seed')
+MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
+MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
+RESNET_EPOCHS = 164  # of CIFAR-100's ResNets (Section 4.1)
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 
@@ -105,28 +110,90 @@ def _rows(
     ]
 
 
-def methods_table(records: Sequence[dict], configs: Sequence[Config], errors: bool = True) -> str:
-    """The error and the cost of each method, as measured, beside those of the first, the baseline.
+def table_1(records: Sequence[dict], configs: Sequence[Config]) -> str:
+    """The attributes, the error and the cost of each method, as measured.
 
-    Iterations and seconds are those of training alone, over all generations; each is a mean over
-    the seeds. Without ``errors`` the cost stands alone. Args and errors raised are those of
-    :func:`table_3`.
+    The attributes follow from the config: a method with another network than the student's has not
+    the same architecture, and one with whole generations or with another run's network is not
+    within one generation. Iterations and seconds are those of training alone, over all generations
+    of the run; each is a mean over the seeds. The first config is the baseline. Args and errors
+    raised are those of :func:`table_3`.
     """
     arms, notes, _ = _arms(records, configs)
-    header = ['method', 'generations', 'n', 'iterations', '× BL', 'seconds', '× BL']
-    if errors:
-        header[2:3] = 'error (%)', 'n', 'gain over BL', 'p'
     base = arms[0][1]
+    header = ['method', 'same architecture?', 'one generation?', 'error (%)', 'n', 'gain over BL']
+    header += ['p', 'iterations', '× BL', 'seconds', '× BL']
     rows = []
     for config, mine in arms:
-        whole = ' whole' if config.algorithm.fresh_student else ''
-        row = [config.algorithm.name, f'{config.algorithm.generations}{whole}', str(len(mine))]
-        if errors:
-            row.insert(2, mean_std([_last(r, -1) for r in mine]))
-            row += _gain(mine, base)
-        rows.append([*row, *_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')])
+        settings = mine[0]['identity'] if mine else config
+        teacher = settings['model'].get('teacher_network') or config.teacher.network
+        other = teacher or config.initial.network
+        own = not (config.teacher.checkpoint or config.initial.checkpoint)
+        attributes = [
+            f'no ({_name(other)})' if other else 'yes',
+            'yes' if own and not config.algorithm.fresh_student else 'no',
+        ]
+        error = [mean_std([_last(r, -1) for r in mine]), str(len(mine))]
+        cost = [*_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')]
+        rows.append([config.algorithm.name, *attributes, *error, *_gain(mine, base), *cost])
+    notes.append(
+        'The cost is that of the run. A network of another architecture was trained before, in a '
+        'run of its own, which is not counted.'
+    )
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
-    return markdown(header, rows, notes, texts=2)
+    return markdown(header, rows, notes, texts=3)
+
+
+def teachers_table(records: Sequence[dict]) -> str:
+    """How similar teacher and student are, by where the teacher comes from (Section 3.3.2).
+
+    Agreement and KL are means over the training pictures of all epochs with a teacher: how often
+    both put the same class first, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
+
+    Args:
+        records: as :func:`find_records` gives them, of runs whose teachers are their own students.
+
+    Raises:
+        UserError: if there are none, or they do not belong in one table.
+    """
+    mine = [r for r in records if any('difference' in e.get('train', {}) for e in r['history'])]
+    mine = [r for r in mine if not r['identity'].get('teacher')]
+    if not mine:
+        raise UserError('There is no record of a run with a teacher of its own.')
+    _one_setting(mine)
+    rows = []
+    for label in dict.fromkeys(r['label'] for r in mine):
+        group = [r for r in mine if r['label'] == label]
+        algorithm = group[0]['identity']['algorithm']
+        taught = [e['train'] for r in group for e in r['history'] if 'difference' in e['train']]
+        means = {
+            name: statistics.fmean(entry[name] for entry in taught)
+            for name in ('teacher_error', 'agreement', 'difference')
+        }
+        rows.append(
+            [
+                label,
+                _c_l(algorithm),
+                *(f'{value:.2f}' for value in means.values()),
+                mean_std([_last(r, -1) for r in group]),
+                str(len(group)),
+            ]
+        )
+    header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
+    full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
+    described = f'{_backbone(mine[0]["identity"])}: {_describe(mine)}'
+    notes = [described if full else f'{SHORTENED}{described}']
+    return markdown([*header, 'error (%)', 'n'], rows, notes, texts=2)
+
+
+def _c_l(algorithm: Mapping[str, Any]) -> str:
+    """Where the teacher of iteration l comes from, in words."""
+    every, lag, decay = (algorithm.get(name) for name in ('copy_every', 'lag', 'decay'))
+    if every is None:
+        return f'end of the last of {len(algorithm["generations"])} mini-generations'
+    lag = lag or 1
+    c_l = f'l - {lag}' if every == 1 else f'l - {lag + every - 1} to l - {lag}'
+    return f'average up to {c_l}, decay {decay}' if decay else c_l
 
 
 def errors_table(records: Sequence[dict]) -> str:
@@ -258,12 +325,27 @@ def _arms(
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
-    """The network and the algorithm of a config or an identity, but for names and lengths."""
-    algorithm = dict(settings['algorithm'])
+    """What makes a config or an identity a row of its own: network and method, but for names,
+    lengths, and what the other run's network is."""
+    # Records tell nothing of settings that came after them.
+    algorithm = _defaults() | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')
     for name in ('name', 'taught_after'):
         algorithm.pop(name, None)
-    return _backbone(settings), lengths if isinstance(lengths, int) else len(lengths), algorithm
+    teacher = settings.get('teacher')  # of a record the hash
+    return (
+        _backbone(settings),
+        lengths if isinstance(lengths, int) else len(lengths),
+        isinstance(lengths, list) and len({*lengths}) > 1,
+        bool(teacher.get('checkpoint') if isinstance(teacher, dict) else teacher),
+        (settings.get('initial') or {}).get('network') or {},
+        algorithm,
+    )
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return load_config('configs/_base_/pretrain/classification.py').algorithm.to_dict()
 
 
 def _one_setting(records: Sequence[dict]) -> None:
@@ -290,9 +372,13 @@ def _epochs(record: dict) -> int:
 
 def _backbone(settings: Mapping[str, Any]) -> str:
     """The name of the network of a config or an identity."""
-    network = settings['model']['network']
+    return _name(settings['model']['network'])
+
+
+def _name(network: Mapping[str, Any]) -> str:
     names = network.get('name'), network['type'].removeprefix('Cifar'), network.get('depth')
-    return names[0] or '-'.join(str(name) for name in names[1:] if name is not None)
+    name = names[0] or '-'.join(str(name) for name in names[1:] if name is not None)
+    return f'{name} of width {network["width"]}' if 'width' in network else name
 
 
 def _last(record: dict, k: int) -> float:

@@ -90,5 +90,5 @@ def test_records_are_collected_and_read_again(call: Callable, tmp_path: Path) ->
     out = tmp_path / 'set.jsonl'
     printed, _ = call('tools/collect_records.py', tmp_path, out)
     assert printed == f'14 records are in {out}.\n'
-    tables = {call('tools/table.py', 'methods', records) for records in (tmp_path, out, source)}
+    tables = {call('tools/table.py', '1', records) for records in (tmp_path, out, source)}
     assert len(tables) == 1

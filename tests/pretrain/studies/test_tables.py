@@ -14,10 +14,11 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.tables import find_records
 from pretrain.studies.tables import (
     errors_table,
-    methods_table,
+    table_1,
     table_2,
     table_3,
     table_4,
+    teachers_table,
     welch_p,
 )
 from tests.conftest import ROOT
@@ -142,16 +143,73 @@ def test_unfinished_runs_do_not_count(records: Path) -> None:
 
 def test_methods_cost_what_was_measured(records: Path) -> None:
     write(records, 'resnet20_ban', 0, [34.0, 33.0, 32.5, 32.0])
-    configs = [ROWS[0], ROWS[3], load_config(CIFAR / 'resnet20_ban.py'), ROWS[2]]
-    table = methods_table(find_records(records), configs)
+    ban, kd, wider = (load_config(CIFAR / f'resnet20_{m}.py') for m in ('ban', 'kd', 'net2wider'))
+    table = table_1(find_records(records), [ROWS[0], ROWS[3], ban, ROWS[2], kd, wider])
     assert cells(table, 'BAN') == [
-        '4 whole', '32.00', '1', '+2.90', '–', str(4 * 164 * 391), '4.00', '1312', '4.00',
+        'yes', 'no', '32.00', '1', '+2.90', '–', str(4 * 164 * 391), '4.00', '1312', '4.00',
     ]  # fmt: skip
-    assert cells(table, 'SD T=3')[5:] == [str(164 * 391), '1.00', '328', '1.00']
-    assert cells(table, 'SD T=2')[1:3] == ['missing', '0']
-    assert cells(table, 'BL')[3:5] == ['', '']
-    cost = methods_table(find_records(records), configs, errors=False)
-    assert cells(cost, 'BAN') == ['4 whole', '1', str(4 * 164 * 391), '4.00', '1312', '4.00']
+    assert cells(table, 'SD T=3')[:2] == ['yes', 'yes']
+    assert cells(table, 'SD T=3')[6:] == [str(164 * 391), '1.00', '328', '1.00']
+    assert cells(table, 'SD T=2')[2:4] == ['missing', '0']
+    assert cells(table, 'BL')[4:6] == ['', '']
+    assert cells(table, 'KD')[:4] == ['no (ResNet-110)', 'no', 'missing', '0']
+    assert cells(table, 'Net2WiderNet')[:2] == ['no (ResNet-20 of width 8)', 'no']
+
+
+def test_rows_tell_runs_apart_by_teacher_schedule_and_first_weights(tmp_path: Path) -> None:
+    """What the algorithm alone does not say; and records older than a setting have its default."""
+    kd, deeper = (load_config(CIFAR / f'resnet20_{m}.py') for m in ('kd', 'net2deeper'))
+    linear = load_config(CIFAR / 'resnet20_sd_linear.py')
+    network = {'type': 'CifarResNet', 'depth': 32, 'num_classes': 100}
+    taught = {'model': {'network': kd.model.network, 'teacher_network': network}, 'teacher': 'hash'}
+    write(tmp_path, 'resnet20_bl', 0, [34.0])
+    write(tmp_path, 'resnet20_kd', 0, [33.0], identity=taught)
+    write(tmp_path / 'alone', 'resnet20_kd', 0, [50.0])
+    write(tmp_path, 'resnet20_net2deeper', 0, [32.0], identity={'initial': deeper.initial})
+    write(tmp_path, 'resnet20_sd_linear', 0, [36.0, 35.0, 34.0, 31.0])
+    write(tmp_path, 'resnet20_sd_t2', 0, [36.0, 35.0, 34.0, 30.0])
+    for path in tmp_path.glob('resnet20_[bs]*/*/run.json'):
+        record = json.loads(path.read_text())
+        algorithm = record['identity']['algorithm']
+        if algorithm['schedule'] == 'cosine':
+            for name in ('schedule', 'rates', 'features', 'copy_every', 'lag', 'decay'):
+                del algorithm[name]
+            path.write_text(json.dumps(record))
+    table = table_1(find_records(tmp_path), [ROWS[0], ROWS[2], linear, kd, deeper])
+    found = [cells(table, name)[2] for name in ('BL', 'SD T=2', 'SD linear', 'KD', 'Net2DeeperNet')]
+    assert found == ['34.00', '30.00', '31.00', '33.00', '32.00']
+    assert cells(table, 'KD')[0] == 'no (ResNet-32)'  # of the record, not of the config
+    assert 'Records that belong in no row: ResNet-20, KD (1).' in table
+
+
+def test_teachers_are_compared_by_what_the_records_hold(tmp_path: Path) -> None:
+    def history(agreement: float, difference: float) -> list[dict]:
+        taught = {'teacher_error': 40.0, 'agreement': agreement, 'difference': difference}
+        trains = [{'error': 50.0}, taught, taught | {'agreement': agreement + 2}]
+        return [{'epoch': e, 'train': train} for e, train in enumerate(trains)]
+
+    write(tmp_path, 'resnet20_bl', 0, [34.0])
+    for seed in (0, 1):
+        write(tmp_path, 'resnet20_lag10', seed, [33.0 + seed], history=history(80.0 + seed, 0.25))
+    write(tmp_path, 'resnet20_ema', 0, [31.0], history=history(70.0, 0.5))
+    write(tmp_path, 'resnet20_sd_t2', 0, [36.0, 35.0, 34.0, 30.0], history=history(60.0, 1.0))
+    write(
+        tmp_path, 'resnet20_kd', 0, [33.0], history=history(60.0, 1.0),
+        identity={'teacher': 'hash'},
+    )  # fmt: skip
+    table = teachers_table(find_records(tmp_path))
+    assert cells(table, 'resnet20_lag10') == [
+        'l - 10', '40.00', '81.50', '0.25', '33.50 ± 0.71', '2',
+    ]  # fmt: skip
+    assert cells(table, 'resnet20_ema')[0] == 'average up to l - 1, decay 0.99'
+    assert cells(table, 'resnet20_sd_t2')[:3] == [
+        'end of the last of 4 mini-generations', '40.00', '61.00',
+    ]  # fmt: skip
+    assert 'resnet20_kd' not in table
+    assert 'resnet20_bl' not in table
+    assert 'SHORTENED' not in table
+    with pytest.raises(UserError, match='no record of a run with a teacher of its own'):
+        teachers_table([])
 
 
 def test_table_4(tmp_path: Path) -> None:
