@@ -221,6 +221,10 @@ def _check_other_runs(config: Config) -> dict[str, str | None]:
             'teacher.network and algorithm.features need teacher.checkpoint: give the checkpoint '
             'of a run that has trained the teacher.'
         )
+    if algorithm.copy_every and not algorithm.teacher_weight > 0:
+        raise UserError(
+            'algorithm.copy_every is given, but algorithm.teacher_weight is 0: set it above 0.'
+        )
     if teacher.checkpoint and algorithm.copy_every:
         raise UserError(
             'algorithm.copy_every is for a teacher of copies of the student: leave it or '
