@@ -1,7 +1,6 @@
 """The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
 
 import copy
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -10,53 +9,15 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from pretrain.feature_losses import forward_to_layers
+from pretrain.losses import SnapshotDistillationLoss
 from pretrain.metrics import TrainingStatistics
 from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
+from pretrain.teacher import fold, freeze
 
-
-def freeze(network: nn.Module) -> nn.Module:
-    """Turn every parameter of ``network`` into a buffer, in place.
-
-    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these;
-    saving, loading and moving to a device work as usual. The optimizer's state of a run with a
-    teacher therefore fits a run without one.
-    """
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
-    return network
-
-
-def fold(teacher: nn.Module, precision: str) -> nn.Module:
-    """A copy of a network in evaluation mode that gives its logits with fewer kernels.
-
-    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here,
-    once; autocast would cast them at each forward, since it keeps only the casts of weights that
-    need a gradient. A network that torch.fx cannot trace is copied as it is, and a warning says so.
-
-    Args:
-        teacher: from :func:`freeze`; it is not changed.
-        precision: 'bf16' or 'float32'.
-    """
-    try:
-        folded = fuse(teacher)
-    except Exception as error:  # tracing runs the network's own code, which may raise anything
-        warnings.warn(
-            f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
-            'into the convolutions. The results are the same, its forward is slower.',
-            stacklevel=2,
-        )
-        folded = copy.deepcopy(teacher)
-    if precision == 'bf16':
-        for module in folded.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(torch.bfloat16)
-    return folded.to(memory_format=torch.channels_last)
+MODELS.register_module(module=SnapshotDistillationLoss)  # whose module needs no mmengine
 
 
 @MODELS.register_module()

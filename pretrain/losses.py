@@ -1,9 +1,8 @@
-"""The loss of Snapshot Distillation (Eqn 3)."""
+"""The loss of Snapshot Distillation (Eqn 3). Needs torch alone."""
 
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pretrain.runs.errors import UserError
@@ -71,7 +70,6 @@ def top_score_difference(logits: Tensor, count: int = 5) -> Tensor:
     return (scores[:, 0] - scores[:, 1:].mean(dim=1)).mean()
 
 
-@MODELS.register_module()
 class SnapshotDistillationLoss(nn.Module):
     """Eqn 3 with a teacher, Eqn 1 without, for SD and for the methods it is compared with.
 

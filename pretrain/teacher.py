@@ -1,0 +1,98 @@
+"""What a teacher is: an earlier student, frozen, in evaluation mode (Section 3.3.4). Needs torch
+alone."""
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Turn every parameter of ``network`` into a buffer, in place.
+
+    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these;
+    saving, loading and moving to a device work as usual. The optimizer's state of a run with a
+    teacher therefore fits a run without one.
+    """
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return network
+
+
+def fold(teacher: nn.Module, precision: str) -> nn.Module:
+    """A copy of a network in evaluation mode that gives its logits with fewer kernels.
+
+    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here,
+    once; autocast would cast them at each forward, since it keeps only the casts of weights that
+    need a gradient. A network that torch.fx cannot trace is copied as it is, and a warning says so.
+
+    Args:
+        teacher: from :func:`freeze`; it is not changed.
+        precision: 'bf16' or 'float32'.
+    """
+    try:
+        folded = fuse(teacher)
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        warnings.warn(
+            f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
+            'into the convolutions. The results are the same, its forward is slower.',
+            stacklevel=2,
+        )
+        folded = copy.deepcopy(teacher)
+    if precision == 'bf16':
+        for module in folded.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return folded.to(memory_format=torch.channels_last)
+
+
+class SnapshotTeacher(nn.Module):
+    """The teacher of a training loop of your own: the student at the end of the mini-generation
+    before (Eqn 4). Its state dict resumes it.
+
+    Args:
+        student: any network from images to logits (N, C).
+
+    Example:
+        >>> student = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+        >>> teacher, images = SnapshotTeacher(student), torch.rand(2, 3, 2, 2)
+        >>> teacher(images)  # None: the first mini-generation has no teacher
+        >>> teacher.take(student)
+        >>> teacher(images).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = freeze(copy.deepcopy(student)).eval()
+        self.teaching = False
+        self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
+
+    def take(self, student: nn.Module) -> None:
+        """Make the present student, running statistics included, the teacher."""
+        self.load_state_dict({**student.state_dict(prefix='network.'), '_extra_state': True})
+
+    def forward(self, inputs: Tensor) -> Tensor | None:
+        """The teacher's logits (N, C), without gradient; None as long as there is no teacher."""
+        if not self.teaching:
+            return None
+        if not self._folded:
+            self._folded.append(fold(self.network, 'float32'))
+        with torch.no_grad():
+            return self._folded[0](inputs)
+
+    def train(self, mode: bool = True) -> 'SnapshotTeacher':
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def get_extra_state(self) -> bool:
+        return self.teaching
+
+    def set_extra_state(self, state: bool) -> None:
+        self.teaching = state
+        self._folded.clear()

@@ -1,0 +1,136 @@
+"""The method outside this suite's runs: in a loop of one's own, with networks of timm."""
+
+import copy
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+import pretrain.build  # noqa: F401  (fills the registries)
+from pretrain.classifier import SnapshotClassifier
+from pretrain.runs.errors import UserError
+from pretrain.teacher import SnapshotTeacher
+from tests.conftest import ROOT
+
+
+def test_loss_schedule_and_teacher_import_no_mmengine() -> None:
+    code = 'import pretrain.losses, pretrain.schedule, pretrain.teacher, sys; '
+    code += 'print([name for name in sys.modules if name.startswith("mmengine")])'
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == '[]'
+
+
+@pytest.fixture
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(), nn.Flatten(), nn.LazyLinear(4)
+    )
+
+
+def test_a_teacher_is_the_student_as_it_was_taken(student: nn.Module) -> None:
+    images = torch.randn(5, 3, 8, 8)
+    student(images)
+    teacher = SnapshotTeacher(student).train()
+    assert teacher(images) is None
+    assert list(teacher.parameters()) == []
+    for _ in range(2):  # the second snapshot takes the first one's place
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        student.train()(images).square().mean().backward()
+        optimizer.step()
+        expected = copy.deepcopy(student).eval()(images).detach()
+        teacher.take(student)
+        student.zero_grad()
+        student(images).sum().backward()
+        optimizer.step()
+        torch.testing.assert_close(teacher(images), expected, atol=1e-5, rtol=1e-5)
+        assert not teacher(images).requires_grad
+    resumed = SnapshotTeacher(student)
+    resumed.load_state_dict(teacher.state_dict())
+    assert torch.equal(resumed(images), teacher(images))
+
+
+@pytest.mark.parametrize(
+    ('name', 'traced', 'options'),
+    [
+        ('vit_tiny_patch16_224', False, {'img_size': 32, 'depth': 2}),
+        ('swin_tiny_patch4_window7_224', True, {'img_size': 56, 'depths': (1, 1, 1, 1)}),
+    ],
+)
+def test_networks_of_timm_teach_whether_they_can_be_traced_or_not(
+    name: str, traced: bool, options: dict
+) -> None:
+    model = SnapshotClassifier(
+        network=dict(type='Timm', name=name, num_classes=4, **options),
+        loss=dict(type='SnapshotDistillationLoss', teacher_weight=1.0, temperature=2.0),
+        data_preprocessor=dict(type='ImgDataPreprocessor'),
+    ).train()
+    size = options['img_size']
+    batch = {'inputs': torch.randn(2, 3, size, size), 'data_samples': torch.tensor([0, 3])}
+    model.teaching = True
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        losses = model(**batch, mode='loss')
+        model(**batch, mode='loss')['loss'].backward()
+    told = [str(w.message) for w in warned if 'cannot trace the teacher' in str(w.message)]
+    assert len(told) == (0 if traced else 1)
+    assert losses['loss'].isfinite()
+    with torch.no_grad():
+        expected = model.teacher(batch['inputs'])
+    torch.testing.assert_close(model.teach(batch['inputs']), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_network_of_timm_is_named() -> None:
+    with pytest.raises(UserError, match='has no network resnet51'):
+        MODELS.build(dict(type='Timm', name='resnet51', num_classes=4))
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Dicts as mmengine's loaders take them, or pairs as torch's."""
+
+    def __init__(self, as_dict: bool) -> None:
+        self.as_dict = as_dict
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict | tuple:
+        picture = torch.full((3, 32, 32), 20 * index, dtype=torch.uint8)
+        if self.as_dict:
+            return {'inputs': picture, 'data_samples': index % 2}
+        return picture.float(), index % 2
+
+
+def examples() -> list[str]:
+    text = (ROOT / 'configs/README.md').read_text().split('## SD in your own training')[1]
+    return re.findall(r'```python\n(.*?)```', text.split('\n## ')[0], re.DOTALL)
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_examples_train(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand in the README, but for small networks and two epochs."""
+    monkeypatch.chdir(tmp_path)
+    code = examples()[number]
+    for text, small in (('[45, 45]', '[1, 1]'), ("'resnet50'", "'resnet10t'")):
+        assert text in code
+        code = code.replace(text, small)
+    names = {'train_set': Pictures(as_dict=number == 1)}
+    exec(code, names)
+    assert [path.name for path in sorted(tmp_path.rglob('snapshot_*'))] == [
+        'snapshot_1.pth',
+        'snapshot_2.pth',
+    ]
+    model = names['runner'].model if number else names['teacher']
+    assert model.teaching
+    if number == 1:
+        saved = torch.load(next(tmp_path.rglob('snapshot_1.pth')), weights_only=False)
+        teacher = model.teacher.state_dict()
+        assert torch.equal(teacher['fc.weight'], saved['state_dict']['student.fc.weight'])
