@@ -46,8 +46,7 @@ LOSS_SETTINGS = (
 
 # These settings act before any teacher takes part. All lengths are among them, because mmengine
 # goes on with the schedule that the checkpoint holds.
-FROM_THE_START = ('generations', 'schedule', 'rates', 'confidence_penalty', 'features')
-FROM_THE_START += ('copy_every', 'lag', 'decay')
+FROM_THE_START = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -121,13 +120,14 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
         ours: the identity of the run that shall continue it.
         another_run: whether these are two runs, and not one that is resumed.
     """
-    keys = ['algorithm.name']
+    # `param_scheduler`, which is compared, says what these two do.
+    keys = ['algorithm.name', 'algorithm.schedule', 'algorithm.rates']
     if another_run:
         keys.append('data_seed')
     algorithms = theirs['algorithm'], ours['algorithm']
     if epoch <= min(algorithm['taught_after'] for algorithm in algorithms):
         late = set().union(*algorithms).difference(FROM_THE_START)
-        keys += ['teacher', *(f'algorithm.{name}' for name in late)]
+        keys += ['teacher', 'model.teacher_network', *(f'algorithm.{name}' for name in late)]
     return keys
 
 
@@ -179,7 +179,8 @@ def _hooks(config: Config) -> dict[str, dict]:
         ),
         ensemble=dict(
             type='EnsembleHook',
-            generations=len(algorithm.generations),
+            # A student that has learnt features alone does not classify yet.
+            generations=1 if algorithm.features else len(algorithm.generations),
             # T^(k-1) is for students that copy a softened teacher without being softened.
             temperature=1.0 if algorithm.symmetric else algorithm.temperature,
         ),

@@ -68,7 +68,7 @@ def net2net(small: nn.Module, large: nn.Module, noise: float = NOISE) -> None:
         small: a ResNet of :mod:`pretrain.models`.
         large: one with at least as many channels and blocks everywhere; it is filled.
         noise: what is added to the weights of repeated channels, in standard deviations of the
-            layer's weights, so that the copies learn different things (Section 2.2 of the paper);
+            layer's weights, so that the copies learn different things, as the paper advises;
             with 0 the two networks compute the same.
 
     Example:

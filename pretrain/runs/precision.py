@@ -56,8 +56,9 @@ def autocast(precision: str, device_type: str) -> torch.autocast:
 
     Args:
         precision: 'bf16' or 'float32'.
-        device_type: 'cuda' or 'cpu'.
+        device_type: 'cuda', 'cpu' or, where shapes alone are computed, 'meta'.
     """
+    device_type = 'cpu' if device_type == 'meta' else device_type
     return torch.autocast(device_type, torch.bfloat16, enabled=precision == 'bf16')
 
 

@@ -200,8 +200,8 @@ def test_knowledge_distillation_against_repdistiller() -> None:
 
 
 def test_label_refinery_learns_the_teachers_labels_alone(batch: tuple) -> None:
-    """Cross-entropy with the teacher's scores as labels, but for their entropy, which is constant
-    (Section 3.2 of reference [2]); the true labels have no part in it."""
+    """Cross-entropy with the teacher's scores as labels (reference [2]), but for their entropy,
+    which is constant; the true labels have no part in it."""
     logits, labels, teacher = (torch.tensor(array) for array in batch)
     loss = SnapshotDistillationLoss(1.0, 1.0, label_weight=0.0)
     z = logits.clone().requires_grad_()

@@ -51,7 +51,7 @@ def test_function_is_preserved(name: str, training: bool) -> None:
 
 
 def test_wider_layer_against_the_papers_formula() -> None:
-    """Algorithm 1 of the paper, weight by weight: the first layers of a CIFAR ResNet."""
+    """Weight by weight: the first layers of a CIFAR ResNet."""
     small, large = trained(build_cifar_resnet(8, 10, 4)), build_cifar_resnet(8, 10, 7)
     net2net(small, large, noise=0.0)
     old, new = small.conv1.weight, large.conv1.weight

@@ -326,8 +326,9 @@ def test_features_alone_train_the_first_mini_generation(
         torch.testing.assert_close(
             runner.model.student.state_dict()[key], tensor, atol=2e-4, rtol=2e-3, msg=key
         )
-    history = read_record(tmp_path / 'fitnet/run.json')['history']
-    assert [('kl' in entry['train']) for entry in history] == [False, True, True]
+    record = read_record(tmp_path / 'fitnet/run.json')
+    assert [('kl' in entry['train']) for entry in record['history']] == [False, True, True]
+    assert 'ensemble' not in record
 
 
 def test_net2net_begins_as_the_smaller_network(tiny_config: Callable, tmp_path: Path) -> None:

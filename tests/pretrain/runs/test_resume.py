@@ -148,6 +148,8 @@ def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -
         (1, {'generations': [4], 'name': 'BL'}),
         (4, {'generations': [2]}),
         (1, {'confidence_penalty': 1.0}),
+        (1, {'copy_every': 1}),
+        (1, {'features': {'type': 'HintLoss'}}),
     ],
 )
 def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
@@ -185,6 +187,8 @@ CHANGES = {
     'randomness.seed=1': 'randomness.seed=0, .* 1',
     'optim_wrapper.optimizer.lr=0.5': r'optimizer\.lr=0\.03, .* 0\.5',
     'epochs=4': 'epochs=3, .* 4',
+    'algorithm.schedule=linear': 'param_scheduler.* RestartLR',
+    'algorithm.rates=[0.5]': r'restart_weights=\[1.0\], .* \[0.5\]',
 }
 
 
