@@ -214,11 +214,8 @@ def errors_table(records: Sequence[dict]) -> str:
         mine = [r for r in records if _backbone(r['identity']) == backbone]
         _one_setting(mine)
         notes.append(f'{backbone}: {_describe(mine)}')
-        arms = {
-            r['label']: [] for r in sorted(mine, key=lambda r: (r['label'] != 'BL', r['label']))
-        }
-        for record in mine:
-            arms[record['label']].append(record)
+        labels = sorted({r['label'] for r in mine}, key=lambda label: (label != 'BL', label))
+        arms = {label: [r for r in mine if r['label'] == label] for label in labels}
         base = arms.get('BL', [])
         for label, arm in arms.items():
             ends = [r['generations'][-1]['last'] for r in arm]
