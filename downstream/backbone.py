@@ -19,7 +19,7 @@ from pretrain.runs.checkpoint import tensor_mismatch
 from pretrain.runs.errors import UserError
 
 # ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
-# ResNetV1c and ResNetV1d, of which mmdet lacks the first.
+# ResNetV1c and ResNetV1d, because mmdet has no ResNetV1c.
 STEMS = {'v1': (False, False), 'v1c': (True, False), 'v1d': (True, True)}
 
 

@@ -103,13 +103,13 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     backbone = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f'{name} is no tensor: save the state dict alone.')
+            raise UserError(f'{name} is no tensor: save only the state dict.')
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise UserError(f'{name} is no dense tensor: save the weights as float32.')
         if name.startswith(prefix):
             backbone[name.removeprefix(prefix)] = tensor
         elif not name.removeprefix('module.').startswith(_CLASSIFIER):
-            raise UserError(f'{name} is not of the {prefix[:-1]}: save the backbone alone.')
+            raise UserError(f'{name} is not of the {prefix[:-1]}: save only the backbone.')
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' in backbone:
         return {_rename(name, _STEM_NAMES): tensor for name, tensor in backbone.items()}
@@ -253,7 +253,7 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
             'channel_order': {True: 'RGB', False: 'BGR'}.get(preprocessor.get('to_rgb')),
         }
     except (SyntaxError, ValueError, AttributeError) as error:
-        raise UserError("its config cannot be read: save its ['state_dict'] alone.") from error
+        raise UserError("its config cannot be read: save only its ['state_dict'].") from error
     return {fact: value for fact, value in found.items() if value is not None}
 
 

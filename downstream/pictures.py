@@ -60,7 +60,7 @@ class PicturesHook(Hook):
         )
 
     def _ground_truth(self, sample: BaseDataElement) -> InstanceData:
-        """All objects of an image. mmdet's visualizer alone would leave out the difficult ones."""
+        """All objects of an image, with the difficult ones, which mmdet's visualizer leaves out."""
         usual, difficult = sample.gt_instances, sample.ignored_instances
         # Invalid boxes are among the ignored ones and cannot be drawn.
         corners = difficult.bboxes

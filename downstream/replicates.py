@@ -40,7 +40,7 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
         raise UserError(
             f'The replicates of {label} differ in {", ".join(differing)}: give backbones that '
-            'differ in the pretraining seed alone, and other ones another name.'
+            'differ only in the pretraining seed, and other ones another name.'
         )
     keys = [*map(replicate, provenances)]
     if twice := {key for key in keys if keys.count(key) > 1}:
@@ -88,8 +88,8 @@ class Comparison:
         interval: of 95 % confidence; None with too few values, or where they do not vary.
         p: the two-sided p-value of the t-test; None as the interval.
         over: what it is taken over, and what is left out, in words.
-        method: whether they are replicates, so that the test speaks of the method; else the test
-            is over fine-tuning seeds, and speaks of the backbones at hand alone.
+        method: whether both sides have replicates, so that the test speaks of the method; else it
+            is over fine-tuning seeds and speaks only of these backbones.
     """
 
     difference: float | None

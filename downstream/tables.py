@@ -36,7 +36,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
 
     Args:
         records: as :func:`pretrain.runs.tables.find_records` gives them for ``TASKS``.
-        labels: the backbones in the order of the rows, of which the first is the baseline; by
+        labels: the backbones in the order of the rows, the first being the baseline; by
             default those of the records, BL first.
 
     Raises:

@@ -117,7 +117,7 @@ class Transfer:
             if len(self.backbones[label]) > 1:
                 raise UserError(
                     f'{label} is a config and more: give one config, which --pretrain-seeds '
-                    'repeats, or files alone.'
+                    'repeats, or only files.'
                 )
         return configs
 

@@ -326,7 +326,7 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
 
 
 def _only(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
-    """The child with a tag, of which mmdet would read the first alone if there were several."""
+    """The only child with a tag, or None. mmdet would read the first one if there were several."""
     children = node.findall(tag)
     if len(children) > 1:
         raise ValueError(f'<{node.tag}> holds {len(children)} <{tag}>')

@@ -53,7 +53,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and derive every part from the few settings that a config states.
 
     ``epochs`` and ``algorithm`` become the loss, the learning-rate schedule and the hooks, so that
-    BL, SE, SD and the methods they are compared with differ in those alone; ``data_root``,
+    BL, SE, SD and the methods they are compared with differ only in those; ``data_root``,
     ``batch_size`` and the seeds reach the loaders. ``identity`` is added: what must not change
     while the run lasts, see :mod:`pretrain.runs.identity`.
 
@@ -111,13 +111,13 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
     """The keys of the identity that a checkpoint and the run that continues it may differ in
     (Sections 3.3.2, 4.1).
 
-    Runs that differ in the teacher alone, such as SE and SD, share all epochs before either is
+    Runs that differ only in the teacher, such as SE and SD, share all epochs before either is
     taught. A branch of another run may go on with other random numbers.
 
     Args:
         epoch: how many epochs the checkpoint has begun.
         theirs: the identity of the run that wrote it.
-        ours: the identity of the run that shall continue it.
+        ours: the identity of the run that continues it.
         another_run: whether these are two runs, and not one that is resumed.
     """
     # `param_scheduler`, which is compared, says what these two do.

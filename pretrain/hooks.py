@@ -52,7 +52,7 @@ class SnapshotHook(Hook):
         seed: of the new weights of ``fresh_student``.
     """
 
-    # Before SaveHook (LOWEST), whose file shall hold the averaged statistics.
+    # Before SaveHook (LOWEST), so that its file holds the averaged statistics.
     priority = 'NORMAL'
 
     def __init__(

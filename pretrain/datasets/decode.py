@@ -43,7 +43,7 @@ def centre_box(height: int, width: int) -> Box:
 
 
 class Picture:
-    """A picture file, of which only the header is read until a crop is requested.
+    """A picture file. Only its header is read until a crop is requested.
 
     libjpeg-turbo decodes JPEGs, which nearly all of ImageNet's files are. PIL decodes other formats
     and the JPEGs that libjpeg-turbo's interface does not cover: CMYK and rare chroma samplings.
@@ -97,7 +97,7 @@ class Picture:
                     strict=False,
                 )
                 box = _reduce(box, factor)
-            except ValueError:  # a kind of JPEG of which it can read the header alone
+            except ValueError:  # it reads the header of this kind of JPEG, but not its pixels
                 self._open()
         if self._image is not None:
             pixels = np.array(self._image)
@@ -106,7 +106,7 @@ class Picture:
 
 
 def _reduce(box: Box, factor: int) -> Box:
-    """The box in a picture whose sides are ``factor`` times smaller, rounded up."""
+    """The box in the picture that is ``factor`` times smaller, with sides rounded up."""
     top, left = round(box.top / factor), round(box.left / factor)
     bottom = round((box.top + box.height) / factor)
     right = round((box.left + box.width) / factor)

@@ -12,8 +12,11 @@ from pretrain.runs.errors import UserError
 
 
 def require_paths(sources: Mapping[Path, str]) -> None:
-    """Check that the files and folders exist, each of which comes with what to unpack to get it;
-    else UserError, with a line for each one that is missing."""
+    """Check that files and folders exist. ``sources`` says of each what to unpack to get it.
+
+    Raises:
+        UserError: with a line for each one that is missing.
+    """
     missing = [f'No {path}: unpack {what}.' for path, what in sources.items() if not path.exists()]
     if missing:
         raise UserError('\n'.join(missing))

@@ -67,7 +67,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
-            "take an intact file, or one of which its owner saved the ['state_dict'] alone."
+            "take an intact file, or ask its owner to save only the ['state_dict']."
         ) from error
 
 

@@ -92,8 +92,8 @@ def batch_per_process(config: Config, world_size: int) -> int:
     """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
 
     Raises:
-        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or a number
-            is none.
+        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or one of
+            these is no number.
     """
     pieces = config.micro_batches
     for name, value in (('batch_size', config.batch_size), ('micro_batches', pieces)):

@@ -1,4 +1,4 @@
-"""Random numbers as functions of (seed, epoch, index) alone, so that a stop changes none."""
+"""Random numbers that depend only on (seed, epoch, index), so that a stop changes none."""
 
 import random
 from collections.abc import Iterator, Sized
@@ -54,7 +54,7 @@ class EpochSampler(DefaultSampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set of OpenMMLab's whose augmentation follows from (seed, epoch, index).
+    """A data set of mmdet or mmseg, with augmentation that follows from (seed, epoch, index).
 
     Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them: the number of
     workers, a resume or a second process change none.

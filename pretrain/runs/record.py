@@ -109,7 +109,7 @@ class RunRecordHook(Hook):
         generations: the lengths of the run's mini-generations in epochs; fine-tuning has one.
     """
 
-    # Before SaveHook (LOWEST), whose file shall hold the times of the epoch so far.
+    # Before SaveHook (LOWEST), so that its file holds the times of the epoch so far.
     priority = 'VERY_LOW'
 
     def __init__(self, generations: Sequence[int]) -> None:

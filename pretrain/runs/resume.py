@@ -35,7 +35,7 @@ def choose_start(config: Config, args: Namespace) -> None:
         args: ``resume``, ``start_from`` and ``accept_change`` of the command line.
 
     Raises:
-        UserError: if the folder holds a run that shall not be resumed, or one that cannot be.
+        UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.
     """
     work_dir = Path(config.work_dir)
     found = checkpoints(work_dir)
@@ -90,9 +90,9 @@ def check_resume(
 
     Args:
         path: the checkpoint.
-        identity: of the run that shall go on from it.
+        identity: of the run that continues it.
         may_differ: the rule of the stage that the run belongs to, if it has one.
-        another_run: whether the checkpoint is another run's, of which this one is a branch.
+        another_run: whether another run wrote the checkpoint, and this one branches off.
         accepted: keys that may differ because the user says so, and all below them.
 
     Returns:

@@ -72,7 +72,7 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """A p-value with three decimals; a dash where there is none."""
+    """A p-value with three decimals; a dash for None."""
     if p is None:
         return '–'
     return f'{p:.3f}' if p >= 0.001 else '<0.001'
@@ -81,7 +81,7 @@ def format_p(p: float | None) -> str:
 def markdown(
     header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], texts: int
 ) -> str:
-    """A Markdown table, legible as text, whose first ``texts`` columns are not numbers."""
+    """A Markdown table that is aligned as text too. The first ``texts`` columns are no numbers."""
     rule = ['---' if column < texts else '--:' for column in range(len(header))]
     cells = [list(header), rule, *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

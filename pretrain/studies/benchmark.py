@@ -111,7 +111,7 @@ def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
     """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here: 4
-    pictures of 224 pixels square for each gigabyte of a GPU; on a CPU 8, since a step shall take
+    pictures of 224 pixels square for each gigabyte of a GPU; on a CPU 8, so that a step takes
     seconds. ``pixels`` is the area of a picture, ``least`` what the network needs."""
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
@@ -176,7 +176,8 @@ def without_data(path: str | Path, options: Sequence[str]) -> Config:
 
 
 def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]:
-    """The SD config of ``path`` without data, after the baseline that differs in the teacher alone.
+    """The SD config of ``path`` without data, after the baseline, which differs only in the
+    teacher.
 
     Raises:
         UserError: if the config has no teacher.

@@ -42,7 +42,7 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
 
 
 def ours(path: Path) -> tuple[Tensor, Tensor]:
-    """A crop, and what the device shall do to it."""
+    """A crop, and the augmentation that the device applies to it."""
     picture = Picture(path)
     return picture.crop(random_box(picture.height, picture.width, AREA), SIZE), draw_augmentation()
 

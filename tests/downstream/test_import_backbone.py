@@ -340,7 +340,7 @@ def three_blocks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         (quantised, 'conv1.weight has the type torch.int8'),
         (sparse, 'conv1.weight is no dense tensor'),
         (without_values, 'conv1.weight is no dense tensor'),
-        (numbered, '1 is no tensor: save the state dict alone'),
+        (numbered, '1 is no tensor: save only the state dict'),
         (poisoned, 'layer3.1.conv2.weight is not finite'),
         (two_prefixes, 'neck.0.weight is not of the backbone'),
         (three_blocks, r'is no ResNet-18, .* its stages have \(3, 4, 6, 2\) blocks'),
