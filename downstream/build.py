@@ -15,9 +15,9 @@ from mmengine.registry import MODELS
 import downstream.pictures
 import downstream.precision  # noqa: F401
 import pretrain.runs.log
-import pretrain.runs.micro_batches
 import pretrain.runs.randomness
-import pretrain.runs.record  # noqa: F401
+import pretrain.runs.record
+import pretrain.runs.train_loop  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo

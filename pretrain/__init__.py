@@ -26,7 +26,7 @@ Each epoch:
 8. ``SnapshotHook.before_train_iter`` makes the student the teacher if a mini-generation has just
    ended (Eqn 4; ``schedule.py``).
 9. ``MicroBatchTrainLoop.run_iter`` is an iteration: the teacher's logits, the student's logits,
-   the loss of Eqn 3, one update (``runs/micro_batches.py``, ``classifier.py``, ``losses.py``).
+   the loss of Eqn 3, one update (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
 10. ``DeferredLogHook.after_train_iter`` reads the losses when a line of the log is due, and stops
     the run if one is not finite (``runs/log.py``).
 11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5;

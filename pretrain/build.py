@@ -17,8 +17,8 @@ import pretrain.metrics
 import pretrain.models
 import pretrain.net2net
 import pretrain.runs.log
-import pretrain.runs.micro_batches
-import pretrain.runs.record  # noqa: F401
+import pretrain.runs.record
+import pretrain.runs.train_loop  # noqa: F401
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run

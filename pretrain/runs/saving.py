@@ -3,8 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,9 +13,8 @@ from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_ma
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pretrain.runs.checkpoint import checkpoints, is_whole, progress
 from pretrain.runs.errors import UserError
@@ -78,34 +76,6 @@ def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
 def unwrap(runner: Runner) -> nn.Module:
     """The model without what distributes it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-class ResumableLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which resumes at an iteration and not only at an epoch."""
-
-    def run_epoch(self) -> None:
-        done = iterations_done(self.runner)
-        self.runner.call_hook('before_train_epoch')
-        self.runner.model.train()
-        for index, batch in enumerate(self._batches(done), start=done):
-            self.run_iter(index, batch)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
-
-    def _batches(self, done: int) -> Iterable:
-        """The epoch's batches without the first ``done``, which are not loaded."""
-        loader = self.dataloader
-        if not done:
-            return loader
-        return DataLoader(
-            loader.dataset,
-            batch_sampler=islice(loader.batch_sampler, done, None),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            prefetch_factor=loader.prefetch_factor,
-        )
 
 
 @HOOKS.register_module()

@@ -1,17 +1,20 @@
-"""A large batch on few GPUs: computed in micro-batches, with one update."""
+"""The training loop: it resumes at any iteration and computes a large batch in micro-batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pretrain.runs.randomness import seed_all
-from pretrain.runs.saving import ResumableLoop
+from pretrain.runs.saving import iterations_done
 
 
 def train_in_micro_batches(
@@ -60,8 +63,9 @@ def train_in_micro_batches(
 
 
 @LOOPS.register_module()
-class MicroBatchTrainLoop(ResumableLoop):
-    """A loop over epochs whose iteration is :func:`train_in_micro_batches`.
+class MicroBatchTrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs, whose iteration is :func:`train_in_micro_batches`, and which
+    resumes at an iteration and not only at an epoch.
 
     Its random numbers follow from (seed, iteration, rank), so that a stop changes none.
     """
@@ -69,6 +73,30 @@ class MicroBatchTrainLoop(ResumableLoop):
     def __init__(self, *args: object, micro_batches: int = 1, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.micro_batches = micro_batches
+
+    def run_epoch(self) -> None:
+        done = iterations_done(self.runner)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for index, batch in enumerate(self._batches(done), start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _batches(self, done: int) -> Iterable:
+        """The epoch's batches without the first ``done``, which are not loaded."""
+        loader = self.dataloader
+        if not done:
+            return loader
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=islice(loader.batch_sampler, done, None),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            prefetch_factor=loader.prefetch_factor,
+        )
 
     def run_iter(self, idx: int, data_batch: Sequence | dict) -> None:
         runner = self.runner

@@ -11,8 +11,8 @@ from torch import nn
 from pretrain.classifier import SnapshotClassifier
 from pretrain.losses import SnapshotDistillationLoss
 from pretrain.runs.errors import UserError
-from pretrain.runs.micro_batches import train_in_micro_batches
 from pretrain.runs.record import read_record
+from pretrain.runs.train_loop import train_in_micro_batches
 
 
 @pytest.fixture
