@@ -44,3 +44,5 @@ The end:
 17. ``EnsembleHook.after_train`` evaluates the snapshots together.
 18. ``RunRecordHook.after_train`` marks the record as finished. Tables read nothing but records.
 """
+
+__version__ = '0.1.0'

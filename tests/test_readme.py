@@ -9,7 +9,10 @@ from itertools import dropwhile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import pretrain
+from downstream.metafiles import metafiles
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
@@ -27,7 +30,7 @@ RUN_BY = {
     'source': 'a builtin of bash',
     'tools/dist_train.sh': 'tests/tools/test_train.py',
     'tools/slurm_train.sh': 'tests/tools/test_train.py',
-    'python -m pretrain.runs.start': 'tests/test_wheel.py',
+    'python -m pretrain': 'tests/test_wheel.py',
     'python tools/benchmark.py': 'tests/pretrain/studies/ and tests/downstream/ call all it calls',
     'python tools/collect_records.py': 'tests/tools/test_tables.py',
     'python tools/export_backbone.py': 'tests/pretrain/test_export.py calls all it calls',
@@ -47,6 +50,22 @@ RUN_BY = {
 def test_tables_are_those_of_the_committed_records(path: Path) -> None:
     text = path.read_text()
     assert with_tables(text) == text, 'run: python tools/readme_tables.py'
+
+
+def test_metafiles_are_those_of_the_configs_and_records() -> None:
+    texts = metafiles(ROOT)
+    assert {path for path in texts if not path.exists()} == set(), 'run tools/readme_tables.py'
+    assert {path: path.read_text() for path in texts} == texts, 'run: python tools/readme_tables.py'
+    assert {*texts} == {*ROOT.glob('configs/**/metafile.yml'), ROOT / 'model-index.yml'}
+    bccd = yaml.safe_load(texts[ROOT / 'configs/small/metafile.yml'])['Models']
+    (model,) = (m for m in bccd if m['Name'] == 'faster_rcnn_r18_bccd')
+    assert model['Results'][0]['Metrics']['mAP (BL)'] == 28.94  # as in the table
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == pretrain.__version__
+    assert f'## {pretrain.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
 
 
 def test_every_table_ends_and_every_record_is_used() -> None:
@@ -140,6 +159,8 @@ def test_commands_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         match command:
             case ['tools/dist_train.sh', config, gpus, *rest]:
                 module, arguments = 'pretrain.runs.start', [config, '--gpus', gpus, *rest]
+            case ['python', '-m', 'pretrain', *arguments]:
+                module = 'pretrain.__main__'
             case ['python', '-m', module, *arguments]:
                 pass
             case ['python', tool, *arguments] if tool != 'tools/readme_tables.py':

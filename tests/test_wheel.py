@@ -57,6 +57,6 @@ def test_run_starts_from_the_wheel(installed: Path, image_folder: Path, tmp_path
 
     where = 'import downstream, pretrain; print(downstream.__file__, pretrain.__file__)'
     assert all(Path(path).is_relative_to(installed) for path in python('-c', where).split())
-    run = '-m', 'pretrain.runs.start', 'configs/demo/r18_sd.py', '--check', '--cfg-options'
+    run = '-m', 'pretrain', 'configs/demo/r18_sd.py', '--check', '--cfg-options'
     python(*run, f'data_root={image_folder}', *OPTIONS)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Write every generated table of every README anew, from the committed records.
+"""Write every table of every README, and every metafile.yml, anew from the committed records.
 
 python tools/readme_tables.py
 
@@ -47,5 +47,9 @@ def with_tables(text: str) -> str:
 
 if __name__ == '__main__':
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    from downstream.metafiles import metafiles
+
     for path in READMES:
         path.write_text(with_tables(path.read_text()))
+    for path, text in metafiles(ROOT).items():
+        path.write_text(text)

@@ -4,15 +4,8 @@ python tools/train.py CONFIG [--gpus N] [--resume] [--start-from CHECKPOINT] [--
     [--check] [--log PROGRAM] [--cfg-options KEY=VALUE ...]
 """
 
-from pretrain.runs.cli import run, training_arguments
-
-
-def main() -> None:
-    args = training_arguments()
-    from pretrain.runs.start import start
-
-    start(args)
-
+from pretrain.__main__ import main
+from pretrain.runs.cli import run
 
 if __name__ == '__main__':
     run(main)

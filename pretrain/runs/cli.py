@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pretrain.runs.errors import UserError
+from pretrain.runs.packages import missing_packages
 
 # mmengine's backends of ``--log``, each named like the package that it needs.
 LOG_BACKENDS = {
@@ -33,6 +34,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_packages()):
+            names = ' '.join(missing)
+            error = UserError(f'Not installed: {", ".join(missing)}. Run: pip install {names}')
         expected = isinstance(error, UserError | OSError)
         if shown or not expected:
             traceback.print_exc()

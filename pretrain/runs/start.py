@@ -1,8 +1,4 @@
-"""How a run starts: the config is checked and filled in; the run starts anew or resumes.
-
-``python -m pretrain.runs.start CONFIG`` is ``tools/train.py CONFIG``, wherever the suite is
-installed.
-"""
+"""How a run starts: the config is checked and filled in; the run starts anew or resumes."""
 
 import argparse
 import errno

@@ -1,12 +1,16 @@
 import pwd
+import re
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
 from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
+from tests.conftest import ROOT
 
 
 def raises(error: Exception) -> Callable[[], None]:
@@ -15,6 +19,36 @@ def raises(error: Exception) -> Callable[[], None]:
         raise error
 
     return main
+
+
+def test_missing_packages_are_named_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of what the installed suite needs; what may stand in a package's place is not missing."""
+    wanted = [
+        'torch>=2',
+        'opencv-python>=5',
+        'simplejpeg2>=1',
+        'scipy3',
+        'timm2; extra == "export"',
+    ]
+    monkeypatch.setattr('pretrain.runs.packages.requires', lambda _: wanted)
+    monkeypatch.setattr('pretrain.runs.packages.ALTERNATIVES', {'opencv-python': ('pytest',)})
+    with pytest.raises(SystemExit) as stop:
+        run(raises(ModuleNotFoundError("No module named 'simplejpeg2'")))
+    sentence = 'error: Not installed: simplejpeg2, scipy3. Run: pip install simplejpeg2 scipy3'
+    assert stop.value.code == sentence
+    assert capsys.readouterr().err == ''
+
+
+def test_one_opencv_is_pinned_under_the_name_that_mmcv_asks_for() -> None:
+    pins = [
+        re.split('==', line)[0] for line in (ROOT / 'requirements.txt').read_text().splitlines()
+    ]
+    (opencv,) = (pin for pin in pins if pin.startswith('opencv'))
+    assert opencv in {re.match(r'[\w-]+', want)[0] for want in requires('mmcv-lite')}
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    assert [want for want in project['dependencies'] if want.startswith(opencv)]
 
 
 WORKER = """Caught FileNotFoundError in DataLoader worker process 0.

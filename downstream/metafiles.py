@@ -1,0 +1,93 @@
+"""``metafile.yml`` in each folder of configs and ``model-index.yml``, as OpenMMLab's tools read
+them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+
+from downstream.tables import PERCENT
+from pretrain.runs.config import load_config
+from pretrain.runs.tables import find_records
+from pretrain.schedule import mini_generations
+
+TASKS = {
+    'classification': 'Image Classification',
+    'detection': 'Object Detection',
+    'segmentation': 'Semantic Segmentation',
+}
+METRICS = {'top1_error': 'Top 1 Error'}
+COLLECTION = {
+    'Name': 'Snapshot Distillation',
+    'Paper': {
+        'Title': 'Snapshot Distillation: Teacher-Student Optimization in One Generation',
+        'Conference': 'CVPR 2019',
+    },
+    'README': 'README.md',
+}
+
+
+def metafiles(root: Path) -> dict[Path, str]:
+    """The text of each file below the repository's ``root``, from the configs and the records in
+    ``results`` beside them."""
+    folders = sorted({path.parent for path in root.glob('configs/[!_]*/**/*.py')})
+    texts = {}
+    for folder in folders:
+        models = [_model(path, root) for path in sorted(folder.glob('*.py'))]
+        texts[folder / 'metafile.yml'] = _yaml({'Collections': [COLLECTION], 'Models': models})
+    names = [str(path.relative_to(root)) for path in texts]
+    return texts | {root / 'model-index.yml': _yaml({'Import': names})}
+
+
+def _model(path: Path, root: Path) -> dict[str, Any]:
+    config = load_config(path)
+    if config.task == 'classification':
+        whole = config.algorithm.fresh_student
+        epochs = sum(mini_generations(config.epochs, config.algorithm.generations, whole=whole))
+    else:
+        epochs = config.train_cfg.max_epochs
+    dataset = Path(config.data_root).name
+    model = {
+        'Name': path.stem,
+        'In Collection': COLLECTION['Name'],
+        'Config': str(path.relative_to(root)),
+        'Metadata': {'Training Data': dataset, 'Epochs': epochs},
+    }
+    metric = config.paper.metric if 'metric' in config.paper else 'top1_error'
+    if metrics := _metrics(_records(path, config, epochs), metric):
+        model['Results'] = [{'Task': TASKS[config.task], 'Dataset': dataset, 'Metrics': metrics}]
+    return model
+
+
+def _records(path: Path, config: Config, epochs: int) -> list[dict]:
+    """Those of a config's own classes and full length, which options may have changed."""
+
+    def kind(settings: Mapping[str, Any]) -> list:
+        network = settings['model']['network'] if config.task == 'classification' else {}
+        return [dict(network), list(settings.get('classes') or [])]
+
+    return [
+        record
+        for file in sorted(path.parent.glob('results/*.jsonl'))
+        for record in find_records(file, [config.task])
+        if record['config'] == path.stem
+        and record['history'][-1]['epoch'] == epochs
+        and kind(record['identity']) == kind(config)
+    ]
+
+
+def _metrics(records: Sequence[dict], metric: str) -> dict[str, float]:
+    """The mean over the seeds, in percent, of each label."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        value = record['generations'][-1]['last'][metric] * PERCENT.get(metric, 1.0)
+        values.setdefault(f'{METRICS.get(metric, metric)} ({record["label"]})', []).append(value)
+    return {name: round(fmean(v), 2) for name, v in values.items()}
+
+
+def _yaml(node: dict[str, Any]) -> str:
+    head = '# Written by tools/readme_tables.py from the configs and their records.\n'
+    return head + yaml.safe_dump(node, sort_keys=False)
