@@ -71,7 +71,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     )
     if config.data_seed is None:
         config.data_seed = config.randomness.seed
-    _fill_loaders(config, world_size)
+    data = _fill_loaders(config, world_size)
     config.precision = config.model.precision = resolve_precision(config.precision)
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
@@ -97,9 +97,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         config,
         NOT_IDENTITY,
         world_size=world_size,
-        data=DATASETS.get(config.train_dataloader.dataset.type).content(
-            Path(str(config.data_root))
-        ),
+        data=data,
         **hashes,
     )
     if torch.cuda.is_available():
@@ -135,12 +133,15 @@ def install() -> None:
     """Make ready to build a prepared config. Pretraining needs nothing."""
 
 
-def _fill_loaders(config: Config, world_size: int) -> None:
+def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
+    """Check the data and hand them to the loaders. Returns a hash of each split's content."""
     batch_size = batch_per_process(config, world_size)
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
     root = Path(str(config.data_root))
     skip_unusable = config.get('skip_unusable', False)  # CIFAR-100 has no such setting
-    num_classes, skip = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
+    num_classes, skip, content = dataset_class.check(
+        root, config.batch_size, world_size, skip_unusable
+    )
     if config.model.network.num_classes != num_classes:
         raise UserError(
             f'{config.data_root} holds {num_classes} classes, the model '
@@ -158,6 +159,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
         if folder:
             loader.dataset.update(size=config.image_size, skip=skip)
+    return content()
 
 
 def _hooks(config: Config) -> dict[str, dict]:

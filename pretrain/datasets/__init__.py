@@ -5,8 +5,9 @@ A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with 
 
 - ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,
   drawn from (seed, epoch, index) alone; or ``__getitems__`` for whole batches;
-- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run;
-- ``content(root)``, a hash of the files of each split, which is part of a run's identity;
+- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run; it returns the
+  number of classes, the pictures to skip, and what gives a hash of the files of each split, which
+  is part of a run's identity;
 - ``file_list()``, a name for each sample, and ``metainfo['classes']``.
 
 :class:`pretrain.datasets.image_folder.ClassFolder` is an example.

@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Cifar100(Dataset):
     @staticmethod
     def check(
         root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
-    ) -> tuple[int, list[str]]:
+    ) -> tuple[int, list[str], Callable[[], dict[str, str]]]:
         """Check the folder ``cifar-100-python`` before a run.
 
         Args and errors are those of :meth:`pretrain.datasets.image_folder.ClassFolder.check`; the
@@ -93,7 +93,8 @@ class Cifar100(Dataset):
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
-        return len(contents['meta']['fine_label_names']), []
+        md5 = {'train': MD5['train'], 'val': MD5['test']}
+        return len(contents['meta']['fine_label_names']), [], lambda: md5
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,11 +115,6 @@ class Cifar100(Dataset):
         pixels = (first[:, None] + self.crops[mirrored]).flatten()
         batch = self.pixels.index_select(0, pixels).view(-1, SIZE, SIZE, 3)
         return {'inputs': batch.permute(0, 3, 1, 2), 'data_samples': self.labels[index]}
-
-    @staticmethod
-    def content(_: Path) -> dict[str, str]:
-        """The md5 of each split's official file, which :meth:`check` has compared."""
-        return {'train': MD5['train'], 'val': MD5['test']}
 
     def file_list(self) -> list[str]:
         """The pictures' places in the official file, with its md5, in the order of the labels."""

@@ -1,7 +1,7 @@
 """ImageNet-style folders, augmented as in Section 4.2 as a function of (seed, epoch, index)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,12 @@ from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import content_sha256, describe_findings
+from pretrain.runs.file_checks import (
+    content_sha256,
+    describe_findings,
+    fingerprint,
+    paths_within,
+)
 from pretrain.runs.randomness import stable_seed, torch_seed
 
 
@@ -150,7 +155,7 @@ class ClassFolder(Dataset):
         processes: int = 1,
         skip_unusable: bool = False,
         workers: int | None = None,
-    ) -> tuple[int, list[str]]:
+    ) -> tuple[int, list[str], Callable[[], dict[str, str]]]:
         """Check an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
 
         Args:
@@ -161,7 +166,9 @@ class ClassFolder(Dataset):
             workers: processes that look at the pictures; without it as many as there are cores.
 
         Returns:
-            The number of classes, and the pictures to skip: sorted paths relative to ``root``.
+            The number of classes; the pictures to skip, sorted paths relative to ``root``; and what
+            gives a hash over the names and the bytes of each split's pictures, all of which it
+            reads the first time.
 
         Raises:
             UserError: naming what is missing, differs between the splits or cannot be used.
@@ -178,7 +185,11 @@ class ClassFolder(Dataset):
                     f'train/{name} and val/{name} of {root} are the same folder: a run would be '
                     'tested on its training pictures.'
                 )
-        found = check_pictures(root, [*train.paths.tolist(), *val.paths.tolist()], workers)
+        lists = {'train': train.paths.tolist(), 'val': val.paths.tolist()}
+        place = root.resolve()
+        states = {split: fingerprint(paths_within(place, names)) for split, names in lists.items()}
+        names = [*lists['train'], *lists['val']]
+        found = check_pictures(root, names, ' '.join(states.values()), workers)
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(
@@ -191,17 +202,14 @@ class ClassFolder(Dataset):
             train, val = (list_pictures(root, split, skip) for split in ('train', 'val'))
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
-        return len(train.classes), skip
 
-    @staticmethod
-    def content(root: Path) -> dict[str, str]:
-        """A hash over the names and the bytes of all pictures of each split."""
-        return {
-            split: content_sha256(
-                (root / split).resolve(), root, list_pictures(root, split).paths.tolist()
-            )
-            for split in ('train', 'val')
-        }
+        def content() -> dict[str, str]:
+            return {
+                split: content_sha256(place / split, place, names, states[split])
+                for split, names in lists.items()
+            }
+
+        return len(train.classes), skip, content
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the split's folder, in the order of the labels."""

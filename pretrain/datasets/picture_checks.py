@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from pretrain.runs.file_checks import cached, fingerprint, parallel_map
+from pretrain.runs.file_checks import cached, parallel_map, paths_within
 
 # 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
 # pixels, PIL's limit.
@@ -27,18 +27,19 @@ _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 
 
 def check_pictures(
-    root: Path, names: Sequence[bytes], processes: int | None = None
+    root: Path, names: Sequence[bytes], state: str, processes: int | None = None
 ) -> dict[str, list[str]]:
     """Find the pictures that a run would fail on and those that it converts, by their paths
-    relative to ``root``. The user's cache directory keeps the result until a picture is added,
-    removed or changed. There are as many ``processes`` as cores unless they are given.
+    relative to ``root``. The user's cache directory keeps the result until their ``state`` changes,
+    a :func:`pretrain.runs.file_checks.fingerprint`. There are as many ``processes`` as cores unless
+    they are given.
 
     Returns:
         The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; a picture is of
         one kind at most.
     """
     root = root.resolve()
-    paths = [os.fsencode(root) + b'/' + name for name in names]
+    paths = paths_within(root, names)
 
     def check() -> dict[str, list[str]]:
         if len(paths) > 10_000:
@@ -50,7 +51,7 @@ def check_pictures(
                 found.setdefault(kind, []).append(os.fsdecode(name))
         return {kind: sorted(names) for kind, names in found.items()}
 
-    return cached('pictures', root, fingerprint(paths, 2), check)  # 3 when the kinds change
+    return cached('pictures', root, f'2 {state}', check)  # 3 when the kinds change
 
 
 def check_picture(path: str | Path) -> str | None:

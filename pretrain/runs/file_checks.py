@@ -43,7 +43,7 @@ def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -
 
 def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
     """Hash the paths, sizes and times of files, and the other facts that a check depends on."""
-    names = list(map(os.fsencode, paths))
+    names = [path if isinstance(path, bytes) else os.fsencode(path) for path in paths]
 
     def facts_of_files() -> Iterator[int]:
         for name in names:
@@ -60,7 +60,9 @@ def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
     return digest.hexdigest()
 
 
-def content_sha256(place: Path, root: Path, names: Sequence[str | bytes]) -> str:
+def content_sha256(
+    place: Path, root: Path, names: Sequence[str | bytes], state: str | None = None
+) -> str:
     """Hash the names and the bytes of files. The bytes are read once, until the size or the time of
     a file changes.
 
@@ -68,8 +70,9 @@ def content_sha256(place: Path, root: Path, names: Sequence[str | bytes]) -> str
         place: what the files belong to, as a resolved path.
         root: the folder that holds them.
         names: their paths relative to ``root``, in the order that counts.
+        state: what :func:`fingerprint` gives for them, if it is known.
     """
-    paths = [os.path.join(os.fsencode(root), os.fsencode(name)) for name in names]  # noqa: PTH118
+    paths = paths_within(root, names)
 
     def read() -> str:
         digest = hashlib.sha256()
@@ -77,7 +80,13 @@ def content_sha256(place: Path, root: Path, names: Sequence[str | bytes]) -> str
             digest.update(os.fsencode(name) + b'\0' + content)
         return digest.hexdigest()
 
-    return cached('content', place, fingerprint(paths, 1), read)
+    return cached('content', place, state or fingerprint(paths), read)
+
+
+def paths_within(root: Path, names: Iterable[str | bytes]) -> list[bytes]:
+    """The paths of files that are named relative to ``root``; bytes take half the time of Paths."""
+    prefix = os.fsencode(root) + b'/'
+    return [prefix + (name if isinstance(name, bytes) else name.encode()) for name in names]
 
 
 def _file_sha256(path: bytes) -> bytes:

@@ -11,6 +11,7 @@ from pretrain.datasets import picture_checks as module
 from pretrain.datasets.decode import Box, Picture
 from pretrain.datasets.image_folder import list_pictures
 from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, check_pictures
+from pretrain.runs.file_checks import fingerprint, paths_within
 
 
 def picture(mode: str = 'RGB', side: int = 64) -> Image.Image:
@@ -49,7 +50,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
     lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
-    return check_pictures(root, [*lists[0], *lists[1]], processes)
+    names = [*lists[0], *lists[1]]
+    return check_pictures(root, names, fingerprint(paths_within(root, names)), processes)
 
 
 @pytest.fixture
