@@ -3,6 +3,7 @@
 python tools/benchmark.py step      [CONFIG] [--cfg-options KEY=VALUE ...]  # BL and SD steps
 python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a run's whole loop
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
+python tools/benchmark.py saving    [CONFIG] [--cfg-options KEY=VALUE ...]  # a checkpoint's cost
 python tools/benchmark.py libraries [CONFIG] [--cfg-options KEY=VALUE ...]  # other libraries' step
 python tools/benchmark.py loader    PHOTOS                                  # and their loading
 python tools/benchmark.py finetune  CONFIG   [--cfg-options KEY=VALUE ...]  # mmdet's or mmseg's run
@@ -15,14 +16,14 @@ from pathlib import Path
 
 from pretrain.runs.cli import run
 
-DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels'), 'configs/pretrain/r152_sd.py')
+DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest='part', required=True)
-    for name in ('step', 'runner', 'kernels', 'libraries', 'loader', 'finetune'):
+    for name in ('step', 'runner', 'kernels', 'saving', 'libraries', 'loader', 'finetune'):
         part = parts.add_parser(name)
         if name == 'loader':
             part.add_argument('photos', type=Path, help='a folder of full-size photos')
@@ -36,7 +37,7 @@ def main() -> None:
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
     args = parser.parse_args()
-    from pretrain.studies.benchmark import report, runner_rows, show, step_rows
+    from pretrain.studies.benchmark import report, runner_rows, saving_rows, show, step_rows
     from pretrain.studies.kernels import kernel_rows
 
     if args.part == 'show':
@@ -49,7 +50,8 @@ def main() -> None:
 
         report(loader_rows(args.photos, args.rounds), args.json)
         return
-    measure = {'step': step_rows, 'runner': runner_rows, 'kernels': kernel_rows}.get(args.part)
+    measures = {'step': step_rows, 'runner': runner_rows, 'kernels': kernel_rows}
+    measure = (measures | {'saving': saving_rows}).get(args.part)
     if args.part == 'libraries':
         from pretrain.studies.libraries import step_rows as measure
     if args.part == 'finetune':

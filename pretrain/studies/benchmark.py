@@ -31,6 +31,7 @@ from pretrain.runs.checkpoint import install, write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import forbid_tf32
+from pretrain.runs.saving import save
 from pretrain.runs.tables import markdown
 
 GPU = torch.cuda.is_available()
@@ -132,12 +133,8 @@ class OneBatch(Dataset):
         self.batch: dict[str, Tensor] = {}
 
     @staticmethod
-    def check(root: Path, *rules: object) -> tuple[int, list[str]]:
-        return int(root.name), []
-
-    @staticmethod
-    def content(_: Path) -> dict[str, str]:
-        return {}
+    def check(root: Path, *rules: object) -> tuple[int, list[str], Callable[[], dict]]:
+        return int(root.name), [], dict
 
     def __len__(self) -> int:
         return 2**14
@@ -321,6 +318,39 @@ def run_seconds(config: Config, rounds: int) -> float:
     watch = Stopwatch(rounds)
     run_until_enough(config, watch)
     return statistics.median(b - a for a, b in pairwise(watch.ticks)) / STRETCH
+
+
+class SaveTimer(Hook):
+    """Saves a run's first iteration ``rounds`` times, notes the seconds and the size of the file in
+    MB, and ends the run."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+        self.seconds = []
+        for _ in range(self.rounds):
+            synchronize()
+            start = time.perf_counter()
+            path = save(runner, 'epoch_0_iter_1.pth', dict(epoch=0, iter=1))
+            self.seconds.append(time.perf_counter() - start)
+        self.megabytes = path.stat().st_size / 1e6
+        raise Enough
+
+
+def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
+    """The time in which a checkpoint is written, flushed to the disk and read back, while all
+    processes wait, and its share of a run."""
+    config = without_data(path, [*options, 'batch_size=2'])
+    timer = SaveTimer(rounds)
+    run_until_enough(config, timer)
+    spent, title = statistics.median(timer.seconds), f'{Path(path).stem}: a checkpoint'
+    share = spent / (60 * config.default_hooks.checkpoint.minutes)
+    return [
+        row(f'{title}, size', timer.megabytes, 'MB'),
+        row(f'{title}, saving and verifying', spent, 's'),
+        row(f'{title}, share of the time between two', share, at_most=0.01),
+    ]
 
 
 def write_pictures(root: Path, classes: int, count: int) -> None:

@@ -132,6 +132,14 @@ def test_a_measured_run_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(watch.ticks) == 3 + 1
 
 
+def test_a_checkpoint_holds_weights_momentum_and_teacher() -> None:
+    found = benchmark.saving_rows(RESNET20, [], rounds=2)
+    size, seconds, share = (row['value'] for row in found)
+    weights = 275_572
+    assert 3 * 4 * weights < 1e6 * size < 3.5 * 4 * weights
+    assert share == pytest.approx(seconds / (15 * 60))
+
+
 def test_cudnn_s_trials_are_no_part_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ('synchronize', 'empty_cache', 'reset_peak_memory_stats'):
