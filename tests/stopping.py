@@ -69,8 +69,7 @@ def scalars(folder: Path) -> dict[int, dict]:
     lines = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in map(json.loads, path.read_text().splitlines()):
-            values = {
-                k: v for k, v in line.items() if 'time' not in k and k not in ('memory', 'eta')
-            }
+            measured = ('memory', 'eta', 'images_per_second')
+            values = {k: v for k, v in line.items() if 'time' not in k and k not in measured}
             lines.setdefault(('train' if 'lr' in line else 'val', line['step']), values)
     return lines

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +129,44 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(
     with pytest.raises(UserError, match=r'student\.0\.weight is not finite after iteration 8'):
         runner.train()
     assert [path.name for path in checkpoints(tmp_path)] == ['epoch_1.pth']
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(disk)]
+    if shutil.which('mount') is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('this user may not mount a disk')
+    yield disk
+    subprocess.run(['umount', '--lazy', disk], check=True)
+
+
+def test_a_full_disk_loses_no_checkpoint(
+    tiny_config: Callable, train: Callable, small_disk: Path, tmp_path: Path
+) -> None:
+    class Fill(Hook):
+        def before_train_epoch(self, runner: Runner) -> None:
+            if runner.epoch == 1:  # the log and the record have room left, a checkpoint has not
+                room = shutil.disk_usage(small_disk).free - 2**14
+                (small_disk / 'filler').write_bytes(bytes(room))
+
+    config = tiny_config('bl', small_disk, 'algorithm.generations=1')
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Fill())
+    with pytest.raises(OSError, match='No space left on device') as error:
+        runner.train()
+    assert error.value.filename == str(small_disk / 'epoch_2.pth')
+    assert [path.name for path in checkpoints(small_disk)] == ['epoch_1.pth']
+    assert not list(small_disk.glob('.*.part'))
+
+    (small_disk / 'filler').unlink()
+    config.load_from, config.resume = str(small_disk / 'epoch_1.pth'), True
+    config.experiment_name += '-resumed'
+    Runner.from_cfg(config).train()
+    train('bl', tmp_path / 'whole', 'algorithm.generations=1')
+    assert_same_run(tmp_path / 'whole', small_disk, 'epoch_3.pth')
 
 
 @pytest.mark.parametrize('harm', ['damaged', 'missing'])
