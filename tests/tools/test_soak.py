@@ -1,0 +1,24 @@
+"""The soak itself, with a kill of either stage."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    report = tmp_path / 'soak.json'
+    result = subprocess.run(
+        ['bash', 'tools/soak.sh', '1', str(report)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {row['name']: row['value'] for row in json.loads(report.read_text())['rows']}
+    for stage in ('pretraining', 'fine-tuning'):
+        assert rows[f'{stage}: kills'] == 1
+        assert rows[f'{stage}: runs that ended bit for bit as if never killed'] >= 1
