@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.runs.checkpoint import load_from_disk, seal, weights_sha256, write_atomically
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import Contents, UserError
 
 
 def write_backbone_file(
@@ -65,11 +65,12 @@ def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
     """
     weights = load_from_disk(str(path))
     provenance = getattr(weights, 'provenance', None)
-    if provenance is None:
+    if not isinstance(provenance, dict):
         raise UserError(
             f'{path} is not a backbone file: make one with tools/export_backbone.py CHECKPOINT '
             "OUT, or of another library's ResNet with tools/import_backbone.py SOURCE OUT."
         )
+    weights.provenance = provenance = Contents(provenance, path)
     if weights_sha256(weights) != provenance['weights_sha256']:
         raise UserError(f'{path} was changed after its export: export the checkpoint again.')
     return weights

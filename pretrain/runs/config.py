@@ -5,7 +5,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 from mmengine.config import Config
@@ -37,7 +37,13 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f'No config {path}: give the path of a file, such as those in configs/.')
-    config = Config.fromfile(str(file))
+    try:
+        config = Config.fromfile(str(file))
+    except Exception as error:  # a config is a Python program, and may raise anything
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'{path} cannot be read ({what}): correct it.') from error
+    if 'stage' not in config:
+        raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
     known = dict(_walk(config.to_dict()))
     overrides = {}
     for option in options:
@@ -46,7 +52,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise UserError(f'--cfg-options {option}: write key=value.')
         if key not in known:
             raise UserError(f'{path} has no key {key}: did you mean {_nearest(key, known)}?')
-        overrides[key] = _literal(text)
+        overrides[key] = _value(key, text, known[key])
     config.merge_from_dict(overrides)
     return config
 
@@ -81,11 +87,35 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return ' or '.join([name for name, end in ends.items() if end == nearest][:3])
 
 
-def _literal(text: str) -> Any:
+# What a value may be replaced by, and what to call that; anything may replace None or a string.
+_KINDS = {
+    bool: ((bool,), 'True or False'),
+    int: ((int, float, list, tuple), 'a number'),
+    float: ((int, float, list, tuple), 'a number'),
+    list: ((list, tuple, int, float, NoneType), 'a list'),
+    tuple: ((list, tuple, int, float, NoneType), 'a list'),
+    dict: ((dict, NoneType), 'a dict'),
+}
+
+
+def _value(key: str, text: str, present: Any) -> Any:
+    """The value that an option gives to a key in place of the present one.
+
+    Raises:
+        UserError: if a value of this kind cannot stand there.
+    """
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {'true': True, 'false': False}.get(text.lower(), text)
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = {'true': True, 'false': False}.get(text.lower(), text)
+    if isinstance(present, str):
+        return text if isinstance(value, bool | int | float) else value  # a folder called 2012
+    kinds, name = _KINDS.get(type(present), ((object,), ''))
+    missing = value is None and isinstance(present, dict) and '.' not in key
+    wrong = isinstance(value, bool) and bool not in kinds and object not in kinds
+    if missing or wrong or not isinstance(value, kinds):
+        raise UserError(f'--cfg-options {key}={text}: give {name}, such as {present}.')
+    return value
 
 
 def batch_per_process(config: Config, world_size: int) -> int:

@@ -1,6 +1,35 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and dicts that raise it for a missing key."""
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake of the user's that one sentence can explain; command-line tools print it and
     exit 1, without a traceback."""
+
+
+class Contents(dict):
+    """What a file holds. A key that is missing is the file's fault, and the error names the file.
+
+    Args:
+        values: nested dicts and lists.
+        place: the file, for the message.
+
+    Example:
+        >>> Contents({'status': 'finished'}, 'a/run.json')['history']
+        Traceback (most recent call last):
+        pretrain.runs.errors.UserError: a/run.json has no 'history': restore it, or make it anew.
+    """
+
+    def __init__(self, values: Mapping, place: object) -> None:
+        def named(value: Any) -> Any:
+            if isinstance(value, dict):
+                return Contents(value, place)
+            return [named(part) for part in value] if isinstance(value, list) else value
+
+        super().__init__({key: named(value) for key, value in values.items()})
+        self.place = place
+
+    def __missing__(self, key: object) -> Any:
+        raise UserError(f'{self.place} has no {key!r}: restore it, or make it anew.')

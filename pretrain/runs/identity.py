@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import Contents, UserError
 
 FORMAT = 2  # of an identity, and of the checkpoints and records that hold one
 
@@ -126,8 +126,11 @@ def identity_in(checkpoint: Any, path: object) -> dict:
         UserError: if this suite did not write it.
     """
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    if not isinstance(meta, dict) or 'identity' not in meta:
+    parts = {'identity': dict, 'epoch': int}
+    if not isinstance(meta, dict) or any(
+        not isinstance(meta.get(name), kind) for name, kind in parts.items()
+    ):
         raise UserError(
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )
-    return upgrade(meta['identity'], meta.get('format', 1))
+    return Contents(upgrade(meta['identity'], meta.get('format', 1)), path)

@@ -24,7 +24,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import Contents, UserError
 from pretrain.runs.identity import FORMAT, upgrade
 from pretrain.runs.log import is_flushed
 from pretrain.runs.saving import iterations_done
@@ -61,16 +61,16 @@ def read_records(source: Path) -> list[dict]:
         raise UserError(f'No folder or file {source}: give run.json files or a .jsonl file.')
     if source.suffix != '.jsonl':
         return [read_record(source)]
-    lines = source.read_text().splitlines()
+    lines = source.read_bytes().splitlines()
     return [_parse(line, f'line {n} of {source}') for n, line in enumerate(lines, 1)]
 
 
 def _parse(text: str | bytes, place: Path | str) -> dict:
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
-    if not isinstance(record, dict) or not {'status', 'task'} <= record.keys():
+    if not _is_record(record):
         raise UserError(f'{place} is not the record of a run: restore it, or delete it.')
     if (written_as := record.get('format', 1)) > FORMAT:
         raise UserError(
@@ -80,7 +80,21 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
     if written_as < FORMAT:
         identity = upgrade(record.get('identity', {}), written_as)
         record |= {'format': FORMAT, 'identity': identity, 'accepted_changes': []}
-    return record
+    return Contents(record, place)
+
+
+# Of the parts of a record that tools read.
+_KINDS = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
+_KINDS |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
+
+
+def _is_record(content: Any) -> bool:
+    if not isinstance(content, dict) or not {'status', 'task'} <= content.keys():
+        return False
+    if any(not isinstance(value, _KINDS.get(key, object)) for key, value in content.items()):
+        return False
+    epochs = content.get('history'), content.get('generations')
+    return content['status'] != 'finished' or all(epochs)
 
 
 def is_better(metric: str, new: float, old: float) -> bool:

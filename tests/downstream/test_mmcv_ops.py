@@ -394,6 +394,9 @@ def test_mmcv_ops_calls_the_compiled_module(compiled):
 @pytest.mark.slow
 def test_mmdet_and_mmseg_import_in_silence():
     done = run_python("""
+        import sys
+        sys.modules['pkg_resources'] = None  # as setuptools 82 has it
+        import downstream.build, downstream.import_backbone, pretrain.build
         from downstream.mmcv_ops import install
         install()
         import mmdet.datasets, mmdet.evaluation, mmdet.models, mmseg.models

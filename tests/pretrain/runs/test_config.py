@@ -60,6 +60,43 @@ def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
         prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options))
 
 
+@pytest.mark.parametrize(
+    ('option', 'fault'),
+    [
+        ('epochs=ten', 'give a number, such as 90'),
+        ('epochs=None', 'give a number'),
+        ('epochs=True', 'give a number'),
+        ('resume=1', 'give True or False'),
+        ('model.data_preprocessor.mean=grey', 'give a list'),
+        ('algorithm=SD', 'give a dict'),
+        ('algorithm=None', 'give a dict'),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(option: str, fault: str) -> None:
+    with pytest.raises(UserError, match=f'{option}: {fault}'):
+        load_config(R152['sd'], [option])
+
+
+def test_a_number_may_be_a_name() -> None:
+    assert load_config(R152['sd'], ['data_root=2012', 'label=1e3']).data_root == '2012'
+    assert load_config(R152['sd'], ['data_seed=1']).data_seed == 1
+
+
+CONFIGS = {
+    'a = (': 'SyntaxError',
+    '1 / 0': 'ZeroDivisionError',
+    "_base_ = 'nowhere.py'": 'nowhere.py',
+    "model = dict(type='FasterRCNN')": 'has no stage: inherit from',
+}
+
+
+@pytest.mark.parametrize('text', CONFIGS)
+def test_a_config_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(UserError, match=rf'mine\.py .*{CONFIGS[text]}'):
+        load_config(tmp_path / 'mine.py')
+
+
 def test_methods_differ_in_the_algorithm_alone() -> None:
     for name, configs in {
         'r152': R152,

@@ -122,11 +122,22 @@ def test_last_and_best_are_kept_apart() -> None:
     assert second['best'] == {'top1_error': 30.0}
 
 
-@pytest.mark.parametrize('text', ['', '{"status": "fin', '[]', '{"id": 1}'])
+FOREIGN = ['', '{"status": "fin', '[]', '{"id": 1}', '{"status": 1, "task": ""}', '[' * 100_000]
+FOREIGN += ['{"status": "finished", "task": "", "history": []}']
+
+
+@pytest.mark.parametrize('text', FOREIGN)
 def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / 'run.json').write_text(text)
     with pytest.raises(UserError, match=r'run\.json is not the record of a run'):
         read_record(tmp_path / 'run.json')
+
+
+def test_a_record_that_lacks_a_part_is_named_where_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'run.json').write_text('{"status": "", "task": "", "data": {"train": {}}}')
+    record = read_record(tmp_path / 'run.json')
+    with pytest.raises(UserError, match=r"run\.json has no 'count'"):
+        record['data']['train']['count']
 
 
 def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
