@@ -199,7 +199,11 @@ def _check_model(config: Config) -> None:
         UserError: naming it.
     """
     with torch.device('meta'):
-        model = MODELS.build(config.model)
+        try:
+            model = MODELS.build(config.model)
+        except (TypeError, KeyError, AttributeError, AssertionError) as error:
+            what = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UserError(f'The settings of model make none ({what}): correct them.') from error
         if model.features:
             size = config.get('image_size', 32)  # CIFAR's
             model.imitate(torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.long))

@@ -87,13 +87,14 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return ' or '.join([name for name, end in ends.items() if end == nearest][:3])
 
 
-# What a value may be replaced by, and what to call that; anything may replace None or a string.
+# What a value may be replaced by, and what to call that. Anything may replace None.
 _KINDS = {
+    str: ((str, list, tuple, NoneType), 'a string'),
     bool: ((bool,), 'True or False'),
     int: ((int, float, list, tuple), 'a number'),
-    float: ((int, float, list, tuple), 'a number'),
-    list: ((list, tuple, int, float, NoneType), 'a list'),
-    tuple: ((list, tuple, int, float, NoneType), 'a list'),
+    float: ((int, float), 'a number'),
+    list: ((list, tuple, NoneType), 'a list'),
+    tuple: ((list, tuple, NoneType), 'a list'),
     dict: ((dict, NoneType), 'a dict'),
 }
 
@@ -108,8 +109,8 @@ def _value(key: str, text: str, present: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = {'true': True, 'false': False}.get(text.lower(), text)
-    if isinstance(present, str):
-        return text if isinstance(value, bool | int | float) else value  # a folder called 2012
+    if isinstance(present, str) and isinstance(value, bool | int | float):
+        return text  # such as a folder called 2012
     kinds, name = _KINDS.get(type(present), ((object,), ''))
     missing = value is None and isinstance(present, dict) and '.' not in key
     wrong = isinstance(value, bool) and bool not in kinds and object not in kinds

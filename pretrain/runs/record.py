@@ -93,7 +93,7 @@ def _is_record(content: Any) -> bool:
         return False
     if any(not isinstance(value, _KINDS.get(key, object)) for key, value in content.items()):
         return False
-    epochs = content.get('history'), content.get('generations')
+    epochs = [content[key] for key in ('history', 'generations') if key in content]
     return content['status'] != 'finished' or all(epochs)
 
 

@@ -70,6 +70,7 @@ def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
         ('model.data_preprocessor.mean=grey', 'give a list'),
         ('algorithm=SD', 'give a dict'),
         ('algorithm=None', 'give a dict'),
+        ('precision={}', 'give a string'),
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_its_key(option: str, fault: str) -> None:
