@@ -114,12 +114,8 @@ def same_fact(ours: Any, theirs: Any) -> bool:
 def select(
     weights: Mapping[str, Tensor], module: nn.Module, layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of ``layers``, after making sure that they are exactly what ``module`` holds.
-
-    Args:
-        weights: a whole backbone file.
-        module: the part that they are for; its tensors may be on the meta device.
-        layers: top-level names such as ``conv1`` or ``layer4``.
+    """The tensors of ``layers``, top-level names such as ``conv1`` or ``layer4``, after making sure
+    that they are exactly what ``module`` holds. Its own tensors may be on the meta device.
 
     Raises:
         UserError: naming tensors that one side lacks or that differ in shape.

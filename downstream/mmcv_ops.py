@@ -1,14 +1,12 @@
 """Run mmcv's operators on torchvision where mmcv's compiled extension is missing.
 
-``mmcv.ops`` is Python code around one compiled module, ``mmcv._ext``. The ``mmcv-lite`` wheel does
-not contain that module, so ``import mmdet.models`` fails. Faster R-CNN calls three of its
-operators, and torchvision has kernels for these three: :func:`install` provides a ``mmcv._ext``
-made of them. All other operators can be imported and raise an error when they are called.
+``mmcv.ops`` is Python code around a compiled module, ``mmcv._ext``, which the ``mmcv-lite`` wheel
+lacks, so that ``import mmdet.models`` fails. :func:`install` provides one with the three operators
+that Faster R-CNN calls. All others can be imported and raise an error when they are called.
 
 The functions have the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and return what mmcv's
-kernels return: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs of
-those kernels. float16 and bfloat16 are computed in float32, as torchvision does under autocast, and
-the result is cast back.
+kernels return: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs. Half
+precision is computed in float32 and cast back, as torchvision does under autocast.
 """
 
 import functools
@@ -119,9 +117,8 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient with respect to ``input`` to ``grad_input``, in place.
 
-    Arguments and errors are those of :func:`roi_align_forward`, ``grad_output`` being shaped like
-    ``output`` and ``grad_input`` like ``input``. On CUDA the sum is not deterministic, and torch
-    says so under ``torch.use_deterministic_algorithms``.
+    Arguments, shapes and errors are as in :func:`roi_align_forward`. On CUDA the sum is not
+    deterministic, and torch says so under ``torch.use_deterministic_algorithms``.
     """
     _check_pool_mode(pool_mode)
     dtype = _compute_dtype(grad_output, rois)

@@ -19,11 +19,8 @@ class PicturesHook(Hook):
     """Writes ``pictures/<image>.png`` for eight validation images at the last evaluation.
 
     The images are spaced evenly over those of the first process, so two runs with the same number
-    of processes draw the same images. A resumed run that evaluates again overwrites them.
-
-    Args:
-        visualizer: config of mmdet's or mmseg's visualizer. mmdet's draws the boxes with a score
-            above 0.3.
+    of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's; mmdet's
+    draws the boxes with a score above 0.3.
     """
 
     def __init__(self, visualizer: dict) -> None:

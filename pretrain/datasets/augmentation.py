@@ -31,11 +31,8 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, then contrast, then saturation, as torchvision's ``adjust_*`` do.
 
     Args:
-        images: float32 (N, 3, H, W) RGB, 0 to 255.
+        images: float32 (N, 3, H, W) RGB, 0 to 255; so is the result.
         factors: (N, 3), one for each of the three; 1 changes nothing.
-
-    Returns:
-        The same shape and range.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
     weights = _luma_weights(images.device)

@@ -39,11 +39,8 @@ Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
 def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[str, Any]:
     """What a prepared run is, in nested dicts and lists of what JSON can hold.
 
-    Args:
-        config: a prepared config.
-        left_out: patterns beside ``LEFT_OUT``: the stage's own places, and what it derives from
-            settings that are in the identity anyway.
-        facts: what no setting tells, such as the content of the data.
+    ``left_out`` are patterns beside ``LEFT_OUT``: places of the stage, and settings that it derives
+    from others. ``facts`` are what no setting says, such as the content of the data.
     """
     patterns = (*LEFT_OUT, *left_out)
 

@@ -34,15 +34,8 @@ _SHOWN = re.compile(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of :mod:`pretrain.runs.start`.
-
-    Args:
-        title: what the progress lines call it.
-        config: its config file.
-        work_dir: where it lives.
-        options: ``key=value`` overrides of the config.
-        start_from: another run's checkpoint to begin with.
-    """
+    """One run of :mod:`pretrain.runs.start`: what the progress lines call it, its config file, the
+    folder where it lives, ``key=value`` overrides, and another run's checkpoint to begin with."""
 
     title: str
     config: Path

@@ -42,10 +42,9 @@ def read_record(path: Path) -> dict | None:
 
 
 def read_records(source: Path) -> list[dict]:
-    """The records of many runs, finished or not.
-
-    ``source`` is a folder, whose ``run.json`` files are read in the order of their paths, a single
-    ``run.json``, or a ``.jsonl`` of :func:`pretrain.runs.tables.collect_records`.
+    """The records of many runs, finished or not, in a folder, in the order of the paths of its
+    ``run.json`` files, in a single ``run.json``, or in a ``.jsonl`` of
+    :func:`pretrain.runs.tables.collect_records`.
 
     Raises:
         UserError: as :func:`read_record`, or if there is no such folder or file.

@@ -30,9 +30,8 @@ def choose_start(config: Config, args: Namespace) -> None:
     """Set where a run begins: with its own last checkpoint that is whole, else with the checkpoint
     of ``--start-from``, else with new weights.
 
-    Args:
-        config: a prepared config; ``load_from``, ``resume`` and ``accepted_changes`` are set.
-        args: ``resume``, ``start_from`` and ``accept_change`` of the command line.
+    ``load_from``, ``resume`` and ``accepted_changes`` of the prepared config are set, as
+    ``resume``, ``start_from`` and ``accept_change`` of the command line say.
 
     Raises:
         UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.

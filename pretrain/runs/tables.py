@@ -46,10 +46,8 @@ def collect_records(source: Path, out: Path) -> int:
 def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
     """Make sure that runs may stand in one table.
 
-    Args:
-        records: what to call them.
-        settings: of each run: its identity, and what else is compared.
-        may_differ: keys that are not compared, and all below them.
+    ``settings`` are the identity of each run and what else is compared, but for the keys in
+    ``may_differ`` and all below them. The message calls the runs ``records``.
 
     Raises:
         UserError: naming the keys that differ, with both values.

@@ -1,10 +1,9 @@
 """Kernels that an iteration launches and the times that it waits for the device.
 
-Both are counted without a GPU. A run of the config goes through the Runner and all its hooks; on a
-CPU its pictures are tiny, which changes no count, and it computes in bf16 as on a GPU: autocast
-casts the same layers on both. (Fake CUDA tensors would need no arithmetic, but autograd asks the
-driver for their streams.) Not counted are the further kernels of an operator that launches several,
-as the fused SGD does for a long list of weights.
+Both are counted without a GPU, in a run that goes through the Runner and all its hooks. On a CPU
+the pictures are tiny, which changes no count, and the run computes in bf16 as on a GPU. (Fake CUDA
+tensors would need no arithmetic, but autograd asks the driver for their streams.) An operator that
+launches several kernels, as the fused SGD does for a long list of weights, counts once.
 """
 
 import time

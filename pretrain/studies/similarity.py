@@ -64,19 +64,15 @@ class Similarity:
                 f'to less than epochs={config.epochs}.'
             )
         pairs = [(student, teacher) for student in shared for teacher in shared]
-        _, teachers, students = self.launcher.finish(
-            [self._source(seed) for seed in self.seeds],
-            [self._teacher(seed, e) for seed in self.seeds for e in shared],
-            [self._student(seed, s, t) for seed in self.seeds for s, t in pairs if t <= s],
-        )
-        return teachers + students
-
-    def _source(self, seed: int) -> Run:
-        kept = [epochs for epochs in self.shared_epochs if epochs]
-        return self._run(seed, 'M', [f'keep_epochs={kept}'], start=0)
-
-    def _teacher(self, seed: int, shared: int) -> Run:
-        return self._run(seed, f'T#{shared}', [f'data_seed={DATA_SEED + seed}'], start=shared)
+        kept = [f'keep_epochs={[epochs for epochs in shared if epochs]}']
+        sources, teachers, students = [], [], []
+        for seed in self.seeds:
+            sources.append(self._run(seed, 'M', 0, kept))
+            order = [f'data_seed={DATA_SEED + seed}']
+            teachers += [self._run(seed, f'T#{epochs}', epochs, order) for epochs in shared]
+            students += [self._student(seed, *pair) for pair in pairs if pair[1] <= pair[0]]
+        records = self.launcher.finish(sources, teachers, students)
+        return records[1] + records[2]
 
     def _student(self, seed: int, shared: int, teacher: int) -> Run:
         options = [
@@ -84,9 +80,9 @@ class Similarity:
             'algorithm.teacher_weight=1.0',
             f'algorithm.taught_after={shared}',
         ]
-        return self._run(seed, f'M#{shared}<T#{teacher}', options, start=shared)
+        return self._run(seed, f'M#{shared}<T#{teacher}', shared, options)
 
-    def _run(self, seed: int, label: str, options: list[str], start: int) -> Run:
+    def _run(self, seed: int, label: str, start: int, options: list[str]) -> Run:
         source = self._folder(seed, 'M') / f'kept_{start}.pth'
         return Run(
             title=f'{label}, seed {seed}',

@@ -21,10 +21,11 @@ def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All ``configs`` of pretraining with all ``seeds``, which are those of weights, order and
-    augmentation: with one seed, all configs of a network start from the same weights.
+    """All ``configs`` of pretraining with all ``seeds`` of weights, order and augmentation. With
+    one seed, all configs of a network start from the same weights.
 
-    A run lives in ``<work_dir>/<config>/seed<seed>``; ``options`` override keys of all configs.
+    A run lives in ``<work_dir>/<config>/seed<seed>``; ``options`` are ``key=value`` overrides of
+    all configs.
     """
 
     configs: Sequence[Path]
