@@ -397,6 +397,6 @@ def test_damaged_missing_and_unsafe_files(resnet18, tmp_path: Path, capsys) -> N
             import_backbone(damaged, tmp_path / 'out.pth', **IMAGENET)
         with pytest.raises(UserError, match=f'No checkpoint .*missing.{suffix}'):
             import_backbone(tmp_path / f'missing.{suffix}', tmp_path / 'out.pth', **IMAGENET)
-    with pytest.raises(UserError, match=r"saved the \['state_dict'\] alone"):
+    with pytest.raises(UserError, match=r"save only the \['state_dict'\]"):
         imported({'state_dict': resnet18, 'args': Unsafe()}, tmp_path, **IMAGENET)
     assert capsys.readouterr().out == ''

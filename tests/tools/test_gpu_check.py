@@ -57,7 +57,7 @@ def test_none_stops_the_others(tmp_path: Path) -> None:
         'last | true',
     ]
     report = tmp_path / 'report.txt'
-    _, *lines = check(report, with_steps(tmp_path, '\n'.join(steps)), '1')
+    _, *lines = check(report, with_steps(tmp_path, '\n'.join(steps)), '60')
     assert [re.sub(r' \(\d+ s\)$', '', line) for line in lines[:5]] == [
         'fails: exit code 3: error: no data.',
         'crashes: exit code 1: RuntimeError: out of memory',
@@ -74,7 +74,7 @@ def test_none_stops_the_others(tmp_path: Path) -> None:
 def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
     report = tmp_path / 'report.txt'
     script = with_steps(tmp_path, 'one | echo first\ntwo | kill -KILL $$')
-    done = subprocess.run(['bash', str(script), str(report), '1'], capture_output=True)
+    done = subprocess.run(['bash', str(script), str(report), '60'], capture_output=True)
     assert done.returncode == -9
     assert report.read_text().splitlines()[1] == 'one: done (0 s)'
 
