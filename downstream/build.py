@@ -105,7 +105,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
     if not config.backbone_file:
         raise UserError(
             'No backbone is given: add --cfg-options backbone_file=FILE, a file that '
-            'tools/export_backbone.py or tools/import_backbone.py wrote.'
+            'tools/export.py or tools/import_backbone.py wrote.'
         )
     weights = load_backbone_file(config.backbone_file)
     check_handoff(config.model, weights.provenance)

@@ -36,6 +36,7 @@ _STEM_NAMES = {
     'bn1': 'stem.7',
 }
 _CLASSIFIER = ('fc.', 'head.')
+_NO_BACKBONE = (*_CLASSIFIER, 'teacher.')
 _EVERY_RESNET_HAS = 'layer1.0.conv1.weight'
 _COUNTER = '.num_batches_tracked'
 
@@ -50,7 +51,8 @@ def import_backbone(
 
     Args:
         source: a ``.safetensors`` file, or a ``.pth`` file of a state dict or of a checkpoint that
-            holds one; of torchvision, timm or OpenMMLab.
+            holds one; of torchvision, timm or OpenMMLab, or of a run with our classifier that was
+            not started by this suite.
         out: the backbone file to write; it is replaced in one step.
         style: one of ``STYLES``: whether the 3x3 convolution of a bottleneck has the stride, or
             the first 1x1.
@@ -65,6 +67,8 @@ def import_backbone(
     """
     source = Path(source)
     content = _read(source)
+    if 'identity' in _meta(content):
+        raise UserError(f'{source} was written by this suite: use tools/export.py {source} OUT.')
     try:
         weights = _state_dict(content)
         depth, stem = _recognise(weights)
@@ -92,12 +96,15 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _state_dict(content: Any) -> dict[str, Tensor]:
     """The backbone's tensors without what a trainer wraps around them and around their names."""
     networks = list(_networks(content))
+    # Our classifier in somebody's own run has a teacher beside it.
+    networks = [n for n in networks if 'teacher.' not in n[2]]
     if len(networks) > 1:
         raise UserError(
             f'holds several ResNets ({", ".join(place for place, _, _ in networks)}): save the '
             'state dict of the one that you want.'
         )
     _, weights, prefix = networks[0] if networks else ('', content, '')
+    config = 'cfg' in _meta(content)  # mmengine's runs have necks and heads of any name
     if not isinstance(weights, Mapping) or not weights:
         raise UserError('holds no state dict: save one with torch.save(model.state_dict(), FILE).')
     backbone = {}
@@ -108,7 +115,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
             raise UserError(f'{name} is no dense tensor: save the weights as float32.')
         if name.startswith(prefix):
             backbone[name.removeprefix(prefix)] = tensor
-        elif not name.removeprefix('module.').startswith(_CLASSIFIER):
+        elif not (config or name.removeprefix('module.').startswith(_NO_BACKBONE)):
             raise UserError(f'{name} is not of the {prefix[:-1]}: save only the backbone.')
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' in backbone:
@@ -123,8 +130,6 @@ def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str,
             yield from _networks(value, f'{place}{name}.')
         elif str(name).endswith(_EVERY_RESNET_HAS):
             prefix = name.removesuffix(_EVERY_RESNET_HAS)
-            if prefix == 'student.':
-                raise UserError('was pretrained by this suite: use tools/export_backbone.py.')
             yield f'{place}{prefix}'.rstrip('.') or 'the file itself', content, prefix
 
 
@@ -231,8 +236,7 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
 
     The config is Python text; its literals are read and nothing is run.
     """
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    text = meta.get('cfg') if isinstance(meta, Mapping) else None
+    text = _meta(content).get('cfg')
     if not isinstance(text, str):
         return {}
     try:
@@ -255,6 +259,12 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save only its ['state_dict'].") from error
     return {fact: value for fact, value in found.items() if value is not None}
+
+
+def _meta(content: Any) -> Mapping[str, Any]:
+    """What mmengine notes of the run that wrote a checkpoint."""
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
 
 
 class _LiteralDicts(ast.NodeTransformer):

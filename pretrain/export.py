@@ -1,16 +1,65 @@
-"""From a pretraining checkpoint to a backbone file: weights and where they come from."""
+"""From a pretraining checkpoint to files that other libraries load, with where they come from."""
 
 import hashlib
 import json
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.classifier import student_weights
-from pretrain.runs.backbone_file import write_backbone_file
+from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
+from pretrain.formats import WRITERS, Snapshot
+from pretrain.runs.backbone_file import check_finite, origin, write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_in
 from pretrain.runs.record import read_record
+
+
+def export(
+    checkpoint_path: str | Path,
+    out: str | Path,
+    library: str = 'torchvision',
+    classifier: bool = False,
+) -> Mapping[str, Any]:
+    """Write the student of a pretraining checkpoint as ``library`` loads it.
+
+    Args:
+        checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth``. ONNX takes any whole network, the
+            others a ResNet.
+        out: a file for 'torchvision' and 'onnx', which is replaced in one step; else a new folder.
+        library: a key of :data:`pretrain.formats.WRITERS`. 'torchvision' without a classifier is
+            the backbone file that fine-tuning takes.
+        classifier: whether the last layer, which gives the logits, is exported too.
+
+    Returns:
+        The provenance, see :func:`export_backbone`.
+
+    Raises:
+        UserError: if the checkpoint cannot be exported so, or the folder exists.
+
+    Example:
+        >>> snapshot = 'work_dirs/r152_sd/snapshot_2.pth'
+        >>> export(snapshot, 'r152_sd', 'timm', classifier=True)['epoch']  # doctest: +SKIP
+        90
+    """
+    if library == 'torchvision' and not classifier:
+        return export_backbone(checkpoint_path, out)
+    snapshot = read_snapshot(Path(checkpoint_path))
+    if snapshot.network['type'] != 'ResNet' and not (library == 'onnx' and classifier):
+        raise UserError(
+            f'{checkpoint_path} is a {snapshot.network["type"]}, not a ResNet: only '
+            '--format onnx --classifier can export it.'
+        )
+    if not classifier:
+        _drop_classifier(snapshot.weights)
+    check_finite(snapshot.weights, snapshot.path)
+    snapshot.provenance.update(origin(snapshot.weights, snapshot.path))
+    WRITERS[library](snapshot, Path(out))
+    return snapshot.provenance
 
 
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
@@ -34,24 +83,44 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     Raises:
         UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here.
     """
-    checkpoint_path = Path(checkpoint_path)
-    checkpoint = load_from_disk(str(checkpoint_path))
-    identity, meta = identity_in(checkpoint, checkpoint_path), checkpoint['meta']
-    if identity['task'] != 'classification' or identity['model']['network']['type'] != 'ResNet':
+    snapshot = read_snapshot(Path(checkpoint_path))
+    if snapshot.network['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
-    network, preprocessor = (identity['model'][key] for key in ('network', 'data_preprocessor'))
-    if 'width' in network:
+    if 'width' in snapshot.network:
         raise UserError(
-            f'{checkpoint_path} is of a ResNet of width {network["width"]}: detectors and '
+            f'{checkpoint_path} is of a ResNet of width {snapshot.network["width"]}: detectors and '
             'segmenters build the usual one, so its backbone fits none.'
         )
-    weights = student_weights(checkpoint)
+    _drop_classifier(snapshot.weights)
+    return write_backbone_file(out, snapshot.weights, snapshot.path, snapshot.provenance)
+
+
+def _drop_classifier(weights: OrderedDict[str, Tensor]) -> None:
     for name in [name for name in weights if name.startswith('fc.')]:
         del weights[name]
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read a pretraining checkpoint.
+
+    Raises:
+        UserError: if it is missing, damaged or not of a network pretrained here.
+    """
+    checkpoint = load_from_disk(str(path))
+    try:
+        identity, meta = identity_in(checkpoint, path), checkpoint['meta']
+    except UserError as error:
+        raise UserError(
+            f'{error} Of a ResNet of another run, tools/import_backbone.py {path} OUT makes a '
+            'backbone file.'
+        ) from error
+    if identity['task'] != 'classification':
+        raise UserError(f'{path} is not a checkpoint of a ResNet pretrained here.')
+    network, preprocessor = (identity['model'][key] for key in ('network', 'data_preprocessor'))
     recipe = {k: v for k, v in identity.items() if k not in ('randomness', 'data_seed')}
     provenance = {
-        'arch': 'ResNet',
-        'depth': network['depth'],
+        'arch': network['type'],
+        'depth': network.get('depth'),
         'stem': 'v1',
         'style': 'pytorch',
         'mean': list(preprocessor['mean']),
@@ -61,9 +130,16 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         'algorithm': dict(identity['algorithm']),
         'seed': identity['randomness']['seed'],
         'recipe_sha256': hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-        **_recorded(checkpoint_path, identity, meta['epoch']),
+        **_recorded(path, identity, meta['epoch']),
     }
-    return write_backbone_file(out, weights, checkpoint_path, provenance)
+    return Snapshot(
+        path,
+        student_weights(checkpoint),
+        network,
+        tuple(meta['dataset_meta']['classes']),
+        identity.get('image_size', CIFAR_SIZE),
+        provenance,
+    )
 
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:

@@ -64,7 +64,7 @@ run of ResNet-20, SD (GPU) | $benchmark runner $cifar/resnet20_sd_t3.py --json \
 kernels of ResNet-20 | $benchmark kernels $cifar/resnet20_sd_t3.py --json \$JSON
 synchronisations, warnings counted (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep -c 'synchronizing CUDA operation' $out/synchronisations.log; exit \$code
 a rate of 1e9 is one sentence | ! $train configs/demo/r18_sd.py --work-dir $out/rate --cfg-options optim_wrapper.optimizer.lr=1e9 > $out/rate.log 2>&1 && grep '^error: .*loss is' $out/rate.log
-export | $python tools/export_backbone.py $out/r18_sd/snapshot_2.pth $out/backbone.pth
+export | $python tools/export.py $out/r18_sd/snapshot_2.pth $out/backbone.pth
 demo detection | $train configs/demo/faster_rcnn_r18_voc07.py --work-dir $out/detection --cfg-options backbone_file=$out/backbone.pth
 demo segmentation | $train configs/demo/deeplabv3_r18_voc12.py --work-dir $out/segmentation --cfg-options backbone_file=$out/backbone.pth
 kernels of ResNet-152 | $benchmark kernels --json \$JSON

@@ -31,20 +31,32 @@ def write_backbone_file(
     Raises:
         UserError: if a weight is not finite.
     """
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise UserError(f'{source}: {name} is not finite: take another checkpoint.')
-    weights.provenance = {
-        'format': 1,
-        **facts,
-        'weights_sha256': weights_sha256(weights),
-        'source': f'{source.parent.name}/{source.name}',
-        'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
-    }
+    check_finite(weights, source)
+    weights.provenance = {'format': 1, **facts, **origin(weights, source)}
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     write_atomically(out, seal(buffer.getvalue()))
     return weights.provenance
+
+
+def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Make sure that the weights of the file ``source`` can be used.
+
+    Raises:
+        UserError: naming a tensor that is not finite.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f'{source}: {name} is not finite: take another checkpoint.')
+
+
+def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
+    """``weights_sha256``, and of the file that they come from ``source`` and ``source_sha256``."""
+    return {
+        'weights_sha256': weights_sha256(weights),
+        'source': f'{source.parent.name}/{source.name}',
+        'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
+    }
 
 
 def is_backbone_file(path: str | Path) -> bool:
@@ -67,8 +79,8 @@ def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
     provenance = getattr(weights, 'provenance', None)
     if not isinstance(provenance, dict):
         raise UserError(
-            f'{path} is not a backbone file: make one with tools/export_backbone.py CHECKPOINT '
-            "OUT, or of another library's ResNet with tools/import_backbone.py SOURCE OUT."
+            f'{path} is not a backbone file: make one with tools/export.py CHECKPOINT OUT, '
+            "or of another library's ResNet with tools/import_backbone.py SOURCE OUT."
         )
     weights.provenance = provenance = Contents(provenance, path)
     if weights_sha256(weights) != provenance['weights_sha256']:

@@ -374,14 +374,33 @@ def test_another_family_is_named(network, message, tmp_path: Path) -> None:
         ({}, 'holds no state dict'),
         ({'epoch': 1}, 'epoch is no tensor'),
         (
-            {'state_dict': {'student.layer1.0.conv1.weight': torch.ones(1)}},
-            'tools/export_backbone.py',
+            {'meta': {'identity': {}}, 'state_dict': {'student.conv1.weight': torch.ones(1)}},
+            r'written by this suite: use tools/export\.py',
         ),
     ],
 )
 def test_no_state_dict_is_an_error(content, message, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         imported(content, tmp_path, **IMAGENET)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_our_classifier_in_another_run(prefix, resnet18, tmp_path: Path) -> None:
+    """Its snapshots hold a teacher too, and no identity."""
+    weights = {f'{prefix}student.{name}': tensor for name, tensor in resnet18.items()}
+    weights |= {f'{prefix}teacher.{name}': -tensor for name, tensor in resnet18.items()}
+    ours = imported({'state_dict': weights}, tmp_path, preprocessing='imagenet-rgb')
+    assert len(ours) == len(resnet18) - 2
+    assert all(torch.equal(ours[name], resnet18[name]) for name in ours)
+
+
+def test_detector_of_a_run_of_mmengine(resnet50, tmp_path: Path) -> None:
+    """Its config tells how it was trained; its neck and heads are left out."""
+    content = mmpretrain(resnet50)
+    content['state_dict'] |= {'neck.lateral.weight': torch.ones(1), 'rpn_head.a': torch.ones(1)}
+    ours = imported(content, tmp_path)
+    assert len(ours) == len(resnet50) - 2
+    assert ours.provenance['channel_order'] == 'RGB'
 
 
 class Unsafe:

@@ -1,0 +1,399 @@
+"""A pretrained network as torchvision, timm, mmpretrain, transformers and ONNX Runtime load it.
+
+Only ONNX needs a package of its own to be written; the others are files of weights and settings.
+"""
+
+import importlib.util
+import io
+import json
+import re
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pretrain.models  # noqa: F401, registers the networks
+from pretrain.runs.checkpoint import seal, write_atomically
+from pretrain.runs.errors import UserError
+
+PAPER = 'Snapshot Distillation: Teacher-Student Optimization in One Generation'
+PAPER_URL = 'https://arxiv.org/abs/1812.00123'
+CITATION = f"""@inproceedings{{yang2019snapshot,
+  title     = {{{PAPER}}},
+  author    = {{Yang, Chenglin and Xie, Lingxi and Su, Chi and Yuille, Alan L.}},
+  booktitle = {{CVPR}},
+  year      = {{2019}}
+}}"""
+LICENSE = 'apache-2.0'
+CROP = 224 / 256  # of the shorter side, see pretrain.datasets.decode.centre_box
+
+
+class Snapshot(NamedTuple):
+    """A pretrained network and what is known of it.
+
+    Attributes:
+        path: of the checkpoint.
+        weights: the student's, under the network's own names.
+        network: its config, as ``model.network`` of a pretraining config.
+        classes: the names of the logits.
+        image_size: the side of a picture in pixels.
+        provenance: as :func:`export_backbone` returns it, without what the file's writer adds.
+    """
+
+    path: Path
+    weights: OrderedDict[str, Tensor]
+    network: dict[str, Any]
+    classes: tuple[str, ...]
+    image_size: int
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """timm's and torchvision's name of the network, such as 'resnet50'."""
+        return f'{self.network["type"].lower()}{self.network["depth"]}'
+
+    @property
+    def with_classifier(self) -> bool:
+        return 'fc.weight' in self.weights
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 accuracy in percent on the run's test pictures, if its record tells it."""
+        error = self.provenance.get('top1_error')
+        return None if error is None else 100 - error
+
+
+def write_torchvision(snapshot: Snapshot, out: Path) -> None:
+    """The state dict of a torchvision ResNet with its classifier."""
+    _save(dict(snapshot.weights), out)
+
+
+def write_timm(snapshot: Snapshot, out: Path) -> None:
+    """A folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``, or for the Hub."""
+    mean, std = _normalisation(snapshot)
+    count = len(snapshot.classes) if snapshot.with_classifier else 0
+    config = {
+        'architecture': snapshot.name,
+        'num_classes': count,
+        'num_features': _features(snapshot),
+        'global_pool': 'avg',
+        'pretrained_cfg': {
+            'num_classes': count,
+            'input_size': [3, snapshot.image_size, snapshot.image_size],
+            'fixed_input_size': False,
+            'pool_size': None,
+            'interpolation': 'bilinear',
+            'crop_pct': CROP,
+            'crop_mode': 'center',
+            'mean': mean,
+            'std': std,
+            'first_conv': 'conv1',
+            'classifier': 'fc',
+            'license': LICENSE,
+        },
+    }
+    if count:
+        config['label_names'] = list(snapshot.classes)
+    usage = f"timm.create_model('local-dir:{out.name}', pretrained=True)"
+    with _new_folder(out) as folder:
+        save_file(snapshot.weights, folder / 'model.safetensors', {'format': 'pt'})
+        (folder / 'config.json').write_text(_json(config))
+        (folder / 'README.md').write_text(_card(snapshot, 'timm', usage))
+
+
+def write_huggingface(snapshot: Snapshot, out: Path) -> None:
+    """A folder for ``AutoModel.from_pretrained`` of transformers, or for the Hub."""
+    bottleneck = 'layer1.0.conv3.weight' in snapshot.weights
+    stages = [_blocks(snapshot.weights, stage) for stage in range(1, 5)]
+    kind = 'ResNetForImageClassification' if snapshot.with_classifier else 'ResNetModel'
+    config = {
+        'architectures': [kind],
+        'model_type': 'resnet',
+        'num_channels': 3,
+        'embedding_size': 64,
+        'hidden_sizes': [64 * 2**stage * (4 if bottleneck else 1) for stage in range(4)],
+        'depths': stages,
+        'layer_type': 'bottleneck' if bottleneck else 'basic',
+        'hidden_act': 'relu',
+        'downsample_in_first_stage': False,
+        'downsample_in_bottleneck': False,  # the stride is on the 3x3 convolution
+        'dtype': 'float32',
+    }
+    if snapshot.with_classifier:
+        config['id2label'] = dict(enumerate(snapshot.classes))
+        config['label2id'] = {name: index for index, name in enumerate(snapshot.classes)}
+    mean, std = _normalisation(snapshot)
+    pictures = {
+        'image_processor_type': 'ConvNextImageProcessor',
+        'size': {'shortest_edge': snapshot.image_size},
+        'crop_pct': CROP,
+        'resample': 2,  # bilinear
+        'image_mean': mean,
+        'image_std': std,
+        'do_resize': True,
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+    }
+    prefix = 'resnet.' if snapshot.with_classifier else ''
+    weights = {_huggingface_name(name, prefix): t for name, t in snapshot.weights.items()}
+    usage = f"transformers.{kind}.from_pretrained('{out.name}')"
+    with _new_folder(out) as folder:
+        save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+        (folder / 'config.json').write_text(_json(config))
+        (folder / 'preprocessor_config.json').write_text(_json(pictures))
+        (folder / 'README.md').write_text(_card(snapshot, 'transformers', usage))
+
+
+def _huggingface_name(name: str, prefix: str) -> str:
+    """torchvision's name of a tensor as transformers has it.
+
+    Example:
+        >>> _huggingface_name('layer2.0.downsample.1.bias', '')
+        'encoder.stages.1.layers.0.shortcut.normalization.bias'
+    """
+    layer, _, leaf = name.rpartition('.')
+    if layer == 'fc':
+        return f'classifier.1.{leaf}'
+    if match := re.fullmatch(r'layer(\d)\.(\d+)\.downsample\.([01])', layer):
+        part = f'shortcut.{("convolution", "normalization")[int(match[3])]}'
+    elif match := re.fullmatch(r'layer(\d)\.(\d+)\.(conv|bn)(\d)', layer):
+        kind = 'convolution' if match[3] == 'conv' else 'normalization'
+        part = f'layer.{int(match[4]) - 1}.{kind}'
+    else:
+        kind = 'convolution' if layer == 'conv1' else 'normalization'
+        return f'{prefix}embedder.embedder.{kind}.{leaf}'
+    return f'{prefix}encoder.stages.{int(match[1]) - 1}.layers.{match[2]}.{part}.{leaf}'
+
+
+def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
+    """A folder for ``mmpretrain.get_model(CONFIG, pretrained=WEIGHTS)``, and for the ``backbone``
+    of any OpenMMLab model, with the ``metafile.yml`` of its model zoos."""
+    size = snapshot.image_size
+    settings = {
+        'model': {
+            'type': 'ImageClassifier',
+            'backbone': {
+                'type': 'ResNet',
+                'depth': snapshot.network['depth'],
+                'num_stages': 4,
+                'out_indices': (3,),
+                'style': 'pytorch',
+            },
+            'neck': {'type': 'GlobalAveragePooling'},
+        },
+        'data_preprocessor': {
+            'mean': snapshot.provenance['mean'],
+            'std': snapshot.provenance['std'],
+            'to_rgb': True,
+        },
+        'test_pipeline': [
+            {'type': 'LoadImageFromFile'},
+            {'type': 'ResizeEdge', 'scale': round(size / CROP), 'edge': 'short'},
+            {'type': 'CenterCrop', 'crop_size': size},
+            {'type': 'PackInputs'},
+        ],
+    }
+    if snapshot.with_classifier:
+        settings['data_preprocessor']['num_classes'] = len(snapshot.classes)
+        settings['model']['head'] = {
+            'type': 'LinearClsHead',
+            'num_classes': len(snapshot.classes),
+            'in_channels': _features(snapshot),
+            'loss': {'type': 'CrossEntropyLoss'},
+            'topk': (1, 5) if len(snapshot.classes) > 5 else (1,),
+        }
+    config = Config(settings)
+    weights = OrderedDict(
+        (f'{"head" if name.startswith("fc.") else "backbone"}.{name}', tensor)
+        for name, tensor in snapshot.weights.items()
+    )
+    meta = {'cfg': config.pretty_text, 'dataset_meta': {'classes': snapshot.classes}}
+    model = {
+        'Name': f'{snapshot.name}_{snapshot.provenance["algorithm"]["name"].lower()}',
+        'In Collection': 'Snapshot Distillation',
+        'Config': 'config.py',
+        'Weights': 'model.pth',
+        'Metadata': {'Parameters': _parameters(snapshot.weights), 'Architecture': ['ResNet']},
+    }
+    if snapshot.top1 is not None:
+        metrics = {'Top 1 Accuracy': round(snapshot.top1, 2)}
+        model['Results'] = [
+            {'Task': 'Image Classification', 'Dataset': _data(snapshot), 'Metrics': metrics}
+        ]
+    collection = {
+        'Name': 'Snapshot Distillation',
+        'Paper': {'Title': PAPER, 'URL': PAPER_URL},
+        'README': 'README.md',
+        'License': LICENSE,
+    }
+    usage = f"mmpretrain.get_model('{out.name}/config.py', pretrained='{out.name}/model.pth')"
+    with _new_folder(out) as folder:
+        _save({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
+        config.dump(folder / 'config.py')
+        metafile = {'Collections': [collection], 'Models': [model]}
+        (folder / 'metafile.yml').write_text(yaml.safe_dump(metafile, sort_keys=False))
+        (folder / 'README.md').write_text(_card(snapshot, 'mmpretrain', usage))
+
+
+class _FromPixels(nn.Module):
+    """A network that takes RGB pixels from 0 to 255, so that no user can normalise them wrongly."""
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer('std', torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network((pictures - self.mean) / self.std)
+
+
+def write_onnx(snapshot: Snapshot, out: Path) -> None:
+    """An ONNX file: ``pictures``, float32 (N, 3, S, S) RGB from 0 to 255, to ``logits`` (N, C) or,
+    without a classifier, to ``features`` (N, C, S/32, S/32). N is any number; classes and
+    provenance are the file's metadata."""
+    for package in ('onnx', 'onnxscript'):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is not installed: run pip install onnx onnxscript.')
+    network = MODELS.build(snapshot.network)
+    whole = snapshot.network['type'] != 'ResNet' or snapshot.with_classifier
+    network.load_state_dict(snapshot.weights, strict=whole)
+    if not whole:
+        network = nn.Sequential(*list(network.children())[:-2])  # without the pooling and fc
+    facts = snapshot.provenance
+    model = _FromPixels(network, facts['mean'], facts['std']).eval()
+    pictures = torch.zeros(2, 3, snapshot.image_size, snapshot.image_size)
+    program = torch.onnx.export(
+        model,
+        (pictures,),
+        input_names=['pictures'],
+        output_names=['logits' if whole else 'features'],
+        dynamic_shapes=({0: torch.export.Dim('batch')},),
+        dynamo=True,
+        verbose=False,
+    )
+    metadata = {'provenance': json.dumps(facts), 'paper': PAPER_URL, 'license': LICENSE}
+    if whole:
+        metadata['classes'] = json.dumps(snapshot.classes)
+    program.model.metadata_props.update(metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        program.save(file)
+        write_atomically(out, file.read_bytes())
+
+
+WRITERS: Mapping[str, Callable[[Snapshot, Path], None]] = {
+    'torchvision': write_torchvision,
+    'timm': write_timm,
+    'mmpretrain': write_mmpretrain,
+    'huggingface': write_huggingface,
+    'onnx': write_onnx,
+}
+
+
+def _save(content: Any, out: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(out, seal(buffer.getvalue()))
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out`` when all its files are written."""
+    if out.exists():
+        raise UserError(f'{out} exists: give the name of a new folder.')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as parent:
+        folder = Path(parent) / out.name
+        folder.mkdir()
+        yield folder
+        folder.rename(out)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + '\n'
+
+
+def _blocks(weights: Mapping[str, Tensor], stage: int) -> int:
+    return sum(bool(re.fullmatch(rf'layer{stage}\.\d+\.conv1\.weight', name)) for name in weights)
+
+
+def _features(snapshot: Snapshot) -> int:
+    return 2048 if 'layer1.0.conv3.weight' in snapshot.weights else 512
+
+
+def _parameters(weights: Mapping[str, Tensor]) -> int:
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    return sum(t.numel() for name, t in weights.items() if not name.endswith(statistics))
+
+
+def _normalisation(snapshot: Snapshot) -> list[list[float]]:
+    """Mean and standard deviation for pixels from 0 to 1."""
+    return [[v / 255 for v in snapshot.provenance[fact]] for fact in ('mean', 'std')]
+
+
+def _data(snapshot: Snapshot) -> str:
+    counts = {split: data['count'] for split, data in snapshot.provenance['data'].items()}
+    return f'{counts["train"]} training and {counts["val"]} test pictures'
+
+
+def _card(snapshot: Snapshot, library: str, usage: str) -> str:
+    """A model card as the Hugging Face Hub reads it: facts in YAML, then text."""
+    facts, algorithm = snapshot.provenance, snapshot.provenance['algorithm']
+    task = 'image-classification' if snapshot.with_classifier else 'image-feature-extraction'
+    head = {
+        'license': LICENSE,
+        'library_name': library,
+        'pipeline_tag': task,
+        'tags': [task, library, 'snapshot-distillation'],
+    }
+    what = f'with {len(snapshot.classes)} classes' if snapshot.with_classifier else 'backbone'
+    rows = {
+        'algorithm': f'{algorithm["name"]}, mini-generations of {algorithm["generations"]} epochs',
+        'epoch': facts['epoch'],
+        'seed': facts['seed'],
+        'picture size': f'{snapshot.image_size} pixels, the centre of {CROP:.3f} of the side',
+        'mean, standard deviation': f'{facts["mean"]}, {facts["std"]} (RGB, 0 to 255)',
+        'parameters': f'{_parameters(snapshot.weights):,}',
+        'source': f'{facts["source"]} (SHA-256 {facts["source_sha256"]})',
+        'settings': f'SHA-256 {facts["recipe_sha256"]}',
+    }
+    if 'data' in facts:
+        rows['data'] = _data(snapshot)
+    if snapshot.top1 is not None:
+        rows['top-1 accuracy'] = f'{snapshot.top1:.2f} % on the test pictures, one centre crop'
+    table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False)}---
+
+# {snapshot.name}, {what}
+
+Pretrained with the suite that reproduces [{PAPER}]({PAPER_URL}).
+
+```python
+import {library}
+
+model = {usage}
+```
+
+|     |     |
+| --- | --- |
+{table}
+
+The licence is that of the suite; the pictures that it was trained on may have conditions of their
+own.
+
+```bibtex
+{CITATION}
+```
+"""

@@ -1,0 +1,37 @@
+"""Export a pretraining checkpoint: a backbone file, or what another library loads.
+
+python tools/export.py CHECKPOINT OUT [--format FORMAT] [--classifier]
+"""
+
+import argparse
+
+from pretrain.runs.cli import run
+
+FORMATS = ('torchvision', 'timm', 'mmpretrain', 'huggingface', 'onnx')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', help='epoch_*.pth or snapshot_*.pth of a pretraining run')
+    parser.add_argument('out', help='the file to write; timm, mmpretrain, huggingface: the folder')
+    parser.add_argument(
+        '--format',
+        choices=FORMATS,
+        default='torchvision',
+        help='default: torchvision, whose names mmdet, mmseg and fine-tuning here use too',
+    )
+    parser.add_argument(
+        '--classifier',
+        action='store_true',
+        help='with the last layer; without it, the layers before the final pooling',
+    )
+    args = parser.parse_args()
+
+    from pretrain.export import export
+
+    provenance = export(args.checkpoint, args.out, args.format, args.classifier)
+    print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
+
+
+if __name__ == '__main__':
+    run(main)
