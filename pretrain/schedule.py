@@ -111,7 +111,7 @@ def check_copies(every: int | None, lag: int | None, decay: float | None) -> Non
     for name, value in (('copy_every', every), ('lag', lag)):
         if value is not None and not _is_positive_int(value):
             raise UserError(f'algorithm.{name} is {value}: it must be a whole number above 0.')
-    if decay is not None and not 0 < decay < 1:
+    if decay is not None and not (isinstance(decay, int | float) and 0 < decay < 1):
         raise UserError(f'algorithm.decay is {decay}: it must be above 0 and below 1.')
     if every is None and (lag or decay):
         raise UserError('algorithm.lag and decay need algorithm.copy_every: set it, for example 1.')

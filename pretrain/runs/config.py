@@ -87,8 +87,9 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return ' or '.join([name for name, end in ends.items() if end == nearest][:3])
 
 
-# What a value may be replaced by, and what to call that. Anything may replace None.
+# What a value may be replaced by, and what to call that.
 _KINDS = {
+    NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value and no dict'),
     str: ((str, list, tuple, NoneType), 'a string'),
     bool: ((bool,), 'True or False'),
     int: ((int, float, list, tuple), 'a number'),
@@ -111,9 +112,9 @@ def _value(key: str, text: str, present: Any) -> Any:
         value = {'true': True, 'false': False}.get(text.lower(), text)
     if isinstance(present, str) and isinstance(value, bool | int | float):
         return text  # such as a folder called 2012
-    kinds, name = _KINDS.get(type(present), ((object,), ''))
+    kinds, name = _KINDS[type(present)]
     missing = value is None and isinstance(present, dict) and '.' not in key
-    wrong = isinstance(value, bool) and bool not in kinds and object not in kinds
+    wrong = isinstance(value, bool) and bool not in kinds
     if missing or wrong or not isinstance(value, kinds):
         raise UserError(f'--cfg-options {key}={text}: give {name}, such as {present}.')
     return value
