@@ -33,6 +33,7 @@ RUN_BY = {
     'python -m pretrain': 'tests/test_wheel.py',
     'python tools/benchmark.py': 'tests/pretrain/studies/ and tests/downstream/ call all it calls',
     'python tools/collect_records.py': 'tests/tools/test_tables.py',
+    'python tools/doctor.py': 'tests/downstream/test_doctor.py calls all it calls',
     'python tools/export.py': 'tests/pretrain/test_export.py calls all it calls',
     'python tools/import_backbone.py': 'tests/tools/test_import_backbone.py',
     'python tools/plot_curves.py': 'tests/tools/test_tables.py',

@@ -1,0 +1,102 @@
+"""What this machine has for runs of the suite, and how fast its disk and its decoder are."""
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain.runs.packages import missing_packages, needed_packages, version_of
+
+# Where the configs look for data, below the folder that holds it, by what prepare_data.py calls it.
+DATA = {
+    'imagenet': ('imagenet/train', 'imagenet/val'),
+    'cifar100': ('cifar-100-python/train', 'cifar-100-python/test'),
+    'voc07': ('VOCdevkit/VOC2007/Annotations', 'VOCdevkit/VOC2007/JPEGImages'),
+    'voc12aug': ('VOCdevkit/VOC2012/JPEGImages', 'VOCdevkit/VOC2012/SegmentationClassAug'),
+}
+_GB = 1e9
+
+
+def examine(data: Path, work_dir: Path) -> Iterator[str]:
+    """The lines of a report, each as soon as it is known.
+
+    Args:
+        data: the folder that holds the data sets.
+        work_dir: the folder that gets the runs; a file of 256 MB is written there and deleted.
+    """
+    yield f'Python {platform.python_version()} on {platform.platform()}'
+    versions = ((name, version_of(name)) for name in needed_packages())
+    yield 'packages: ' + ', '.join(f'{name} {version}' for name, version in versions if version)
+    if missing := missing_packages():
+        yield f'MISSING: pip install {" ".join(missing)}'
+        return
+    yield from _devices()
+    yield from _operators()
+    for name, path in (('work directory', work_dir), ('shared memory', Path('/dev/shm'))):
+        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+        yield f'{name}: {shutil.disk_usage(place).free / _GB:,.1f} GB free in {place}'
+    for name, paths in DATA.items():
+        absent = [str(data / path) for path in paths if not (data / path).exists()]
+        yield f'{name}: {"found" if not absent else f"no {absent[0]}"}'
+    yield _disk_speed(work_dir)
+    yield _decoder_speed()
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    from pretrain.runs.precision import device_without_bf16, resolve_precision
+    from pretrain.runs.processes import usable_cores, usable_gpus
+
+    for index in range(usable_gpus()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f'GPU {index}: {properties.name}, {properties.total_memory / _GB:.0f} GB'
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / _GB
+    yield f'processor: {usable_cores()} cores, {memory:.0f} GB'
+    why = f', because {without} has no bfloat16' if (without := device_without_bf16()) else ''
+    yield f"precision='auto' means {resolve_precision('auto')}{why}"
+
+
+def _operators() -> Iterator[str]:
+    from downstream.mmcv_ops import install
+
+    kind = "torchvision's, in place of compiled mmcv" if install() else "compiled mmcv's"
+    yield f'operators of detectors: {kind}'
+
+
+def _disk_speed(folder: Path, megabytes: int = 256) -> str:
+    """Reads a file that the system's cache has been told to forget."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        for _ in range(megabytes):
+            file.write(os.urandom(1_000_000))
+        os.fsync(file.fileno())
+        if hasattr(os, 'posix_fadvise'):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        start = time.perf_counter()
+        while file.read(1_000_000):
+            pass
+        seconds = time.perf_counter() - start
+    return f'disk: reads {megabytes / seconds:,.0f} MB a second'
+
+
+def _decoder_speed(pictures: int = 50) -> str:
+    """Decodes a photo of ImageNet's usual size as the loader of a test picture does."""
+    import numpy as np
+    from PIL import Image
+
+    from pretrain.datasets.decode import Picture, centre_box
+
+    noise = np.random.default_rng(0).integers(0, 255, (47, 63, 3), dtype=np.uint8)
+    with tempfile.NamedTemporaryFile(suffix='.jpg') as file:
+        Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(file.name)
+        start = time.perf_counter()
+        for _ in range(pictures):
+            picture = Picture(file.name)
+            picture.crop(centre_box(picture.height, picture.width), 224)
+        seconds = time.perf_counter() - start
+    return f'decoder: {pictures / seconds:,.0f} pictures of 500 x 375 pixels a second on a core'

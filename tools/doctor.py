@@ -1,0 +1,24 @@
+"""Say what this machine has for runs, what is missing, and how fast its disk and decoder are.
+
+python tools/doctor.py [--data DIR] [--work-dir DIR]
+"""
+
+import argparse
+from pathlib import Path
+
+from pretrain.runs.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data', type=Path, default=Path('data'), help='holds the data sets')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='gets the runs')
+    args = parser.parse_args()
+    from downstream.doctor import examine
+
+    for line in examine(args.data, args.work_dir):
+        print(line, flush=True)
+
+
+if __name__ == '__main__':
+    run(main)
