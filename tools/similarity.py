@@ -17,10 +17,10 @@ def main() -> None:
     parser.add_argument('--shared-epochs', type=int, nargs='+', default=[0, 75, 150])
     add_study_arguments(parser, [0, 1], 'work_dirs/table2', ['--cfg-options'])
     args = parser.parse_args()
-    from pretrain.runs.launch import Launcher
+    from pretrain.runs.cluster import launcher_of
     from pretrain.studies.similarity import Similarity
 
-    launcher, options = Launcher(args.gpus, args.jobs), args.cfg_options
+    launcher, options = launcher_of(args), args.cfg_options
     Similarity(args.config, args.shared_epochs, args.seeds, args.work_dir, options, launcher).run()
     print(f'Done: python tools/table.py 2 {args.work_dir} prints the table.')
 

@@ -15,10 +15,10 @@ def main() -> None:
     parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/sweep', ['--cfg-options'])
     args = parser.parse_args()
-    from pretrain.runs.launch import Launcher
+    from pretrain.runs.cluster import launcher_of
     from pretrain.studies.sweep import Sweep
 
-    launcher = Launcher(args.gpus, args.jobs)
+    launcher = launcher_of(args)
     Sweep(args.configs, args.seeds, args.work_dir, args.cfg_options, launcher).run()
     print(f'The records are in {args.work_dir}: python tools/table.py errors {args.work_dir}')
 

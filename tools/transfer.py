@@ -34,7 +34,7 @@ def main() -> None:
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)
     args = parser.parse_args()
     from downstream.transfer import Transfer
-    from pretrain.runs.launch import Launcher
+    from pretrain.runs.cluster import launcher_of
 
     backbones = {}
     for name, path in args.backbone:
@@ -45,7 +45,7 @@ def main() -> None:
         seeds=args.seeds,
         work_dir=args.work_dir,
         pretrain_seeds=args.pretrain_seeds,
-        launcher=Launcher(args.gpus, args.jobs),
+        launcher=launcher_of(args),
         pretrain_options=args.pretrain_options,
         downstream_options=args.downstream_options,
     )

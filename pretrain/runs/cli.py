@@ -88,13 +88,27 @@ def add_study_arguments(
     parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
 ) -> None:
     """What the tools that start many runs have in common: seeds, place, ``--gpus`` and ``--jobs``
-    of :class:`pretrain.runs.launch.Launcher`, and overrides of configs."""
+    of :class:`pretrain.runs.launch.Launcher`, a cluster, and overrides of configs."""
     parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     parser.add_argument(
         '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
     )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument(
+        '--jobs', type=int, help='runs at a time (default: 1; on a cluster all, as it has room)'
+    )
+    parser.add_argument(
+        '--cluster',
+        choices=['slurm'],
+        help='submit each run as a job and start none here',
+    )
+    parser.add_argument(
+        '--cluster-options',
+        nargs='*',
+        default=[],
+        metavar='KEY=VALUE',
+        help="submitit's, such as slurm_partition=gpu timeout_min=720 cpus_per_task=16",
+    )
     for name in options:
         parser.add_argument(name, nargs='*', default=[], metavar='KEY=VALUE')
 

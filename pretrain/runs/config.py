@@ -87,6 +87,14 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return ' or '.join([name for name, end in ends.items() if end == nearest][:3])
 
 
+def literal(text: str) -> Any:
+    """The value that ``text`` on a command line means: a Python literal or a plain string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {'true': True, 'false': False}.get(text.lower(), text)
+
+
 # What a value may be replaced by, and what to call that.
 _KINDS = {
     NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value and no dict'),
@@ -106,10 +114,7 @@ def _value(key: str, text: str, present: Any) -> Any:
     Raises:
         UserError: if a value of this kind cannot stand there.
     """
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = {'true': True, 'false': False}.get(text.lower(), text)
+    value = literal(text)
     if isinstance(present, str) and isinstance(value, bool | int | float):
         return text  # such as a folder called 2012
     kinds, name = _KINDS[type(present)]

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError
@@ -59,6 +59,8 @@ class Launcher:
 
     gpus: int = 0
     jobs: int = 1
+    # What a run finds out on its machine, which may be another one than this.
+    found_out: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         there = usable_gpus()
@@ -125,7 +127,7 @@ class Launcher:
         if record is None or record['status'] != 'finished':
             self._launch(run)
             record = read_record(run.work_dir / 'run.json')
-        elif found := differences(record['identity'], self._identity(run)):
+        elif found := differences(record['identity'], self._identity(run), self.found_out):
             raise UserError(
                 f'{run.work_dir} holds a finished run with other settings: '
                 f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or delete '
@@ -164,6 +166,17 @@ class Launcher:
             command += ['--start-from', str(run.start_from)]
         command += ['--cfg-options', *run.options]
         print(f'{run.title}: log in {log}', flush=True)
+        code, lines = self._execute(run, command, log)
+        if code:
+            reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
+            raise UserError(
+                f'{run.title} failed: {reason.removeprefix("error: ")}'
+                if reason
+                else f'{run.title} failed with exit code {code}: see the end of {log}.'
+            )
+
+    def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
+        """Run a command, append its output to ``log``, and return its exit code and last lines."""
         with log.open('a') as file:
             process = subprocess.Popen(
                 command,
@@ -174,14 +187,7 @@ class Launcher:
                 preexec_fn=end_with_parent,
             )
             lines = _follow(process, file, run.title)
-        if process.returncode:
-            reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
-            raise UserError(
-                f'{run.title} failed: {reason.removeprefix("error: ")}'
-                if reason
-                else f'{run.title} failed with exit code {process.returncode}: see the end of '
-                f'{log}.'
-            )
+        return process.returncode, lines
 
 
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:

@@ -1,0 +1,151 @@
+"""Runs as jobs of a cluster, by submitit: a job a run, which Slurm may stop and start again."""
+
+import argparse
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pretrain.runs.config import literal
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher, Run
+from pretrain.runs.saving import EXIT_CODES
+
+if TYPE_CHECKING:
+    import submitit
+
+WARNED, STOPPED = EXIT_CODES[signal.SIGUSR1], EXIT_CODES[signal.SIGTERM]
+KILL_WAIT = 60  # seconds; by then Slurm has ended the processes of a job that it stops
+
+
+class Job:
+    """What a job does: it runs a command and appends its output to a log.
+
+    When the time of the job is up or its place is needed, submitit calls :meth:`checkpoint`, saves
+    what that returns and has Slurm requeue the job.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.command = command
+        self.log = log
+
+    def __call__(self) -> int:
+        """Run the command, again as long as it was warned, and return its exit code."""
+        while True:
+            with self.log.open('a') as file:
+                self.process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
+            code = self.process.wait()
+            if code == STOPPED:
+                time.sleep(KILL_WAIT)
+            if code != WARNED:
+                return code
+
+    def checkpoint(self) -> 'submitit.helpers.DelayedSubmission':
+        """Wait until the run has saved; give the job that goes on with it."""
+        import submitit
+
+        if os.environ.get('SUBMITIT_EXECUTOR') != 'slurm':
+            self.process.send_signal(signal.SIGUSR1)  # Slurm has warned all processes of the job
+        # A signal handler calls this within wait(), whose lock a second wait() would ask for.
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Job(self.command, self.log))
+
+
+@dataclass(frozen=True)
+class ClusterLauncher(Launcher):
+    """Submits a job for each run and waits for them. If this process ends, the jobs go on; started
+    again it waits for the jobs that are there.
+
+    Args:
+        gpus: processes a run, for which as many GPUs and cores are asked; 0 for a single process.
+        jobs: jobs in the queue at a time.
+        cluster: 'slurm'.
+        options: of submitit's ``update_parameters``, such as ``timeout_min``, ``cpus_per_task`` and
+            ``slurm_partition``.
+
+    Raises:
+        UserError: if submitit or Slurm is missing, or an option is unknown.
+    """
+
+    jobs: int = 1000
+    cluster: str = 'slurm'
+    options: Mapping[str, Any] = field(default_factory=dict)
+    found_out: ClassVar[Sequence[str]] = ('precision',)
+
+    def __post_init__(self) -> None:
+        # By this signal Slurm warns all processes of a job: the run stops at its next iteration.
+        os.environ.setdefault('SUBMITIT_PREEMPT_SIGNAL', 'USR1')
+        try:
+            import submitit  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "Jobs of a cluster need submitit: pip install 'snapshot-distillation[cluster]'."
+            ) from error
+
+    def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
+        """As :meth:`Launcher.each`; Ctrl-C ends this process, and no job."""
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            return super().each(tasks)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
+        import submitit
+
+        job = self._job(run, Job(command, log))
+        try:
+            code = job.result()
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as end:
+            raise UserError(
+                f'{run.title}: job {job.job_id} ended without a result, as a cancelled one does '
+                f'(state {job.state}): see {job.paths.stderr}, and run the command again to go on.'
+            ) from end
+        return code, log.read_text().splitlines()[-50:]
+
+    def _job(self, run: Run, do: Job) -> 'submitit.Job':
+        """The job of a run that is in the queue, or a new one."""
+        import submitit
+
+        folder = run.work_dir / 'jobs'
+        folder.mkdir(parents=True, exist_ok=True)
+        note = folder / 'last.txt'
+        if self.cluster == 'slurm' and note.exists():
+            job = submitit.SlurmJob(folder, note.read_text())
+            if not job.done(force_check=True):
+                print(f'{run.title}: waiting for job {job.job_id}', flush=True)
+                return job
+        asked = {'gpus_per_node': self.gpus, 'cpus_per_task': self.gpus} if self.gpus else {}
+        try:
+            executor = submitit.AutoExecutor(
+                folder, cluster=self.cluster, slurm_max_num_timeout=1000
+            )
+            executor.update_parameters(
+                name=run.config.stem, timeout_min=24 * 60, **asked | self.options
+            )
+            job = executor.submit(do)
+        except (NameError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f'No job for {run.title}: {str(error).splitlines()[0]}') from error
+        note.write_text(job.job_id)
+        print(f'{run.title}: job {job.job_id}', flush=True)
+        return job
+
+
+def launcher_of(args: argparse.Namespace) -> Launcher:
+    """What the arguments of :func:`pretrain.runs.cli.add_study_arguments` ask for.
+
+    Raises:
+        UserError: if it cannot work here.
+    """
+    jobs = {} if args.jobs is None else {'jobs': args.jobs}
+    if args.cluster is None:
+        if args.cluster_options:
+            raise UserError('--cluster-options needs --cluster slurm.')
+        return Launcher(args.gpus, **jobs)
+    pairs = (option.partition('=') for option in args.cluster_options)
+    options = {key: literal(value) for key, _, value in pairs}
+    return ClusterLauncher(args.gpus, **jobs, cluster=args.cluster, options=options)

@@ -1,0 +1,152 @@
+"""Runs as jobs: by submitit's executors without a cluster, and by commands that act as Slurm's."""
+
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from pretrain.runs.cluster import ClusterLauncher, launcher_of
+from pretrain.runs.errors import UserError
+from pretrain.runs.launch import Launcher, Run
+
+
+def arguments(**more: object) -> Namespace:
+    return Namespace(**{'gpus': 0, 'jobs': None, 'cluster': None, 'cluster_options': []} | more)
+
+
+def test_one_machine_stays_as_it_is() -> None:
+    assert launcher_of(arguments()) == Launcher(0, 1)
+    assert launcher_of(arguments(jobs=2)) == Launcher(0, 2)
+    with pytest.raises(UserError, match='needs --cluster slurm'):
+        launcher_of(arguments(cluster_options=['timeout_min=5']))
+
+
+def test_arguments_of_a_cluster() -> None:
+    options = ['timeout_min=5', 'slurm_partition=gpu']
+    launcher = launcher_of(arguments(cluster='slurm', gpus=2, cluster_options=options))
+    assert isinstance(launcher, ClusterLauncher)
+    assert launcher.options == {'timeout_min': 5, 'slurm_partition': 'gpu'}
+    assert launcher.jobs > 100
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / 'run').mkdir()
+    return Run('title', Path('configs/x.py'), tmp_path / 'run')
+
+
+def execute(launcher: Launcher, run: Run, code: str) -> tuple[int, list[str]]:
+    command = [sys.executable, '-u', '-c', code]
+    return launcher._execute(run, command, run.work_dir / 'train.log')
+
+
+def test_a_job_gives_its_exit_code_and_last_lines(run: Run) -> None:
+    launcher = ClusterLauncher(cluster='debug')
+    assert execute(launcher, run, 'print("one")') == (0, ['one'])
+    assert execute(launcher, run, 'exit("error: no luck")') == (1, ['one', 'error: no luck'])
+
+
+def test_a_job_that_was_warned_goes_on_by_itself(run: Run) -> None:
+    marker = run.work_dir / 'begun'
+    code = f'from pathlib import Path; m = Path({str(marker)!r}); print(m.exists()); '
+    code += 'again = m.exists(); m.touch(); exit(0 if again else 75)'
+    assert execute(ClusterLauncher(cluster='debug'), run, code) == (0, ['False', 'True'])
+
+
+def test_an_unknown_option_is_named(run: Run, slurm: Path) -> None:
+    launcher = ClusterLauncher(options={'slurm_partitoin': 'gpu'})
+    with pytest.raises(UserError, match=r'No job for title: .*partitoin'):
+        execute(launcher, run, 'pass')
+
+
+# A Slurm of one machine: a job is a script in a session of its own, under the number of its folder.
+COMMANDS = {
+    'sbatch': """
+echo 1 > "$SLURM_FAKE/id"; cp "$1" "$SLURM_FAKE/script"
+SLURM_JOB_ID=1 setsid bash "$SLURM_FAKE/script" > /dev/null 2>&1 &
+echo "Submitted batch job 1"
+""",
+    'srun': """
+while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift 2;; *) shift;; esac; done
+echo $$ >> "$SLURM_FAKE/pids"; exec "$@"
+""",
+    'scontrol': """
+echo "$@" >> "$SLURM_FAKE/requeued"
+setsid bash "$SLURM_FAKE/script" > /dev/null 2>&1 &
+""",
+    'sacct': """
+echo 'JobID|State|NodeList'; echo "1|$(cat "$SLURM_FAKE/state" 2> /dev/null || echo RUNNING)|here"
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / 'slurm'
+    folder.mkdir()
+    for name, script in COMMANDS.items():
+        (folder / name).write_text(f'#!/bin/bash\n{script}')
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv('PATH', f'{folder}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.setenv('SLURM_FAKE', str(folder))
+    return folder
+
+
+RUN = """
+import signal, sys, time
+from pathlib import Path
+begun = Path({begun!r})
+if begun.exists():
+    print('resumed')
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, lambda *_: (print('saved'), sys.exit(75)))
+begun.touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.1)
+
+
+def test_a_warned_job_is_requeued_and_a_command_started_again_waits_for_it(
+    run: Run, slurm: Path, capsys: pytest.CaptureFixture
+) -> None:
+    begun = run.work_dir / 'begun'
+    code = RUN.format(begun=str(begun))
+    results = []
+
+    def command() -> None:
+        results.append(execute(ClusterLauncher(), run, code))
+
+    first, second = threading.Thread(target=command), threading.Thread(target=command)
+    first.start()
+    wait_for(begun)
+    second.start()  # as if the first command had been stopped and given again
+    os.killpg(os.getsid(int((slurm / 'pids').read_text())), signal.SIGUSR1)  # time is up
+    first.join(120)
+    second.join(120)
+    assert results == [(0, ['saved', 'resumed'])] * 2
+    assert (slurm / 'requeued').read_text() == 'requeue 1\n'
+    printed = capsys.readouterr().out
+    assert printed.count('title: job 1\n') == printed.count('title: waiting for job 1\n') == 1
+    script = (slurm / 'script').read_text()
+    assert '#SBATCH --signal=USR1@90' in script
+    assert '#SBATCH --time=1440' in script
+
+
+def test_a_cancelled_job_is_named(run: Run, slurm: Path) -> None:
+    (slurm / 'state').write_text('CANCELLED')
+    (slurm / 'srun').write_text('#!/bin/bash\n')
+    with pytest.raises(UserError, match=r'title: job 1 ended without a result.*CANCELLED'):
+        execute(ClusterLauncher(), run, 'pass')
