@@ -174,7 +174,9 @@ def test_mini_generations_in_iterations_are_those_in_epochs(
         [e['train'] for e in read_record(tmp_path / name / 'run.json')['history']]
         for name in ('copies', 'epochs')
     )
-    assert ours == pytest.approx(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        # One teacher is folded, the other is not: float32 rounds differently.
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 def test_lag_longer_than_the_run(tiny_config: Callable, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_settings_that_do_not_go_together(tiny_config: Callable, tmp_path: Path)
     torch.save({'0.weight': torch.zeros(1)}, path)
     hint = {'type': 'HintLoss', 'student': '3', 'teacher': '3', 'channels': [16, 16]}
     for options, message in (
-        ([f'teacher.checkpoint={path}'], '8 tensors that the network has are missing'),
+        ([f'teacher.checkpoint={path}'], '13 tensors that the network has are missing'),
         ([f'teacher.checkpoint={path}', 'algorithm.copy_every=1'], 'leave it or teacher.checkp'),
         (['algorithm.copy_every=1', 'algorithm.teacher_weight=0'], 'copy_every is given, but'),
         (["teacher.network={'type': 'TinyNet', 'num_classes': 4}"], 'need teacher.checkpoint'),
