@@ -26,7 +26,6 @@ def main() -> None:
         help='with the last layer; without it, the layers before the final pooling',
     )
     args = parser.parse_args()
-
     from pretrain.export import export
 
     provenance = export(args.checkpoint, args.out, args.format, args.classifier)
