@@ -1,4 +1,4 @@
-"""From a detection or segmentation config to what mmengine's Runner takes (Section 4.3)."""
+"""From a detection, segmentation or probe config to what a Runner takes (Section 4.3)."""
 
 import copy
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 
 # These register what a config may name: in mmengine's registries, under our own names.
 import downstream.pictures
-import downstream.precision  # noqa: F401
+import downstream.precision
+import downstream.probe
 import pretrain.runs.log
 import pretrain.runs.randomness
 import pretrain.runs.record
@@ -21,6 +22,7 @@ import pretrain.runs.train_loop  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
+from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process
 from pretrain.runs.errors import UserError
@@ -31,18 +33,19 @@ from pretrain.runs.precision import resolve_precision
 # The identity of a run leaves out where its backbone lies,
 NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
 # and what `prepare` derives from other settings.
-NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
+NOT_IDENTITY += (
+    'skip',
+    'default_hooks.pictures',
+    'train_dataloader.batch_size',
+    '*.pipeline.*.scale',
+)
 NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
 NOT_IDENTITY += (
     '*.pipeline.*.ratio_range',
     'train_cfg.micro_batches',
     'train_dataloader.dataset.seed',
 )
-_LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
-_VISUALIZERS = {
-    'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
-    'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
-}
+_LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -61,31 +64,17 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     Raises:
         UserError: if the data, the backbone file or a setting cannot work.
     """
-    install()
-    config = copy.deepcopy(config)
-    if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
-        config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
-    config.default_scope = _LIBRARIES[config.task]
-    config.runner_type = 'DownstreamRunner'
-    config.precision = resolve_precision(config.precision)
-    _fill_loaders(config, world_size)
-    config.train_cfg.micro_batches = config.micro_batches
-    # With pictures of many sizes cuDNN would search for an algorithm again and again.
-    config.env_cfg.cudnn_benchmark = False
-    _fill_schedule(config)
-    if config.task == 'segmentation':
-        _fill_segmentation(config, world_size)
+    config = fill(config, world_size)
+    backbone = _hand_over(config)
+    if config.task == 'probe':
+        data = ClassFolder.content(Path(config.data_root))
     else:
-        _fill_detection(config)
-    visualizer = _VISUALIZERS[config.task]
-    config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
-    config.default_hooks.record = dict(
-        type='RunRecordHook', generations=[config.train_cfg.max_epochs]
-    )
-    backbone, data = _hand_over(config), _content(config)
-    config.train_dataloader.dataset = dict(
-        type='SeededDataset', dataset=config.train_dataloader.dataset, seed=config.randomness.seed
-    )
+        data = _content(config)
+        config.train_dataloader.dataset = dict(
+            type='SeededDataset',
+            dataset=config.train_dataloader.dataset,
+            seed=config.randomness.seed,
+        )
     if not config.label:  # a backbone of another library says nothing of an algorithm
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
@@ -95,9 +84,35 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
-def check_data(config: Config, world_size: int = 1) -> None:
-    """Those checks of :func:`prepare` that need no backbone, for a run that is still far off."""
-    _fill_loaders(copy.deepcopy(config), world_size)
+def fill(config: Config, world_size: int = 1) -> Config:
+    """What :func:`prepare` does without a backbone; its arguments and errors are the same."""
+    install()
+    config = copy.deepcopy(config)
+    config.default_scope = _LIBRARIES[config.task]
+    config.precision = resolve_precision(config.precision)
+    if config.task == 'probe':
+        config.runner_type = 'ProbeRunner'
+        _, config.skip = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
+        return config
+    if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
+        config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
+    config.runner_type = 'DownstreamRunner'
+    _fill_loaders(config, world_size)
+    config.train_cfg.micro_batches = config.micro_batches
+    # With pictures of many sizes cuDNN would search for an algorithm again and again.
+    config.env_cfg.cudnn_benchmark = False
+    _fill_schedule(config)
+    if config.task == 'segmentation':
+        _fill_segmentation(config, world_size)
+    else:
+        _fill_detection(config)
+    config.default_hooks.pictures = dict(
+        type='PicturesHook', visualizer=downstream.pictures.VISUALIZERS_BY_TASK[config.task]
+    )
+    config.default_hooks.record = dict(
+        type='RunRecordHook', generations=[config.train_cfg.max_epochs]
+    )
+    return config
 
 
 def _hand_over(config: Config) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Pictures of a run: ground truth on the left, prediction on the right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,18 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 
 COUNT = 8
+VISUALIZERS_BY_TASK = {
+    'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
+    'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
+}
+
+
+def dataset_meta(metainfo: Mapping[str, Any]) -> dict[str, Any]:
+    """``classes`` and ``palette`` of a data set, as a visualizer takes them."""
+    meta = dict(metainfo)
+    if len(meta['palette']) < len(meta['classes']):
+        del meta['palette']  # it is VOC's and too short; mmdet then chooses the colours
+    return meta
 
 
 @HOOKS.register_module()
@@ -30,10 +42,7 @@ class PicturesHook(Hook):
         batches = len(runner.val_dataloader)
         count = min(COUNT, batches) if runner.epoch == runner.max_epochs else 0
         self.chosen = {i * batches // count for i in range(count)}
-        meta = dict(runner.val_dataloader.dataset.metainfo)
-        if len(meta['palette']) < len(meta['classes']):
-            del meta['palette']  # it is VOC's and too short; mmdet then chooses the colours
-        self.visualizer.dataset_meta = meta
+        self.visualizer.dataset_meta = dataset_meta(runner.val_dataloader.dataset.metainfo)
 
     @master_only
     def after_val_iter(

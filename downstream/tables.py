@@ -7,9 +7,9 @@ from downstream.replicates import Comparison, Values, check_replicates, replicat
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import MISSING, SHORTENED, check_alike, markdown, mean_std
 
-TASKS = ('detection', 'segmentation')
+TASKS = ('detection', 'segmentation', 'probe')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
-PERCENT = {'mAP': 100.0, 'mIoU': 1.0}
+PERCENT = {'mAP': 100.0, 'mIoU': 1.0, 'top1_accuracy': 1.0}
 # The paper's training and test pictures, epochs and depth of the ResNet (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
 # What the runs of a config may differ in: stem, stride and preprocessing are their backbones' own.
@@ -56,7 +56,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         mine = [r for r in records if r['config'] == config]
         name = task if tasks.count(task) == 1 else config
         _one_setting(config, mine)
-        metric, full = mine[0]['paper']['metric'], _size(mine[0]) == FULL[task]
+        metric, full = mine[0]['paper']['metric'], _size(mine[0]) == FULL.get(task)
         paper = mine[0]['paper'] if full else {}
         shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
         notes.append(shortened + _note(config, mine))
@@ -141,7 +141,8 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
 def _note(config: str, records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
+    trained = f'{epochs} epochs' if epochs else 'nothing trained'
     return (
-        f'{config}: ResNet-{depth}, {train} training and {val} test pictures, {epochs} epochs, on '
+        f'{config}: ResNet-{depth}, {train} training and {val} test pictures, {trained}, on '
         f'{devices}.'
     )

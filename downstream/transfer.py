@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.backbone import check_handoff, fitting_options
-from downstream.build import check_data
+from downstream.build import fill
 from downstream.import_backbone import import_backbone
 from downstream.replicates import check_replicates
 from downstream.tables import transfer_table
@@ -65,7 +65,7 @@ class Transfer:
                 self._fine_tuning(*replicate, config, seed)
                 for replicate in self._replicates
                 for config in self.configs
-                for seed in self.seeds
+                for seed in self._seeds(config)
             ]
         )
         table = transfer_table(records, list(self.backbones))
@@ -99,7 +99,7 @@ class Transfer:
             depths[label] = provenances[0]['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
-            check_data(config, self.launcher.gpus or 1)
+            fill(config, self.launcher.gpus or 1)
             for label, depth in depths.items():
                 if depth != config.model.backbone.depth:
                     raise UserError(
@@ -144,6 +144,10 @@ class Transfer:
 
     def _folder(self, label: str, pretraining: int) -> Path:
         return self.work_dir / label / f'pretraining{pretraining}'
+
+    def _seeds(self, config: Path) -> Sequence[int]:
+        """The seeds that a downstream config runs with: a probe draws nothing at random."""
+        return self.seeds[:1] if load_config(config).task == 'probe' else self.seeds
 
     def _options(self, config: Path, provenance: Mapping[str, Any]) -> list[str]:
         """The given options of a downstream config, and those that fit it to a backbone."""

@@ -49,9 +49,11 @@ def export(
     if library == 'torchvision' and not classifier:
         return export_backbone(checkpoint_path, out)
     snapshot = read_snapshot(Path(checkpoint_path))
-    if snapshot.network['type'] != 'ResNet' and not (library == 'onnx' and classifier):
+    network = snapshot.network
+    plain = network['type'] == 'ResNet' and 'width' not in network
+    if not plain and not (library == 'onnx' and classifier):
         raise UserError(
-            f'{checkpoint_path} is a {snapshot.network["type"]}, not a ResNet: only '
+            f'{checkpoint_path} is a {network["type"]}, not a ResNet of the usual width: only '
             '--format onnx --classifier can export it.'
         )
     if not classifier:

@@ -390,8 +390,8 @@ model = {usage}
 | --- | --- |
 {table}
 
-The licence is that of the suite; the pictures that it was trained on may have conditions of their
-own.
+The licence is that of the suite; the pictures that the network learned from may have conditions of
+their own.
 
 ```bibtex
 {CITATION}

@@ -37,11 +37,13 @@ RUN_BY = {
     'python tools/export.py': 'tests/pretrain/test_export.py calls all it calls',
     'python tools/import_backbone.py': 'tests/tools/test_import_backbone.py',
     'python tools/plot_curves.py': 'tests/tools/test_tables.py',
+    'python tools/predict.py': 'tests/downstream/test_predict.py calls all it calls',
     'python tools/prepare_data.py': 'tests/tools/test_prepare_data.py',
     'python tools/readme_tables.py': 'this file calls all it calls',
     'python tools/similarity.py': 'tests/pretrain/studies/test_similarity.py calls all it calls',
     'python tools/sweep.py': 'tests/pretrain/studies/test_sweep.py calls all it calls',
     'python tools/table.py': 'tests/tools/test_tables.py',
+    'python tools/test.py': 'tests/downstream/test_evaluate.py calls all it calls',
     'python tools/train.py': 'tests/tools/test_train.py',
     'python tools/transfer.py': 'tests/downstream/test_transfer.py calls all it calls',
 }

@@ -146,8 +146,8 @@ class RunRecordHook(Hook):
             'status': 'running',
             'started_from': previous['started_from'] if previous else runner.cfg.load_from,
             'data': {
-                'train': _fingerprint(runner.train_dataloader.dataset, runner.cfg.data_root),
-                'val': _fingerprint(runner.val_dataloader.dataset, runner.cfg.data_root),
+                'train': describe_data(runner.train_dataloader.dataset, runner.cfg.data_root),
+                'val': describe_data(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
             'history': [entry for entry in earlier if entry['epoch'] <= runner.epoch],
             'sessions': (previous['sessions'] if previous else 0) + 1,
@@ -262,7 +262,8 @@ def summarise(history: list[dict], metric: str) -> list[dict]:
     return rows
 
 
-def _fingerprint(dataset: Any, root: str) -> dict[str, int | str]:
+def describe_data(dataset: Any, root: str) -> dict[str, int | str]:
+    """Count and hash of the file list of a split."""
     if hasattr(dataset, 'file_list'):
         files = dataset.file_list()
     else:

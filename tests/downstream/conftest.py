@@ -3,6 +3,7 @@
 import shutil
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import cv2
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from mmengine.registry import RUNNERS, DefaultScope
 
+from downstream.build import prepare
 from pretrain.runs.checkpoint import weights_sha256
+from pretrain.runs.config import load_config
 
 PROVENANCE = {
     'format': 1,
@@ -103,3 +107,45 @@ def write_voc(root: Path, count: int = 8) -> Path:
 @pytest.fixture(scope='session')
 def voc(tmp_path_factory) -> Path:
     return write_voc(tmp_path_factory.mktemp('data') / 'VOCdevkit')
+
+
+DEMOS = {
+    'detection': 'configs/demo/faster_rcnn_r18_voc07.py',
+    'segmentation': 'configs/demo/deeplabv3_r18_voc12.py',
+}
+TINY = {
+    'detection': [
+        'image_scale=(64, 48)',
+        'model.train_cfg.rcnn.sampler.num=4',
+        'model.test_cfg.rpn.max_per_img=4',
+    ],
+    'segmentation': ['image_scale=(64, 64)', 'crop_size=(33, 33)'],
+}
+
+
+class Finished(NamedTuple):
+    """A finished run: its config file, the options without the backbone, and its folder."""
+
+    config: str
+    options: list[str]
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / 'epoch_1.pth'
+
+
+@pytest.fixture(scope='session', params=DEMOS)
+def finished(request, voc, backbone_file, tmp_path_factory) -> Finished:
+    """One epoch of a tiny detector or segmenter."""
+    task, folder = request.param, tmp_path_factory.mktemp('finished')
+    options = [f'data_root={voc}', 'precision=float32', 'train_cfg.max_epochs=1']
+    options += ['train_cfg.val_interval=1', 'param_scheduler=[]', *TINY[task]]
+    config = prepare(load_config(DEMOS[task], [*options, f'backbone_file={backbone_file}']))
+    config.work_dir = str(folder)
+    config.experiment_name = f'finished-{task}'
+    scopes = DefaultScope._instance_dict.copy()
+    RUNNERS.build(config).train()
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+    return Finished(DEMOS[task], options, folder)

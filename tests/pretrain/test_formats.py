@@ -255,7 +255,9 @@ def test_onnx_without_its_packages_is_one_sentence(
 def test_other_networks_have_onnx_alone(train: Callable, tmp_path: Path) -> None:
     train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     for name in ('torchvision', 'timm', 'huggingface', 'mmpretrain'):
-        with pytest.raises(UserError, match='is a TinyNet, not a ResNet: only --format onnx'):
+        with pytest.raises(
+            UserError, match='is a TinyNet, not a ResNet of the usual width: only --format onnx'
+        ):
             export(tmp_path / 'epoch_1.pth', tmp_path / 'out', name, classifier=True)
     with pytest.raises(UserError, match='--format onnx --classifier'):
         export(tmp_path / 'epoch_1.pth', tmp_path / 'out', 'onnx')
@@ -289,7 +291,7 @@ def test_weights_that_are_not_finite_are_not_exported(checkpoint: Path, tmp_path
 SECTION = README.read_text().split('## Use the weights elsewhere')[1].split('\n## ')[0]
 SNIPPETS = re.findall(r'```python\n(.*?)```', SECTION, re.DOTALL)
 COMMANDS = re.findall(
-    r'python tools/export\.py (\S+) (\S+)(?: --format (\w+))?( --classifier)?', SECTION
+    r'^python tools/export\.py (\S+) (\S+)(?: --format (\w+))?( --classifier)?$', SECTION, re.M
 )
 
 

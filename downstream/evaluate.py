@@ -1,0 +1,139 @@
+"""A checkpoint on the test pictures of a config: the metrics of a run, and those of each class."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from downstream.build import NOT_IDENTITY, fill
+from downstream.trained import KINDS, Trained, load_trained
+from pretrain.build import prepare
+from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences, identity_of, in_words
+from pretrain.runs.precision import resolve_precision
+from pretrain.runs.tables import markdown
+
+# Settings that change what a checkpoint is tested on, or how.
+TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
+
+# Metrics in percent, the columns of the classes, and for each class its count and metric.
+Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
+
+
+@torch.inference_mode()
+def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[str] = ()) -> str:
+    """Test a checkpoint of a classifier, a detector or a segmenter.
+
+    The model is the checkpoint's, with its preprocessing; the pictures and the metric are the
+    config's.
+
+    Args:
+        config_path: of a pretraining or fine-tuning config.
+        checkpoint: of a run of this suite.
+        options: ``key=value`` overrides of the config.
+
+    Returns:
+        The metrics, and a table of the classes in Markdown.
+
+    Raises:
+        UserError: if the checkpoint, the config or the data cannot be used, or do not belong
+            together.
+    """
+    config = load_config(config_path, options)
+    if config.task not in KINDS:
+        raise UserError(f'{config_path} trains nothing that could be tested: give another config.')
+    trained = load_trained(checkpoint, resolve_precision(config.precision))
+    if config.task != trained.settings.task:
+        raise UserError(
+            f'{checkpoint} holds a {trained.kind}, {config_path} a {KINDS[config.task]}: give '
+            'the config that the checkpoint was trained with.'
+        )
+    if config.task == 'classification':
+        config.model.network = trained.settings.model.network
+        config = prepare(config)
+    else:
+        config = fill(config)
+    _tell_differences(checkpoint, trained, config)
+    with METRICS.switch_scope_and_registry(config.default_scope):
+        loader = Runner.build_dataloader(config.val_dataloader, seed=0)
+        metric = METRICS.build(config.val_evaluator)
+    theirs, ours = (tuple(m['classes']) for m in (trained.metainfo, loader.dataset.metainfo))
+    if theirs != ours:
+        raise UserError(
+            f'{checkpoint} knows the classes {", ".join(theirs)}, the test pictures have '
+            f'{", ".join(ours)}: give data of the same classes.'
+        )
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for batch in tqdm(loader, 'testing', mininterval=5):
+        evaluator.process(trained.model.val_step(batch), batch)
+    metrics, columns, classes = _RESULTS[config.task](metric, loader.dataset)
+    rows = [
+        [name, str(count), '–' if np.isnan(value) else f'{value:.2f}']
+        for name, (count, value) in zip(ours, classes, strict=True)
+    ]
+    line = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
+    return f'{line}\n\n{markdown(["class", *columns], rows, ["In percent."], texts=1)}'
+
+
+def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
+    settings = identity_of(config, NOT_IDENTITY)
+    parts = [{key: s.get(key) for key in TESTING} for s in (trained.settings.to_dict(), settings)]
+    if found := differences(*parts):
+        words = in_words(found, 'was trained with', 'it is tested with')
+        print(f'warning: {checkpoint} {words}.', file=sys.stderr)
+
+
+def _classification(metric: BaseMetric, dataset: Dataset) -> Result:
+    labels = torch.as_tensor(dataset.labels).cpu().numpy()
+    wrong = np.array([top1 for top1, _ in metric.results])
+    classes = range(len(dataset.metainfo['classes']))
+    chosen = [wrong[labels == label] for label in classes]
+    errors = [(len(w), 100 * w.mean() if len(w) else np.nan) for w in chosen]
+    return metric.compute_metrics(metric.results), ('pictures', 'top-1 error'), errors
+
+
+def _detection(metric: BaseMetric, _: Dataset) -> Result:
+    from mmdet.evaluation import eval_map  # after mmcv's operators are in place
+
+    truths, predictions = zip(*metric.results, strict=True)
+    mean, classes = eval_map(
+        predictions,
+        truths,
+        iou_thr=metric.iou_thrs[0],
+        logger='silent',
+        eval_mode=metric.eval_mode,
+        use_legacy_coordinate=True,  # as VOCMetric
+    )
+    counts = [int(c['num_gts']) for c in classes]
+    values = [100 * float(c['ap']) if n else np.nan for c, n in zip(classes, counts, strict=True)]
+    return {'mAP': 100 * float(mean)}, ('objects', 'AP'), [*zip(counts, values, strict=True)]
+
+
+def _segmentation(metric: BaseMetric, _: Dataset) -> Result:
+    intersection, union, _, pixels = (
+        sum(areas).numpy() for areas in zip(*metric.results, strict=True)
+    )
+    with np.errstate(invalid='ignore'):  # of a class that is neither there nor predicted
+        values = 100 * intersection / union
+    metrics = {
+        'mIoU': np.nanmean(values),
+        'pixel accuracy': 100 * intersection.sum() / pixels.sum(),
+    }
+    return metrics, ('pixels', 'IoU'), [*zip(pixels.astype(int).tolist(), values, strict=True)]
+
+
+_RESULTS: dict[str, Callable[[BaseMetric, Dataset], Result]] = {
+    'classification': _classification,
+    'detection': _detection,
+    'segmentation': _segmentation,
+}

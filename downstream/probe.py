@@ -1,0 +1,141 @@
+"""The cheapest measure of transfer: nearest neighbours of frozen features; nothing is trained."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODELS, RUNNERS
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pretrain.datasets.image_folder import ClassFolder
+from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.precision import autocast
+from pretrain.runs.record import describe, describe_data
+from pretrain.runs.saving import stop_at_once
+
+METRIC = 'top1_accuracy'
+CHUNK = 256  # pictures whose neighbours are searched at a time
+
+
+@RUNNERS.register_module()
+class ProbeRunner:
+    """Stands in for mmengine's Runner: computes the features of both splits, classifies the test
+    pictures and writes the record ``run.json``. A run that was stopped begins again. Of several
+    processes the first does it all.
+
+    Args:
+        config: prepared by :func:`downstream.build.prepare`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @classmethod
+    def from_cfg(cls, config: Config) -> 'ProbeRunner':
+        return cls(config)
+
+    def train(self) -> None:
+        config, start = self.config, time.monotonic()
+        stop_at_once()
+        if int(os.environ.get('RANK') or 0):
+            return
+        sets = {
+            split: ClassFolder(config.data_root, split, 0, config.image_size, skip=config.skip)
+            for split in ('train', 'val')
+        }
+        bank, queries = (self._features(dataset) for dataset in sets.values())
+        labels = {name: torch.from_numpy(d.labels).long() for name, d in sets.items()}
+        accuracy = knn_accuracy(
+            bank,
+            labels['train'].to(bank.device),
+            queries,
+            labels['val'].to(bank.device),
+            config.neighbours,
+            config.temperature,
+        )
+        print(f'{METRIC} {accuracy:.2f}', flush=True)
+        metrics = {METRIC: accuracy}
+        record = describe(config) | {
+            'status': 'finished',
+            'started_from': None,
+            'data': {name: describe_data(d, config.data_root) for name, d in sets.items()},
+            'history': [{'epoch': 0, 'generation': 1, 'metrics': metrics}],
+            'generations': [{'generation': 1, 'last': metrics, 'last_epoch': 0}],
+            'wall_seconds': time.monotonic() - start,
+            'sessions': 1,
+        }
+        content = json.dumps(record, indent=1) + '\n'
+        write_atomically(Path(config.work_dir) / 'run.json', content.encode())
+
+    @torch.inference_mode()
+    def _features(self, dataset: ClassFolder) -> Tensor:
+        """Pooled features, float32 (N, D), on the device."""
+        config, device = self.config, get_device()
+        with MODELS.switch_scope_and_registry(config.default_scope) as models:
+            backbone = models.build(config.model.backbone)
+            preprocessor = models.build(config.model.data_preprocessor)
+        backbone.init_weights()
+        backbone.to(device, memory_format=torch.channels_last).eval()
+        preprocessor.to(device)
+        pictures = [(0, index) for index in range(len(dataset))]
+        loader = DataLoader(
+            dataset, config.batch_size, sampler=pictures, num_workers=config.loader.num_workers
+        )
+        features = []
+        for batch in tqdm(loader, dataset.split, mininterval=15):
+            # BGR as OpenCV loads it, which the preprocessor of a detector or segmenter expects.
+            inputs = preprocessor({'inputs': [*batch['inputs'].flip(1)]})['inputs']
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with autocast(config.precision, inputs.device.type):
+                maps = backbone(inputs)[-1]
+            features.append(maps.float().mean(dim=(2, 3)))
+        return torch.cat(features)
+
+
+@torch.inference_mode()
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    neighbours: int,
+    temperature: float,
+) -> float:
+    """Classify by a vote of the nearest neighbours, weighted by exp(cosine similarity / T).
+
+    As in "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al.,
+    2018, Section 3.4), whose 200 neighbours of ImageNet's million are fewer for smaller sets.
+
+    Args:
+        bank: float32 (N, D), the features of the training pictures.
+        bank_labels: int64 (N,), their classes.
+        queries: float32 (M, D), the features of the test pictures.
+        labels: int64 (M,), their classes.
+        neighbours: how many vote; all N where there are fewer.
+        temperature: T > 0; the smaller, the more the nearest count.
+
+    Returns:
+        The top-1 accuracy in percent.
+
+    Example:
+        >>> bank, queries = torch.eye(2), torch.tensor([[1.0, 0.1]])
+        >>> knn_accuracy(bank, torch.tensor([0, 1]), queries, torch.tensor([0]), 1, 0.07)
+        100.0
+    """
+    bank, queries = F.normalize(bank), F.normalize(queries)
+    classes = int(bank_labels.max()) + 1
+    right = 0
+    for chunk, truth in zip(queries.split(CHUNK), labels.split(CHUNK), strict=True):
+        similarity, index = (chunk @ bank.T).topk(min(neighbours, len(bank)))
+        weights = (similarity.double() / temperature).exp()
+        # Not scatter_add, whose order of summation differs from run to run on a GPU.
+        votes = (F.one_hot(bank_labels[index], classes) * weights[..., None]).sum(dim=1)
+        right += int((votes.argmax(dim=1) == truth).sum())
+    return 100 * right / len(labels)

@@ -1,0 +1,69 @@
+"""A trained classifier, detector or segmenter, made of its checkpoint alone."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.device import get_device
+from mmengine.registry import MODELS
+from torch import nn
+
+import pretrain.build  # noqa: F401, registers what a classifier's config names
+from downstream.mmcv_ops import install
+from downstream.precision import set_precision
+from pretrain.classifier import student_weights
+from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import identity_in
+
+KINDS = {'classification': 'classifier', 'detection': 'detector', 'segmentation': 'segmenter'}
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        model: in evaluation mode, on the device.
+        settings: the identity of its run, see :mod:`pretrain.runs.identity`.
+        metainfo: ``classes``, and ``palette`` of a detector or segmenter.
+    """
+
+    model: nn.Module
+    settings: ConfigDict
+    metainfo: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.settings.task]
+
+
+def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
+    """Build the model that wrote a checkpoint and load its weights, every one of them.
+
+    Stem, stride, preprocessing and classes are the checkpoint's, whatever a config says.
+
+    Args:
+        path: of a checkpoint of this suite.
+        precision: 'bf16' or 'float32', in which it shall compute.
+
+    Raises:
+        UserError: if the checkpoint is missing, damaged or not of this suite.
+    """
+    checkpoint = load_from_disk(str(path))
+    settings, meta = ConfigDict(identity_in(checkpoint, path)), checkpoint['meta']
+    if settings.task == 'classification':
+        loss = dict(type='SnapshotDistillationLoss', teacher_weight=0.0, temperature=1.0)
+        with MODELS.switch_scope_and_registry('mmengine') as models:
+            model = models.build(settings.model | dict(loss=loss, precision=precision))
+        part, weights = model.student, student_weights(checkpoint)
+    else:
+        install()
+        with MODELS.switch_scope_and_registry(settings.default_scope) as models:
+            model = set_precision(models.build(settings.model), precision)
+        part, weights = model, checkpoint['state_dict']
+    if mismatch := tensor_mismatch(weights, part.state_dict(), 'its model'):
+        raise UserError(f'{path} does not hold the weights of its model: {mismatch}.')
+    part.load_state_dict(weights)
+    model = model.to(get_device(), memory_format=torch.channels_last).eval()
+    return Trained(model, settings, dict(meta['dataset_meta']))

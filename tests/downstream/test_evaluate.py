@@ -1,0 +1,196 @@
+"""A checkpoint tested again gives what its run's record says; each class has its own row."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import METRICS
+
+import downstream.evaluate as module
+from downstream.evaluate import evaluate
+from downstream.mmcv_ops import install
+from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_record
+from tests.conftest import TINY
+from tests.downstream.conftest import DEMOS, Finished
+
+CLASSIFIER = 'configs/demo/r18_bl.py'
+
+
+def rows(text: str) -> dict[str, tuple[str, str]]:
+    """Count and metric of each class of a table."""
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
+    return {name: (count, value) for name, count, value in [c for c in cells if len(c) == 3][2:]}
+
+
+def numbers(text: str) -> dict[str, float]:
+    """The metrics of the first line."""
+    pairs = re.findall(r'([\w ]+) ([\d.]+)', text.splitlines()[0])
+    return {name.strip(): float(value) for name, value in pairs}
+
+
+def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
+    text = evaluate(finished.config, finished.checkpoint, finished.options)
+    last = read_record(finished.folder / 'run.json')['generations'][-1]['last']
+    if 'mAP' in last:
+        assert numbers(text) == {'mAP': pytest.approx(100 * last['mAP'], abs=0.005)}
+    else:
+        assert numbers(text)['mIoU'] == pytest.approx(last['mIoU'], abs=0.01)
+        assert numbers(text)['pixel accuracy'] == pytest.approx(last['aAcc'], abs=0.01)
+    counts = {name: int(count) for name, (count, _) in rows(text).items()}
+    assert counts['cat'] > 0
+    assert counts['dog'] > 0
+    assert counts['train'] == 0
+
+
+def test_classifier_gives_what_its_record_says(
+    train: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    train('bl', tmp_path, 'algorithm.generations=1')
+    options = [f'data_root={image_folder}', *TINY, 'algorithm.generations=1']
+    text = evaluate(CLASSIFIER, tmp_path / 'snapshot_1.pth', options)
+    last = read_record(tmp_path / 'run.json')['generations'][-1]['last']
+    assert numbers(text)['top1_error'] == pytest.approx(last['top1_error'], abs=0.005)
+    values = rows(text)
+    assert {count for count, _ in values.values()} == {'3'}
+    mean = np.mean([float(value) for _, value in values.values()])
+    assert mean == pytest.approx(last['top1_error'], abs=0.01)
+
+
+def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 50)  # of four classes the last has no picture
+    wrong = generator.random((50, 2)) < 0.4
+    metric = METRICS.build(dict(type='TopKError'))
+    metric.results = [tuple(map(bool, row)) for row in wrong]
+    dataset = SimpleNamespace(labels=labels, metainfo={'classes': 'abcd'})
+    _, columns, classes = module._classification(metric, dataset)
+    assert columns == ('pictures', 'top-1 error')
+    for label, (count, error) in enumerate(classes[:3]):
+        mine = [bool(w) for w, of in zip(wrong[:, 0], labels, strict=True) if of == label]
+        assert (count, error) == (len(mine), pytest.approx(100 * sum(mine) / len(mine)))
+    assert classes[3][0] == 0
+    assert np.isnan(classes[3][1])
+
+
+def scenes(generator: np.random.Generator, classes: int) -> list[tuple[dict, list[np.ndarray]]]:
+    """Truth and detections of ten pictures, as VOCMetric keeps them: some overlap, some do not."""
+    found = []
+    for _ in range(10):
+        corners = generator.integers(0, 50, (4, 2)).astype(np.float32)
+        boxes = np.hstack([corners, corners + 30])
+        labels = generator.integers(0, classes, 4)
+        shifted = boxes + generator.integers(0, 12, (4, 1))
+        detections = np.hstack([shifted, generator.random((4, 1))]).astype(np.float32)
+        guesses = np.where(generator.random(4) < 0.7, labels, 0)
+        truth = {'bboxes': boxes[:3], 'labels': labels[:3]}
+        truth |= {'bboxes_ignore': boxes[3:], 'labels_ignore': labels[3:]}
+        found.append((truth, [detections[guesses == label] for label in range(classes)]))
+    return found
+
+
+def of_class(label: int, results: list) -> list:
+    """The same, of a single class."""
+    kept = []
+    for truth, detections in results:
+        mine = {
+            key: value[truth[f'labels{"_ignore" * key.endswith("_ignore")}'] == label]
+            for key, value in truth.items()
+        }
+        mine = {k: v * 0 if k.startswith('labels') else v for k, v in mine.items()}
+        kept.append((mine, [detections[label]]))
+    return kept
+
+
+def test_classes_of_a_detector_are_each_its_own_metric() -> None:
+    install()
+    import mmdet.evaluation  # noqa: F401
+
+    with METRICS.switch_scope_and_registry('mmdet') as metrics:
+        metric = metrics.build(dict(type='VOCMetric', metric='mAP', eval_mode='11points'))
+    metric.dataset_meta = {'classes': ('a', 'b', 'c')}
+    metric.results = scenes(np.random.default_rng(0), 3)
+    values, _, classes = module._detection(metric, None)
+    assert values['mAP'] == pytest.approx(100 * metric.compute_metrics(metric.results)['mAP'])
+    for label, (count, ap) in enumerate(classes):
+        mine = of_class(label, metric.results)
+        metric.dataset_meta = {'classes': ('x',)}
+        assert count == sum(len(truth['labels']) for truth, _ in mine)
+        assert ap == pytest.approx(100 * metric.compute_metrics(mine)['mAP'])
+        assert 0 < ap < 100
+
+
+def test_classes_of_a_segmenter_are_counted_pixel_by_pixel() -> None:
+    install()
+    import mmseg.evaluation  # noqa: F401
+
+    generator = torch.Generator().manual_seed(0)
+    truths = torch.randint(0, 3, (5, 8, 9), generator=generator)  # of four classes
+    guesses = torch.where(torch.rand(5, 8, 9, generator=generator) < 0.6, truths, truths.flip(2))
+    truths[:, :2] = 255  # ignored
+    with METRICS.switch_scope_and_registry('mmseg') as metrics:
+        metric = metrics.build(dict(type='IoUMetric', iou_metrics=['mIoU']))
+    metric.results = [
+        metric.intersect_and_union(guess, truth, 4, 255)
+        for guess, truth in zip(guesses, truths, strict=True)
+    ]
+    values, _, classes = module._segmentation(metric, None)
+    pairs = list(zip(truths.flatten().tolist(), guesses.flatten().tolist(), strict=True))
+    pairs = [(truth, guess) for truth, guess in pairs if truth != 255]
+    expected = []
+    for label, (count, iou) in enumerate(classes[:3]):
+        both = sum(truth == guess == label for truth, guess in pairs)
+        either = sum(label in pair for pair in pairs)
+        expected.append(100 * both / either)
+        assert count == sum(truth == label for truth, _ in pairs)
+        assert iou == pytest.approx(expected[-1])
+    assert classes[3][0] == 0
+    assert np.isnan(classes[3][1])
+    assert values['mIoU'] == pytest.approx(np.mean(expected))
+    right = sum(truth == guess for truth, guess in pairs)
+    assert values['pixel accuracy'] == pytest.approx(100 * right / len(pairs))
+
+
+def test_checkpoint_of_another_kind_is_one_sentence(
+    train: Callable, tmp_path: Path, backbone_file: str
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    checkpoint = tmp_path / 'epoch_1.pth'
+    with pytest.raises(UserError, match=r'epoch_1\.pth holds a classifier, .* a detector: give'):
+        evaluate(DEMOS['detection'], checkpoint)
+    with pytest.raises(UserError, match='trains nothing that could be tested'):
+        evaluate('configs/small/knn_r18.py', checkpoint)
+    with pytest.raises(UserError, match='was not written by this suite'):
+        evaluate(CLASSIFIER, backbone_file)
+    with pytest.raises(UserError, match='No checkpoint'):
+        evaluate(CLASSIFIER, tmp_path / 'none.pth')
+
+
+def test_another_setting_or_other_classes_are_told(
+    train: Callable, image_folder: Path, tmp_path: Path, capsys
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    options = [f'data_root={image_folder}', *TINY[:1], 'image_size=40', *TINY[2:]]
+    evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options)
+    assert 'was trained with image_size=32, it is tested with 40' in capsys.readouterr().err
+    evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', [*options, 'image_size=32'])
+    assert 'was trained with' not in capsys.readouterr().err
+    content = load_from_disk(tmp_path / 'epoch_1.pth')
+    content['meta']['dataset_meta'] = {'classes': ('ant', 'bee', 'cat', 'dog')}
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match=r'knows the classes ant, .* the test pictures have class0'):
+        evaluate(CLASSIFIER, tmp_path / 'other.pth', options)
+
+
+def test_weights_that_do_not_fit_their_model_are_named(train: Callable, tmp_path: Path) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    content = load_from_disk(tmp_path / 'epoch_1.pth')
+    del content['state_dict']['student.0.weight']
+    torch.save(content, tmp_path / 'part.pth')
+    with pytest.raises(UserError, match=r'part\.pth does not hold the weights .* \(0\.weight\)'):
+        evaluate(CLASSIFIER, tmp_path / 'part.pth')

@@ -1,0 +1,137 @@
+"""What a checkpoint finds in pictures of the user's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from downstream.predict import predict
+from downstream.trained import load_trained
+from pretrain.runs.errors import UserError
+from tests.downstream.conftest import Finished
+
+
+@pytest.fixture
+def classifier(train: Callable, tmp_path: Path) -> Path:
+    train('bl', tmp_path / 'run', 'epochs=1', 'algorithm.generations=1')
+    return tmp_path / 'run/snapshot_1.pth'
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """One of three colours, one grey; of other sizes than the network's."""
+    generator = np.random.default_rng(0)
+    (tmp_path / 'photos').mkdir()
+    pixels = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    files = [tmp_path / 'photos' / name for name in ('colour.jpg', 'grey.png')]
+    Image.fromarray(pixels).save(files[0])
+    Image.fromarray(pixels[:40, :40, 0]).save(files[1])
+    return files
+
+
+def test_classifier_sees_what_it_is_tested_on(
+    classifier: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """A picture is prepared as a test picture of the run."""
+    from pretrain.datasets.image_folder import ClassFolder
+
+    dataset = ClassFolder(str(image_folder), 'val', 0, 32)
+    model = load_trained(classifier).model
+    inputs = torch.stack([dataset[0, index]['inputs'] for index in (0, 4)])
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    )
+    with torch.inference_mode():
+        expected = model.student((inputs - mean) / std).double().softmax(dim=1)
+    pictures = [image_folder / dataset.paths[index].decode() for index in (0, 4)]
+    found = [
+        *predict(classifier, pictures[:1], tmp_path),
+        *predict(classifier, pictures[1:], tmp_path),
+    ]
+    for (_, file, classes), scores in zip(found, expected.tolist(), strict=True):
+        assert file.is_file()
+        assert [one.score for one in classes] == pytest.approx(
+            sorted(scores, reverse=True), rel=1e-4
+        )
+        assert [one.name for one in classes] == [
+            f'class{label}' for label in np.argsort(scores)[::-1]
+        ]
+
+
+def test_pictures_are_drawn_beside_or_in_a_folder(
+    classifier: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    beside = [file for _, file, _ in predict(classifier, photos)]
+    assert beside == [
+        photos[0].with_name('colour_predicted.png'),
+        photos[1].with_name('grey_predicted.png'),
+    ]
+    for file, photo in zip(beside, photos, strict=True):
+        drawn, original = np.asarray(Image.open(file)), np.asarray(Image.open(photo).convert('RGB'))
+        height, width, _ = original.shape
+        assert np.array_equal(drawn[:height, :width], original)
+        assert drawn[height:].min() < 128  # text
+    (_, file, _), *_ = predict(classifier, photos, tmp_path / 'new/folder')
+    assert file == tmp_path / 'new/folder/colour_predicted.png'
+    assert file.is_file()
+
+
+def test_detector_or_segmenter_draws_what_it_finds(
+    finished: Finished, photos: list[Path], tmp_path: Path
+) -> None:
+    pictures = list(predict(finished.checkpoint, photos, tmp_path / 'out', threshold=0.0))
+    for photo, (source, file, found) in zip(photos, pictures, strict=True):
+        assert source == photo
+        drawn, original = Image.open(file), Image.open(photo)
+        assert drawn.size == original.size
+        assert not np.array_equal(np.asarray(drawn), np.asarray(original.convert('RGB')))
+        assert all(0 <= one.score <= 1 and one.where for one in found)
+        if 'faster_rcnn' in finished.config:
+            assert found == sorted(found, key=lambda one: -one.score)
+            for one in found:
+                x1, y1, x2, y2 = map(int, one.where.split(','))
+                assert 0 <= x1 <= x2 <= original.width
+                assert 0 <= y1 <= y2 <= original.height
+        else:
+            shares = [float(one.where.split('%')[0]) for one in found]
+            assert shares == sorted(shares, reverse=True)
+            assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
+
+
+def test_threshold_leaves_out_boxes(finished: Finished, photos: list[Path], tmp_path: Path) -> None:
+    if 'faster_rcnn' not in finished.config:
+        pytest.skip('a segmenter has no boxes')
+    everything, some, nothing = (
+        [one.score for one in next(predict(finished.checkpoint, photos, tmp_path, score))[2]]
+        for score in (0.0, 0.06, 1.1)
+    )
+    assert some == [score for score in everything if score >= 0.06]
+    assert everything and not nothing
+
+
+def test_what_cannot_be_used_is_one_sentence(
+    classifier: Path, photos: list[Path], tmp_path: Path, backbone_file: str
+) -> None:
+    text, cut = tmp_path / 'text.jpg', tmp_path / 'cut.jpg'
+    text.write_text('no picture')
+    cut.write_bytes(photos[0].read_bytes()[:600])
+    for bad, message in [
+        (tmp_path / 'none.jpg', r'No picture .*none\.jpg: give the path of an existing file'),
+        (tmp_path, 'No picture'),
+        (text, r'text\.jpg cannot be used \(not an image\)'),
+        (cut, r'cut\.jpg cannot be used \(truncated\)'),
+    ]:
+        with pytest.raises(UserError, match=message):
+            list(predict(classifier, [photos[0], bad], tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+    with pytest.raises(UserError, match='No checkpoint'):
+        list(predict(tmp_path / 'none.pth', photos))
+    with pytest.raises(UserError, match='was not written by this suite'):
+        list(predict(backbone_file, photos))
+    twin = photos[0].with_suffix('.png')
+    Image.open(photos[0]).save(twin)
+    with pytest.raises(UserError, match='Two pictures would be drawn to'):
+        list(predict(classifier, [photos[0], twin]))

@@ -1,0 +1,32 @@
+"""Predict pictures with a classifier, a detector or a segmenter, and draw what was found.
+
+python tools/predict.py CHECKPOINT PICTURE ... [--out FOLDER] [--threshold SCORE]
+"""
+
+import argparse
+from pathlib import Path
+
+from pretrain.runs.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
+    parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE')
+    parser.add_argument(
+        '--out', type=Path, help='folder for NAME_predicted.png (default: beside each picture)'
+    )
+    parser.add_argument(
+        '--threshold', type=float, default=0.3, help="least score of a detector's box"
+    )
+    args = parser.parse_args()
+    from downstream.predict import predict
+
+    for picture, file, found in predict(args.checkpoint, args.pictures, args.out, args.threshold):
+        print(f'{picture}: {len(found) or "no"} classes or objects, drawn in {file}')
+        for name, score, where in found:
+            print(f'  {score:6.1%}  {name}  {where}'.rstrip())
+
+
+if __name__ == '__main__':
+    run(main)

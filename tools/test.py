@@ -1,0 +1,23 @@
+"""Test a checkpoint: top-1 and top-5 error, mAP or mIoU, and a table of the classes.
+
+python tools/test.py CONFIG CHECKPOINT [--cfg-options KEY=VALUE ...]
+"""
+
+import argparse
+
+from pretrain.runs.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='which names the pictures and the metric')
+    parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
+    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+    args = parser.parse_args()
+    from downstream.evaluate import evaluate
+
+    print(evaluate(args.config, args.checkpoint, args.cfg_options))
+
+
+if __name__ == '__main__':
+    run(main)
