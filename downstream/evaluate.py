@@ -1,5 +1,6 @@
 """A checkpoint on the test pictures of a config: the metrics of a run, and those of each class."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,8 +87,9 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
 
 
 def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
-    settings = identity_of(config, NOT_IDENTITY)
-    parts = [{key: s.get(key) for key in TESTING} for s in (trained.settings.to_dict(), settings)]
+    ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
+    parts = [{key: s.get(key) for key in TESTING} for s in (trained.settings, ours)]
+    parts = json.loads(json.dumps(parts))  # tuples become lists, as in a checkpoint
     if found := differences(*parts):
         words = in_words(found, 'was trained with', 'it is tested with')
         print(f'warning: {checkpoint} {words}.', file=sys.stderr)
@@ -95,7 +97,7 @@ def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) 
 
 def _classification(metric: BaseMetric, dataset: Dataset) -> Result:
     labels = torch.as_tensor(dataset.labels).cpu().numpy()
-    wrong = np.array([top1 for top1, _ in metric.results])
+    wrong = np.array([result[0] for result in metric.results])
     classes = range(len(dataset.metainfo['classes']))
     chosen = [wrong[labels == label] for label in classes]
     errors = [(len(w), 100 * w.mean() if len(w) else np.nan) for w in chosen]

@@ -53,9 +53,10 @@ def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
     checkpoint = load_from_disk(str(path))
     settings, meta = ConfigDict(identity_in(checkpoint, path)), checkpoint['meta']
     if settings.task == 'classification':
+        student = {key: settings.model[key] for key in ('type', 'network', 'data_preprocessor')}
         loss = dict(type='SnapshotDistillationLoss', teacher_weight=0.0, temperature=1.0)
         with MODELS.switch_scope_and_registry('mmengine') as models:
-            model = models.build(settings.model | dict(loss=loss, precision=precision))
+            model = models.build(student | dict(loss=loss, precision=precision))
         part, weights = model.student, student_weights(checkpoint)
     else:
         install()

@@ -67,7 +67,7 @@ def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
     labels = generator.integers(0, 3, 50)  # of four classes the last has no picture
     wrong = generator.random((50, 2)) < 0.4
     metric = METRICS.build(dict(type='TopKError'))
-    metric.results = [tuple(map(bool, row)) for row in wrong]
+    metric.results = [(bool(top1),) for top1, _ in wrong]
     dataset = SimpleNamespace(labels=labels, metainfo={'classes': 'abcd'})
     _, columns, classes = module._classification(metric, dataset)
     assert columns == ('pictures', 'top-1 error')
