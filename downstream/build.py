@@ -33,12 +33,8 @@ from pretrain.runs.precision import resolve_precision
 # The identity of a run leaves out where its backbone lies,
 NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
 # and what `prepare` derives from other settings.
-NOT_IDENTITY += (
-    'skip',
-    'default_hooks.pictures',
-    'train_dataloader.batch_size',
-    '*.pipeline.*.scale',
-)
+NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
+NOT_IDENTITY += ('skip', 'loader')  # of a probe
 NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
 NOT_IDENTITY += (
     '*.pipeline.*.ratio_range',

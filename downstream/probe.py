@@ -85,9 +85,7 @@ class ProbeRunner:
         backbone.to(device, memory_format=torch.channels_last).eval()
         preprocessor.to(device)
         pictures = [(0, index) for index in range(len(dataset))]
-        loader = DataLoader(
-            dataset, config.batch_size, sampler=pictures, num_workers=config.loader.num_workers
-        )
+        loader = DataLoader(dataset, sampler=pictures, **config.loader)
         features = []
         for batch in tqdm(loader, dataset.split, mininterval=15):
             # BGR as OpenCV loads it, which the preprocessor of a detector or segmenter expects.

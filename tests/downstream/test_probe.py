@@ -118,9 +118,10 @@ def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> No
     assert find_records(tmp_path, TASKS) == [first]
     accuracy = first['generations'][-1]['last']['top1_accuracy']
     assert 0 <= accuracy <= 100
-    run(backbone_file, 'batch_size=3')  # changes no result
+    run(backbone_file, 'loader.batch_size=3')  # changes no result
     again = read_record(tmp_path / 'run/run.json')
     assert again['generations'] == first['generations']
+    assert again['identity'] == first['identity']
 
 
 def test_only_the_first_process_probes(

@@ -10,8 +10,7 @@ backbone_file = ''
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
 skip_unusable = False  # leave out pictures that are truncated, empty and the like
 image_size = 224
-batch_size = 64  # changes no result
-loader = dict(num_workers=8)
+loader = dict(batch_size=64, num_workers=8)  # change no result
 neighbours = 20
 temperature = 0.07  # of the neighbours' weights
 paper = dict(metric='top1_accuracy')
