@@ -10,6 +10,7 @@ import yaml
 from mmengine.config import Config
 
 from downstream.tables import PERCENT
+from pretrain.formats import PAPER
 from pretrain.runs.config import load_config
 from pretrain.runs.tables import find_records
 from pretrain.schedule import mini_generations
@@ -18,12 +19,13 @@ TASKS = {
     'classification': 'Image Classification',
     'detection': 'Object Detection',
     'segmentation': 'Semantic Segmentation',
+    'probe': 'Image Classification',
 }
-METRICS = {'top1_error': 'Top 1 Error'}
+METRICS = {'top1_error': 'Top 1 Error', 'top1_accuracy': 'Top 1 Accuracy'}
 COLLECTION = {
     'Name': 'Snapshot Distillation',
     'Paper': {
-        'Title': 'Snapshot Distillation: Teacher-Student Optimization in One Generation',
+        'Title': PAPER,
         'Conference': 'CVPR 2019',
     },
     'README': 'README.md',
@@ -48,7 +50,7 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
         whole = config.algorithm.fresh_student
         epochs = sum(mini_generations(config.epochs, config.algorithm.generations, whole=whole))
     else:
-        epochs = config.train_cfg.max_epochs
+        epochs = config.train_cfg.max_epochs if 'train_cfg' in config else 0  # of a probe
     dataset = Path(config.data_root).name
     model = {
         'Name': path.stem,
