@@ -213,10 +213,13 @@ def _merge_facts(
 def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
     """What the ``config.json`` says that timm keeps beside the weights in a model's folder."""
     path = source.with_name('config.json')
+    damaged = 'config.json beside it is damaged: take an intact one.'
     try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
+        config = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
-        raise UserError('config.json beside it is damaged: take an intact one.') from error
+        raise UserError(damaged) from error
+    if not isinstance(config, dict):
+        raise UserError(damaged)
     if not {'architecture', 'pretrained_cfg'} <= config.keys():
         return {}
     expected = f'resnet{depth}{stem.removeprefix("v1")}'
@@ -226,8 +229,11 @@ def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
             f'{config["architecture"]}: only plain ResNets can be transferred.'
         )
     found = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
-    for fact in ('mean', 'std'):
-        found[fact] = [255 * value for value in config['pretrained_cfg'][fact]]
+    try:
+        for fact in ('mean', 'std'):
+            found[fact] = [255 * float(value) for value in config['pretrained_cfg'][fact]]
+    except (TypeError, ValueError, LookupError) as error:
+        raise UserError(damaged) from error
     return found
 
 

@@ -207,7 +207,7 @@ def _conclude(
     return [len(part.names) for part in findings]
 
 
-def _read_list(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
     """The names in a list, as mmdet and mmseg read it."""
     if not path.is_file():
         raise UserError(
@@ -233,7 +233,7 @@ def _read_list(path: Path) -> list[str]:
 def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]) -> _Findings:
     """Check the files of each image of a split: its picture, and its label file with the suffix."""
     try:
-        names = _read_list(split.list_file)
+        names = read_list(split.list_file)
     except UserError as error:
         return _Findings(split, [], [str(error)], {}, {})
     counts = Counter(names)

@@ -14,7 +14,13 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import (
+    Split,
+    check_detection,
+    check_segmentation,
+    metainfo,
+    read_list,
+)
 from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
@@ -90,12 +96,12 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     """
     files, lists = sbd / 'dataset/cls', root / 'VOC2012' / _LISTS
     theirs, ours = (
-        _names(folder / 'train.txt') | _names(folder / 'val.txt')
+        {*read_list(folder / 'train.txt'), *read_list(folder / 'val.txt')}
         for folder in (sbd / 'dataset', lists)
     )
     names = sorted(theirs - ours)
     aug, masks = lists / 'aug.txt', root / 'VOC2012/SegmentationClassAug'
-    if aug.exists() and _names(aug) != set(names):
+    if aug.exists() and set(read_list(aug)) != set(names):
         raise UserError(f'{aug} exists with other names: delete it to have it written anew.')
     present = {path.stem for path in files.glob('*.mat')}
     missing = {'files': [f'{name}.mat' for name in names if name not in present]}
@@ -109,10 +115,6 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     if not aug.exists():
         write_atomically(aug, ''.join(f'{name}\n' for name in names).encode())
     print(f'{masks}: {", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))}')
-
-
-def _names(split: Path) -> set[str]:
-    return set(split.read_text().split())
 
 
 def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:

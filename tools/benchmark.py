@@ -11,7 +11,6 @@ python tools/benchmark.py show FILE [FILE ...]                              # wh
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pretrain.runs.cli import run
@@ -37,12 +36,18 @@ def main() -> None:
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
     args = parser.parse_args()
-    from pretrain.studies.benchmark import report, runner_rows, saving_rows, show, step_rows
+    from pretrain.studies.benchmark import (
+        read_rows,
+        report,
+        runner_rows,
+        saving_rows,
+        show,
+        step_rows,
+    )
     from pretrain.studies.kernels import kernel_rows
 
     if args.part == 'show':
-        contents = [json.loads(path.read_text()) for path in args.files]
-        rows = [line for c in contents for line in (c if isinstance(c, list) else c['rows'])]
+        rows = [line for path in args.files for line in read_rows(path)]
         print(show([line for line in rows if line['goal'] is not None or not args.goals]))
         return
     if args.part == 'loader':

@@ -71,6 +71,21 @@ def show(rows: Iterable[dict]) -> str:
     return markdown(['', 'measured', 'goal', ''], cells, [], texts=1)
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The rows that :func:`report` has written to a file.
+
+    Raises:
+        UserError: if it holds none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        rows = content if isinstance(content, list) else content['rows']
+        show(rows)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f'{path} holds no rows of tools/benchmark.py --json.') from error
+    return rows
+
+
 def report(rows: Sequence[dict], path: Path | None) -> None:
     """Print rows and the machine that they were measured on; write them to a JSON file as well."""
     device = torch.cuda.get_device_name() if GPU else 'no GPU'

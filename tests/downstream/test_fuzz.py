@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from downstream.import_backbone import import_backbone
 from downstream.tables import transfer_table
-from downstream.voc_checks import _check_boxes, _read_list
+from downstream.voc_checks import _check_boxes, read_list
 from pretrain.build import prepare
 from pretrain.export import export_backbone
 from pretrain.runs.backbone_file import load_backbone_file
@@ -56,7 +56,7 @@ LIST = '000001\n000002\n2007_000003\nä b\n'.encode()
 def test_lists(tmp_path: Path, content: bytes) -> None:
     (tmp_path / 'train.txt').write_bytes(content)
     try:
-        names = _read_list(tmp_path / 'train.txt')
+        names = read_list(tmp_path / 'train.txt')
     except UserError as error:
         assert 'train.txt' in str(error)
         return

@@ -228,9 +228,11 @@ def test_another_architecture_in_timms_folder(resnet50, tmp_path: Path) -> None:
     timm_config(tmp_path, 'resnetblur50')
     with pytest.raises(UserError, match=r'those of resnet50, .* is of resnetblur50'):
         imported(resnet50, tmp_path, **IMAGENET)
-    (tmp_path / 'config.json').write_text('{')
-    with pytest.raises(UserError, match=r'config\.json beside it is damaged'):
-        imported(resnet50, tmp_path, **IMAGENET)
+    lacking = {'architecture': 'resnet50', 'pretrained_cfg': {'mean': [0.5, 0.5, 'x']}}
+    for damaged in ('{', '[]', json.dumps(lacking)):
+        (tmp_path / 'config.json').write_text(damaged)
+        with pytest.raises(UserError, match=r'config\.json beside it is damaged'):
+            imported(resnet50, tmp_path, **IMAGENET)
     (tmp_path / 'config.json').write_text('{"architectures": ["another library"]}')
     imported(resnet50, tmp_path, **IMAGENET)
 

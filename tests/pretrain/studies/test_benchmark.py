@@ -41,6 +41,13 @@ def test_a_stretch_of_steps_waits_for_the_device_once(monkeypatch: pytest.Monkey
     assert ''.join(calls) == 'aaa.bbb.' * 2
 
 
+@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"rows": [{"name": "x"}]}', '\0'])
+def test_a_file_of_another_program_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(UserError, match=r'a\.json holds no rows'):
+        benchmark.read_rows(tmp_path / 'a.json')
+
+
 def test_shown_as_written() -> None:
     rows = [
         benchmark.row('plain', 1234.5, 'ms'),
