@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from itertools import dropwhile
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def test_versions_agree() -> None:
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert citation['version'] == pretrain.__version__
     assert f'## {pretrain.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+
+
+def test_supported_pythons_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    versions = [c.rpartition(' ')[2] for c in project['classifiers'] if ':: 3.' in c]
+    first, *_, last = [int(version.split('.')[1]) for version in versions]
+    assert versions == [f'3.{minor}' for minor in range(first, last + 1)]
+    assert project['requires-python'] == f'>=3.{first},<3.{last + 1}'
+    setup = (ROOT / 'tools/setup.sh').read_text()
+    assert f'(3, {first}) <= sys.version_info < (3, {last + 1})' in setup
+    named = f'Python {", ".join(versions[:-1])} or {versions[-1]}'
+    assert named in READMES[0].read_text() and named in setup
+    assert (3, first) <= sys.version_info < (3, last + 1)
 
 
 def test_every_table_ends_and_every_record_is_used() -> None:
