@@ -1,5 +1,6 @@
 """A trained classifier, detector or segmenter, made of its checkpoint alone."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
         UserError: if the checkpoint is missing, damaged or not of this suite.
     """
     checkpoint = load_from_disk(str(path))
-    settings, meta = ConfigDict(identity_in(checkpoint, path)), checkpoint['meta']
+    identity, meta = identity_in(checkpoint, path), checkpoint['meta']
+    settings = ConfigDict(json.loads(json.dumps(identity)))
     if settings.task == 'classification':
         student = {key: settings.model[key] for key in ('type', 'network', 'data_preprocessor')}
         loss = dict(type='SnapshotDistillationLoss', teacher_weight=0.0, temperature=1.0)

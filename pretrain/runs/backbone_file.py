@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,9 @@ def write_backbone_file(
         UserError: if a weight is not finite.
     """
     check_finite(weights, source)
-    weights.provenance = {'format': 1, **facts, **origin(weights, source)}
+    provenance = {'format': 1, **facts, **origin(weights, source)}
+    # Of plain dicts and lists, which alone are loaded: a record's parts have a class of their own.
+    weights.provenance = json.loads(json.dumps(provenance))
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     write_atomically(out, seal(buffer.getvalue()))

@@ -82,7 +82,7 @@ def test_pictures_are_drawn_beside_or_in_a_folder(
 def test_detector_or_segmenter_draws_what_it_finds(
     finished: Finished, photos: list[Path], tmp_path: Path
 ) -> None:
-    pictures = list(predict(finished.checkpoint, photos, tmp_path / 'out', threshold=0.0))
+    pictures = list(predict(finished.checkpoint, photos, tmp_path / 'out', threshold=-1.0))
     for photo, (source, file, found) in zip(photos, pictures, strict=True):
         assert source == photo
         drawn, original = Image.open(file), Image.open(photo)
@@ -106,7 +106,7 @@ def test_threshold_leaves_out_boxes(finished: Finished, photos: list[Path], tmp_
         pytest.skip('a segmenter has no boxes')
     everything, some, nothing = (
         [one.score for one in next(predict(finished.checkpoint, photos, tmp_path, score))[2]]
-        for score in (0.0, 0.06, 1.1)
+        for score in (-1.0, 0.06, 1.1)
     )
     assert some == [score for score in everything if score >= 0.06]
     assert everything and not nothing

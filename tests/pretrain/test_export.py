@@ -69,6 +69,7 @@ def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Pa
     def told(**other: object) -> tuple:
         (checkpoint.parent / 'run.json').write_text(json.dumps(record | other))
         provenance = export_backbone(checkpoint, tmp_path / 'backbone.pth')
+        assert load_backbone_file(tmp_path / 'backbone.pth').provenance == provenance
         return provenance.get('data'), provenance.get('top1_error')
 
     assert told() == (data, 48.0)
