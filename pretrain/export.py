@@ -59,6 +59,8 @@ def export(
     if not classifier:
         _drop_classifier(snapshot.weights)
     check_finite(snapshot.weights, snapshot.path)
+    for name, tensor in snapshot.weights.items():
+        snapshot.weights[name] = tensor.contiguous()  # a student is trained in channels_last
     snapshot.provenance.update(origin(snapshot.weights, snapshot.path))
     WRITERS[library](snapshot, Path(out))
     return snapshot.provenance

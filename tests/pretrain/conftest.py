@@ -27,7 +27,8 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     def write(depth: int, place: str) -> Path:
         torch.manual_seed(0)
         network = torchvision.models.get_model(f'resnet{depth}', num_classes=4)
-        weights = trained_like(network).state_dict()
+        # In the memory format of a classifier's student.
+        weights = trained_like(network).to(memory_format=torch.channels_last).state_dict()
         content = {f'student.{k}': v for k, v in weights.items()}
         content |= {f'teacher.{k}': v + 1 for k, v in weights.items()}
         algorithm = dict(name='SD', generations=[1, 1], teacher_weight=1.0, temperature=2.0)
