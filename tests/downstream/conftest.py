@@ -118,7 +118,6 @@ TINY = {
         'image_scale=(64, 48)',
         'model.train_cfg.rcnn.sampler.num=4',
         'model.test_cfg.rpn.max_per_img=4',
-        'model.test_cfg.rcnn.score_thr=-1.0',  # its scores may be 0
     ],
     'segmentation': ['image_scale=(64, 64)', 'crop_size=(33, 33)'],
 }
