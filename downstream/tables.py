@@ -1,6 +1,6 @@
 """From run.json records to the transfer table (Table 5). Nothing else is read, nothing is typed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from downstream.replicates import Comparison, Values, check_replicates, replicate, spreads
@@ -44,23 +44,16 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             of a config differ in more than seed and backbone, or if replicates of a backbone
             differ in more than their seed.
     """
-    if not records:
-        raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
-    labels = labels or sorted(
-        {r['label'] for r in records}, key=lambda label: (label != 'BL', label)
-    )
-    configs = sorted({(r['task'], r['config']) for r in records})
-    tasks = [task for task, _ in configs]
+    labels = labels or backbones(records)
     rows, notes = [], []
-    for task, config in configs:
-        mine = [r for r in records if r['config'] == config]
-        name = task if tasks.count(task) == 1 else config
+    for name, arms in _by_config(records, labels):
+        mine = [record for arm in arms.values() for record in arm]
+        config, metric = mine[0]['config'], mine[0]['paper']['metric']
         _one_setting(config, mine)
-        metric, full = mine[0]['paper']['metric'], _size(mine[0]) == FULL.get(task)
+        full = _size(mine[0]) == FULL.get(mine[0]['task'])
         paper = mine[0]['paper'] if full else {}
         shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
         notes.append(shortened + _note(config, mine))
-        arms = {label: [r for r in mine if r['label'] == label] for label in labels}
         values = {label: _values(label, arm, metric) for label, arm in arms.items()}
         for label, arm in arms.items():
             row = {'task': f'{name} {metric}', 'backbone': label}
@@ -81,6 +74,46 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     cells = [[row.get(column, '') for column in header] for row in rows]
     header = [f'gain over {labels[0]} [95 %]' if column == 'gain' else column for column in header]
     return markdown(header, cells, notes, texts=2)
+
+
+def backbones(records: Sequence[dict]) -> list[str]:
+    """The labels of downstream records, the baseline first."""
+    return sorted({r['label'] for r in records}, key=lambda label: (label != 'BL', label))
+
+
+def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Comparison]:
+    """The gains of :func:`transfer_table`, each by what is compared with what."""
+    found = {}
+    for name, arms in _by_config(records, labels):
+        values = {
+            label: _values(label, arm, arm[0]['paper']['metric'])
+            for label, arm in arms.items()
+            if arm
+        }
+        for label in labels[1:]:
+            if {label, labels[0]} <= values.keys():
+                title = f'{name}, {label} against {labels[0]}'
+                found[title] = Comparison.of(values[label], values[labels[0]])
+    return found
+
+
+def _by_config(
+    records: Sequence[dict], labels: Sequence[str]
+) -> Iterator[tuple[str, dict[str, list[dict]]]]:
+    """What the table calls each config, and the records of each backbone on it."""
+    if not records:
+        raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
+    configs = sorted({(r['task'], r['config']) for r in records})
+    tasks = [task for task, _ in configs]
+    for task, config in configs:
+        name = task if tasks.count(task) == 1 else config
+        yield (
+            name,
+            {
+                label: [r for r in records if (r['config'], r['label']) == (config, label)]
+                for label in labels
+            },
+        )
 
 
 def _one_setting(config: str, records: Sequence[dict]) -> None:

@@ -1,6 +1,11 @@
-"""Training and testing curves from run records, with a magnified part (Figure 1)."""
+"""Curves of training, from run records and the scalars that runs log (Figure 1)."""
 
-from collections.abc import Mapping
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -11,11 +16,15 @@ from matplotlib.ticker import MaxNLocator
 from pretrain.runs.errors import UserError
 
 # Distinguishable without colour vision as well (Okabe and Ito).
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-STYLES = {'train': '--', 'test': '-'}
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#999999')
+STYLES = {'train': '--', 'cross-entropy': '--', 'teacher': '--', 'KL divergence': ':'}  # or solid
+FONT = {'font.size': 9}
+
+Points = tuple[list[float], list[float]]  # epochs and values
+Runs = Mapping[str, Mapping[str, Points]]  # by the label of a run and the name of a curve
 
 
-def curves(record: dict) -> dict[str, tuple[list[int], list[float]]]:
+def curves(record: dict) -> dict[str, Points]:
     """The epochs and top-1 errors (percent) of a run.
 
     Returns:
@@ -23,12 +32,53 @@ def curves(record: dict) -> dict[str, tuple[list[int], list[float]]]:
         change. ``test``: the error after the epoch.
     """
     history = record['history']
-    train = [(e['epoch'], e['train']['error']) for e in history if 'train' in e]
-    test = [(e['epoch'], e['metrics']['top1_error']) for e in history if 'metrics' in e]
     return {
-        name: tuple(map(list, zip(*points, strict=True))) if points else ([], [])
-        for name, points in (('train', train), ('test', test))
+        'train': _points((e['epoch'], e['train']['error']) for e in history if 'train' in e),
+        'test': _points(
+            (e['epoch'], e['metrics']['top1_error']) for e in history if 'metrics' in e
+        ),
     }
+
+
+def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Points]]:
+    """What else tells how a run went: by the title of an axis, its curves.
+
+    Args:
+        record: of the run.
+        scalars: of :func:`read_scalars`; without them there are no losses and no learning rate.
+    """
+    epochs = record['history']
+    iterations = epochs[0]['iterations'] if epochs else 1
+
+    def logged(key: str) -> Points:
+        return _points((s['iter'] / iterations, s[key]) for s in scalars if key in s)
+
+    def measured(key: str) -> Points:
+        return _points((e['epoch'], e['train'][key]) for e in epochs if key in e.get('train', {}))
+
+    return {
+        'loss': {
+            'loss': logged('loss'),
+            'cross-entropy': logged('cross_entropy'),
+            'KL divergence': logged('kl'),
+        },
+        'entropy (nats)': {'student': measured('entropy'), 'teacher': measured('teacher_entropy')},
+        'agreement with the teacher (%)': {'agreement': measured('agreement')},
+        'learning rate': {'learning rate': logged('lr')},
+    }
+
+
+def read_scalars(work_dir: Path) -> list[dict]:
+    """What a run has logged of its training, in the order of its iterations.
+
+    Each session has written a file of its own. Where two tell of the same iteration, because the
+    later session began before the end of the earlier one, the later counts.
+    """
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        lines = path.read_text().split('\n')[:-1]  # the last may not be whole yet
+        found |= {entry['iter']: entry for entry in map(json.loads, lines) if 'iter' in entry}
+    return [found[iteration] for iteration in sorted(found)]
 
 
 def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None = None) -> None:
@@ -39,6 +89,13 @@ def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None 
     Raises:
         UserError: if a run, or the magnified part, has no epochs.
     """
+    error_figure(records, first_epoch).savefig(out, dpi=150)
+
+
+def error_figure(
+    records: Mapping[str, dict], first_epoch: int | None = None, stacked: bool = False
+) -> Figure:
+    """The figure of :func:`plot_curves`, or one whose parts stand above each other."""
     runs = {label: curves(record) for label, record in records.items()}
     for label, run in runs.items():
         if not all(epochs for epochs, _ in run.values()):
@@ -49,11 +106,11 @@ def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None 
         raise UserError(
             f'The magnified part begins at epoch {start} of {last}: choose an earlier epoch.'
         )
-    with matplotlib.rc_context({'font.size': 9}):
-        figure = Figure(figsize=(9, 3.6), layout='constrained')
-        whole, part = figure.subplots(1, 2)
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(4.6, 6) if stacked else (9, 3.6), layout='constrained')
+        whole, part = figure.subplots(*((2, 1) if stacked else (1, 2)))
         for axes in (whole, part):
-            _draw(axes, runs)
+            _draw(axes, runs, 'top-1 error (%)', generation_ends(records))
         shown = [
             error
             for run in runs.values()
@@ -65,15 +122,76 @@ def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None 
         part.set_xlim(start, last)
         part.set_ylim(min(shown) - margin, max(shown) + margin)
         whole.indicate_inset_zoom(part, edgecolor='0.4')
-        figure.legend(*whole.get_legend_handles_labels(), loc='outside upper center', ncols=6)
-        figure.savefig(out, dpi=150)
+        _add_legend(figure, whole, 2 if stacked else 6)
+    return figure
 
 
-def _draw(axes: Axes, runs: Mapping[str, dict]) -> None:
+def line_figure(runs: Runs, ylabel: str, ends: Sequence[int]) -> Figure:
+    """Curves over the epochs.
+
+    Args:
+        runs: the curves; a run keeps its colour where it has none.
+        ylabel: the title of the axis.
+        ends: of :func:`generation_ends`.
+    """
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(4.6, 2.9), layout='constrained')
+        axes = figure.subplots()
+        _draw(axes, runs, ylabel, ends)
+        _add_legend(figure, axes, 2)
+    return figure
+
+
+def generation_ends(records: Mapping[str, dict]) -> list[int]:
+    """The epochs after which a mini-generation of any of the runs ends and another begins."""
+    return sorted(
+        {
+            entry['epoch']
+            for record in records.values()
+            for entry, following in pairwise(record['history'])
+            if entry['generation'] != following['generation']
+        }
+    )
+
+
+def as_svg(figure: Figure, title: str) -> str:
+    """A figure as an ``<svg>`` element of an HTML page, whose ink has the colour of the page's.
+
+    Args:
+        figure: what is drawn.
+        title: what a screen reader says in its place; different for each figure of a page.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):
+        figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
+    svg = text.getvalue()
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL)
+    used = set(re.findall(r'#([\w.-]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else '', svg)
+    svg = svg.replace('#000000', 'currentColor')
+    return svg.replace('<svg ', f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
+
+def _points(pairs: Sequence[tuple[float, float]]) -> Points:
+    pairs = list(pairs)
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
     for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
-        for name, (epochs, errors) in run.items():
-            axes.plot(epochs, errors, STYLES[name], color=colour, label=f'{label}, {name}', lw=1.2)
-    axes.set(xlabel='epoch', ylabel='top-1 error (%)')
+        for name, (epochs, values) in run.items():
+            if epochs:
+                text = label if name == ylabel else f'{label}, {name}'
+                axes.plot(epochs, values, STYLES.get(name, '-'), color=colour, label=text, lw=1.2)
+    for number, end in enumerate(ends):
+        label = '' if number else 'a mini-generation ends'
+        axes.axvline(end, color='0.5', lw=0.8, ls=(0, (1, 2)), label=label)
+    axes.set(xlabel='epoch', ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, lw=0.5)
     axes.spines[['top', 'right']].set_visible(False)
+
+
+def _add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc='outside upper center', ncols=columns, frameon=False)

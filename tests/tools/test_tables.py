@@ -66,7 +66,12 @@ def test_mistakes_are_one_sentence(call: Callable, command: list[str], message: 
 def test_curves_of_a_record(call: Callable, tmp_path: Path) -> None:
     """Of a record alone, and of one chosen by config and seed from a file of several."""
     history = [
-        {'epoch': e, 'train': {'error': 9.0 - e}, 'metrics': {'top1_error': 9.5 - e}}
+        {
+            'epoch': e,
+            'generation': 1,
+            'train': {'error': 9.0 - e},
+            'metrics': {'top1_error': 9.5 - e},
+        }
         for e in (1, 2, 3)
     ]
     record = {'status': 'finished', 'task': 'classification', 'config': 'a', 'history': history}

@@ -9,7 +9,13 @@ from pretrain.studies.curves import curves, plot_curves
 
 def record(shift: float) -> dict:
     history = [
-        {'epoch': e, 'train': {'error': 80.0 / e}, 'metrics': {'top1_error': 90.0 / e + shift}}
+        {
+            'epoch': e,
+            'generation': 1 if e < 6 else 2,
+            'iterations': 10,
+            'train': {'error': 80.0 / e, 'entropy': 2.0, 'agreement': 50.0 + e},
+            'metrics': {'top1_error': 90.0 / e + shift},
+        }
         for e in range(1, 10)
     ]
     del history[2]['metrics']  # not every epoch is validated
