@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 
 COUNT = 8
+SCORE_THRESHOLD = 0.3  # of mmdet's visualizer, which draws the boxes above it
 VISUALIZERS_BY_TASK = {
     'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
     'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
@@ -32,7 +33,7 @@ class PicturesHook(Hook):
 
     The images are spaced evenly over those of the first process, so two runs with the same number
     of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's; mmdet's
-    draws the boxes with a score above 0.3.
+    draws the boxes with a score above :data:`SCORE_THRESHOLD`.
     """
 
     def __init__(self, visualizer: dict) -> None:

@@ -38,7 +38,11 @@ def test_wheel_holds_every_module_and_config_and_nothing_more(installed: Path) -
     files = {path.relative_to(installed) for path in installed.rglob('*') if path.is_file()}
     code = {path for path in files if not path.parts[0].endswith('.dist-info')}
     assert {path for path in code if path.suffix == '.py'} == expected
-    assert {path.name for path in code if path.suffix != '.py'} == {'pictograms.txt', 'py.typed'}
+    assert {path.name for path in code if path.suffix != '.py'} == {
+        'pictograms.txt',
+        'py.typed',
+        'report_page.html',
+    }
 
 
 def test_run_starts_from_the_wheel(installed: Path, image_folder: Path, tmp_path: Path) -> None:

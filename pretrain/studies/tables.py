@@ -45,7 +45,9 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
-    baselines = {_backbone(config): mine for config, mine in arms if config.algorithm.name == 'BL'}
+    baselines = {
+        backbone_of(config): mine for config, mine in arms if config.algorithm.name == 'BL'
+    }
     for config, mine in arms:
         ours = [
             *([_last(r, k) for r in mine if len(r['generations']) > k] for k in range(4)),
@@ -56,7 +58,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
         paper += [config.paper.best, config.paper.get('ensemble')]
         if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
             ours[0], ours[3] = ours[3], ours[0]
-        gain = _gain(mine, baselines.get(_backbone(config), []))
+        gain = _gain(mine, baselines.get(backbone_of(config), []))
         rows += _rows(config, paper, ours, full, len(mine), gain)
     return markdown(header, rows, notes, texts=3)
 
@@ -103,7 +105,7 @@ def _rows(
         found['delta'] = [
             '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
         ]
-    name, blank = [_backbone(config), config.algorithm.name], [''] * (1 + len(gain))
+    name, blank = [backbone_of(config), config.algorithm.name], [''] * (1 + len(gain))
     return [
         [*name, source, *cells, *([str(n), *gain] if source == 'ours' else blank)]
         for source, cells in found.items()
@@ -156,8 +158,7 @@ def teachers_table(records: Sequence[dict]) -> str:
     Raises:
         UserError: if there are none, or they do not belong in one table.
     """
-    mine = [r for r in records if any('difference' in e.get('train', {}) for e in r['history'])]
-    mine = [r for r in mine if not r['identity'].get('teacher')]
+    mine = [*filter(has_own_teacher, records)]
     if not mine:
         raise UserError('There is no record of a run with a teacher of its own.')
     _one_setting(mine)
@@ -181,9 +182,15 @@ def teachers_table(records: Sequence[dict]) -> str:
         )
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
-    described = f'{_backbone(mine[0]["identity"])}: {_describe(mine)}'
+    described = f'{backbone_of(mine[0]["identity"])}: {_describe(mine)}'
     notes = [described if full else f'{SHORTENED}{described}']
     return markdown([*header, 'error (%)', 'n'], rows, notes, texts=2)
+
+
+def has_own_teacher(record: dict) -> bool:
+    """Whether a run is one of :func:`teachers_table`: its teachers are its own students."""
+    compared = any('difference' in entry.get('train', {}) for entry in record['history'])
+    return compared and not record['identity'].get('teacher')
 
 
 def _c_l(algorithm: Mapping[str, Any]) -> str:
@@ -210,8 +217,8 @@ def errors_table(records: Sequence[dict]) -> str:
     if not records:
         raise UserError('There is no finished pretraining run: tools/sweep.py makes them.')
     rows, notes = [], []
-    for backbone in sorted({_backbone(r['identity']) for r in records}):
-        mine = [r for r in records if _backbone(r['identity']) == backbone]
+    for backbone in sorted({backbone_of(r['identity']) for r in records}):
+        mine = [r for r in records if backbone_of(r['identity']) == backbone]
         _one_setting(mine)
         notes.append(f'{backbone}: {_describe(mine)}')
         labels = sorted({r['label'] for r in mine}, key=lambda label: (label != 'BL', label))
@@ -236,6 +243,8 @@ def errors_table(records: Sequence[dict]) -> str:
     return markdown(header, [[row.get(c, '') for c in header] for row in rows], notes, texts=2)
 
 
+# A label of Table 2: the epochs that student and teacher, or a teacher alone, share.
+SHARED = re.compile(r'(?:M#(\d+)<)?T#(\d+)')
 # Section 3.3.2, by the epochs that student and teacher share with the source; DenseNet-100.
 TABLE_2 = {(0, 0): 78.13, (75, 0): 78.18, (75, 75): 78.02}
 TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
@@ -254,7 +263,7 @@ def table_2(records: Sequence[dict]) -> str:
     cells: dict[tuple[int | None, int], list[float]] = {}
     mine = []
     for record in records:
-        if label := re.fullmatch(r'(?:M#(\d+)<)?T#(\d+)', record['label']):
+        if label := SHARED.fullmatch(record['label']):
             student, teacher = label.groups()
             key = None if student is None else int(student), int(teacher)
             cells.setdefault(key, []).append(100.0 - _last(record, -1))
@@ -262,7 +271,7 @@ def table_2(records: Sequence[dict]) -> str:
     if not mine:
         raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
     _one_setting(mine)
-    backbone = _backbone(mine[0]['identity'])
+    backbone = backbone_of(mine[0]['identity'])
     notes = [_describe(mine)]
     if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and backbone == 'DenseNet-100'):
         notes = [f'{SHORTENED}{backbone}: {notes[0]}']
@@ -295,12 +304,12 @@ def _arms(
         seeds = [r['identity']['randomness']['seed'] for r in mine]
         if len(set(seeds)) < len(seeds):
             raise UserError(
-                f'Two records are of {_backbone(config)}, {config.algorithm.name} and the same '
+                f'Two records are of {backbone_of(config)}, {config.algorithm.name} and the same '
                 'seed: keep one of them.'
             )
     notes, full = [], True
-    for backbone in dict.fromkeys(map(_backbone, configs)):
-        found = [(c, mine) for c, mine in arms if mine and _backbone(c) == backbone]
+    for backbone in dict.fromkeys(map(backbone_of, configs)):
+        found = [(c, mine) for c, mine in arms if mine and backbone_of(c) == backbone]
         if not found:
             continue
         _one_setting([record for _, mine in found for record in mine])
@@ -312,7 +321,7 @@ def _arms(
             note = f'{SHORTENED}{note}'
         notes.append(note)
     others = (r['identity'] for r in records if _kind(r['identity']) not in kinds)
-    names = Counter(f'{_backbone(i)}, {i["algorithm"]["name"]}' for i in others)
+    names = Counter(f'{backbone_of(i)}, {i["algorithm"]["name"]}' for i in others)
     if names:
         listed = '; '.join(f'{name} ({count})' for name, count in names.items())
         notes.append(
@@ -331,7 +340,7 @@ def _kind(settings: Mapping[str, Any]) -> tuple:
         algorithm.pop(name, None)
     teacher = settings.get('teacher')  # of a record the hash
     return (
-        _backbone(settings),
+        backbone_of(settings),
         lengths if isinstance(lengths, int) else len(lengths),
         isinstance(lengths, list) and len({*lengths}) > 1,
         bool(teacher.get('checkpoint') if isinstance(teacher, dict) else teacher),
@@ -367,7 +376,7 @@ def _epochs(record: dict) -> int:
     return lengths[0] if algorithm['fresh_student'] else sum(lengths)
 
 
-def _backbone(settings: Mapping[str, Any]) -> str:
+def backbone_of(settings: Mapping[str, Any]) -> str:
     """The name of the network of a config or an identity."""
     return _name(settings['model']['network'])
 
