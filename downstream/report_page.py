@@ -42,6 +42,15 @@ TEMPLATE = Path(__file__).with_suffix('.html')
 PICTURES = 4  # of each downstream config
 PICTURE_SIDE = 480  # pixels, at most
 NONE = '–'
+# Of an identity, what is stated elsewhere: seeds and where a backbone comes from.
+NOT_SETTINGS = (
+    'randomness',
+    'data_seed',
+    'backbone.seed',
+    'backbone.source',
+    'backbone.top1_error',
+)
+NOT_SETTINGS += tuple(f'backbone.{kind}_sha256' for kind in ('source', 'recipe', 'weights'))
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,7 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
         axes.set(ylim=(len(gains) - 0.5, -0.5), xlabel='points')
         axes.grid(axis='x', alpha=0.25, lw=0.5)
         axes.spines[['top', 'right', 'left']].set_visible(False)
+        axes.tick_params(axis='y', length=0)
     return figure
 
 
@@ -256,30 +266,34 @@ def _paper(runs: Sequence[Run]) -> Section:
 def _curves(runs: Sequence[Run]) -> Section:
     figures = []
     for group in _groups(runs):
-        first = {
-            label: run
-            for label, run in group.first.items()
-            if all(epochs for epochs, _ in curves(run.record).values())
-        }
-        shown = dict([*first.items()][: len(COLOURS)])
-        if not shown:
-            continue
-        seeds = ', '.join(f'{label} of seed {run.seed}' for label, run in shown.items())
-        if left_out := [label for label in first if label not in shown]:
-            seeds += f'; {", ".join(left_out)} not drawn'
-        records = {label: run.record for label, run in shown.items()}
-        caption = f'{group.title}: errors in training and testing, the last epochs below ({seeds})'
-        figures.append(_figure(error_figure(records, stacked=True), caption))
-        found = {
-            label: diagnostics(run.record, read_scalars(run.folder) if run.folder else [])
-            for label, run in shown.items()
-        }
-        for axis in next(iter(found.values())):
-            drawn = {label: panels[axis] for label, panels in found.items()}
-            if any(x for panel in drawn.values() for x, _ in panel.values()):
-                figure = line_figure(drawn, axis, generation_ends(records))
-                figures.append(_figure(figure, f'{group.title}: {axis}'))
+        by_length = defaultdict(dict)  # runs of whole generations are longer than the others
+        for label, run in group.first.items():
+            length = sum(run.record['identity']['algorithm']['generations'])
+            if length > 1 and all(epochs for epochs, _ in curves(run.record).values()):
+                by_length[length][label] = run
+        for length, first in by_length.items():
+            figures += _curves_of(f'{group.title}, {length} epochs', first)
     return Section('Curves', (), (), figures)
+
+
+def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
+    shown = dict([*first.items()][: len(COLOURS)])
+    seeds = ', '.join(f'{label} with seed {run.seed}' for label, run in shown.items())
+    if left_out := [label for label in first if label not in shown]:
+        seeds += f'; not drawn: {", ".join(left_out)}'
+    records = {label: run.record for label, run in shown.items()}
+    caption = f'{title}: errors in training and testing, the last epochs magnified ({seeds})'
+    figures = [_figure(error_figure(records, stacked=True), caption)]
+    found = {
+        label: diagnostics(run.record, read_scalars(run.folder) if run.folder else [])
+        for label, run in shown.items()
+    }
+    for axis in next(iter(found.values())):
+        drawn = {label: panels[axis] for label, panels in found.items()}
+        if any(x for panel in drawn.values() for x, _ in panel.values()):
+            figure = line_figure(drawn, axis, generation_ends(records))
+            figures.append(_figure(figure, f'{title}: {axis}'))
+    return figures
 
 
 def _cost(runs: Sequence[Run]) -> Section:
@@ -356,7 +370,7 @@ def _differences(caption: str, first: dict[str, Run]) -> Table | None:
     keys = {
         key: theirs
         for other in others
-        for key, (theirs, _) in differences(base, other, ('randomness', 'data_seed')).items()
+        for key, (theirs, _) in differences(base, other, NOT_SETTINGS).items()
     }
     rows = []
     for key in sorted(keys):

@@ -2,10 +2,12 @@
 
 import logging
 import math
+import os
 import resource
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -36,7 +38,11 @@ def add_log_backends(config: Config, programs: Sequence[str]) -> None:
     for program in programs:
         if find_spec(program) is None:
             raise UserError(f'--log {program} needs a package: pip install {program}.')
-        config.visualizer.vis_backends.append(dict(type=LOG_BACKENDS[program]))
+        backend = dict(type=LOG_BACKENDS[program])
+        if program == 'mlflow':  # which no longer takes mmengine's default, a folder
+            local = f'sqlite:///{Path(config.work_dir).absolute()}/mlflow.db'
+            backend['tracking_uri'] = os.environ.get('MLFLOW_TRACKING_URI', local)
+        config.visualizer.vis_backends.append(backend)
 
 
 @RUNNERS.register_module()

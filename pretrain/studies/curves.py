@@ -107,7 +107,7 @@ def error_figure(
             f'The magnified part begins at epoch {start} of {last}: choose an earlier epoch.'
         )
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(4.6, 6) if stacked else (9, 3.6), layout='constrained')
+        figure = Figure(figsize=(4.6, 5) if stacked else (9, 3.6), layout='constrained')
         whole, part = figure.subplots(*((2, 1) if stacked else (1, 2)))
         for axes in (whole, part):
             _draw(axes, runs, 'top-1 error (%)', generation_ends(records))
@@ -122,7 +122,7 @@ def error_figure(
         part.set_xlim(start, last)
         part.set_ylim(min(shown) - margin, max(shown) + margin)
         whole.indicate_inset_zoom(part, edgecolor='0.4')
-        _add_legend(figure, whole, 2 if stacked else 6)
+        _add_legend(figure, whole, in_rows=stacked)
     return figure
 
 
@@ -135,10 +135,10 @@ def line_figure(runs: Runs, ylabel: str, ends: Sequence[int]) -> Figure:
         ends: of :func:`generation_ends`.
     """
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(4.6, 2.9), layout='constrained')
+        figure = Figure(figsize=(4.6, 2.4), layout='constrained')
         axes = figure.subplots()
         _draw(axes, runs, ylabel, ends)
-        _add_legend(figure, axes, 2)
+        _add_legend(figure, axes, in_rows=True)
     return figure
 
 
@@ -192,6 +192,10 @@ def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def _add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc='outside upper center', ncols=columns, frameon=False)
+def _add_legend(figure: Figure, axes: Axes, in_rows: bool) -> None:
+    """Above the axes; ``in_rows`` of two entries, for which the figure grows."""
+    handles, names = axes.get_legend_handles_labels()
+    place = dict(loc='outside upper center', ncols=2 if in_rows else 6, frameon=False)
+    figure.legend(handles, names, **place)
+    if in_rows:
+        figure.set_figheight(figure.get_figheight() + 0.17 * ((len(names) + 1) // 2))

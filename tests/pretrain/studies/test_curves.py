@@ -1,10 +1,19 @@
+import json
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 
 from pretrain.runs.errors import UserError
-from pretrain.studies.curves import curves, plot_curves
+from pretrain.studies.curves import (
+    as_svg,
+    curves,
+    diagnostics,
+    error_figure,
+    generation_ends,
+    plot_curves,
+    read_scalars,
+)
 
 
 def record(shift: float) -> dict:
@@ -45,3 +54,48 @@ def test_runs_without_a_curve(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='begins at epoch 9 of 9'):
         plot_curves({'BL': record(0.0)}, tmp_path / 'x.png', first_epoch=9)
     assert not (tmp_path / 'x.png').exists()
+
+
+def test_scalars_of_a_resumed_run(tmp_path: Path) -> None:
+    """What was trained again counts as it was the last time; a line that is being written does not
+    count yet, and neither does a validation."""
+    sessions = {
+        '20260101_000000': [(10, 3.0), (20, 2.0)],
+        '20260102_000000': [(20, 2.5), (30, 1.0)],
+    }
+    for session, entries in sessions.items():
+        path = tmp_path / session / 'vis_data/scalars.json'
+        path.parent.mkdir(parents=True)
+        lines = [json.dumps({'iter': step, 'loss': loss}) for step, loss in entries]
+        path.write_text(
+            '\n'.join([*lines, json.dumps({'top1_error': 9.0, 'step': 1}), '{"iter": 4'])
+        )
+    scalars = read_scalars(tmp_path)
+    assert [(entry['iter'], entry['loss']) for entry in scalars] == [
+        (10, 3.0),
+        (20, 2.5),
+        (30, 1.0),
+    ]
+    panels = diagnostics(record(0.0), scalars)
+    assert panels['loss']['loss'] == ([1.0, 2.0, 3.0], [3.0, 2.5, 1.0])  # 10 iterations an epoch
+    assert panels['entropy (nats)'] == {
+        'student': (list(range(1, 10)), [2.0] * 9),
+        'teacher': ([], []),
+    }
+
+
+def test_ends_of_mini_generations() -> None:
+    records = {'BL': record(0.0), 'SD': record(0.0)}
+    assert generation_ends(records) == [5]
+    for entry in records['BL']['history']:
+        entry['generation'] = 1
+    assert generation_ends({'BL': records['BL']}) == []
+
+
+def test_svg_takes_the_ink_of_its_page() -> None:
+    svg = as_svg(error_figure({'BL': record(0.0)}, stacked=True), 'A & B')
+    assert svg.startswith('<svg role="img" aria-label="A &amp; B" ')
+    assert 'currentColor' in svg
+    assert '#000000' not in svg
+    for text in ('BL, train', 'BL, test', 'a mini-generation ends', 'top-1 error (%)'):
+        assert f'>{text}</text>' in svg

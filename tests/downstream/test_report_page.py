@@ -1,0 +1,268 @@
+"""The report: every table and figure is on the page, says what the records say, and works in a
+browser."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from downstream.report_page import extra_cost, find_runs, write_report
+from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_records
+from tests.conftest import ROOT
+
+BCCD = ROOT / 'configs/demo/results/bccd.jsonl'
+METHODS = ROOT / 'configs/pretrain/cifar100/results/methods_short.jsonl'
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+RED, BLUE = (220, 30, 30), (30, 30, 220)
+
+
+class Page(HTMLParser):
+    """The elements of a page: (name, attributes, text right behind the tag)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.elements.append([tag, dict(attributes), ''])
+
+    def handle_data(self, data: str) -> None:
+        if self.elements:
+            self.elements[-1][2] += data
+
+    def all(self, tag: str) -> list[tuple[dict, str]]:
+        return [(found, text.strip()) for name, found, text in self.elements if name == tag]
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """The cells of each row, by caption."""
+        found, rows = {}, []
+        for name, _, text in self.elements:
+            if name == 'span':
+                rows = found.setdefault(text.strip(), [])
+            elif name == 'tr':
+                rows.append([])
+            elif name in ('th', 'td'):
+                rows[-1].append(text.strip())
+        return found
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of both committed sets of records, with logs of the pretraining runs and pictures
+    of the fine-tuning runs: red truths beside blue predictions."""
+    root = tmp_path_factory.mktemp('work')
+    for number, record in enumerate([*read_records(BCCD), *read_records(METHODS)]):
+        folder = root / f'run{number:02}'
+        folder.mkdir()
+        (folder / 'run.json').write_text(json.dumps(record))
+        if record['task'] == 'classification':
+            log = folder / '20260101_000000/vis_data/scalars.json'
+            log.parent.mkdir(parents=True)
+            count = sum(entry['iterations'] for entry in record['history'])
+            lines = [{'iter': i, 'loss': 2.0, 'kl': 0.1, 'lr': 0.1} for i in range(1, count, 10)]
+            log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+        else:
+            (folder / 'pictures').mkdir()
+            for name in ('a', 'b'):
+                both = Image.new('RGB', (1200, 400), BLUE)
+                both.paste(RED, (0, 0, 600, 400))
+                both.save(folder / f'pictures/{name}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def html(work_dir: Path) -> str:
+    write_report([work_dir], work_dir / 'report.html')
+    return (work_dir / 'report.html').read_text()
+
+
+def test_every_part_is_there(html: str) -> None:
+    page = Page(html)
+    titles = [text for _, text in page.all('h2')]
+    assert titles == [
+        'Transfer',
+        'Tables of the paper',
+        'Curves',
+        'Cost',
+        'Settings',
+        'Pictures',
+        'Runs',
+        'Environment and provenance',
+    ]
+    tables = page.tables()
+    assert {'Transfer (Table 5)', 'Table 3 of the paper', 'Methods and their cost'} <= tables.keys()
+    # The header, and each run once.
+    assert len(tables['All runs']) == len(tables['Where each run comes from']) == 1 + 12 + 14
+    captions = [text for _, text in page.all('figcaption')]
+    for part in ('Gain over BL', 'errors in', 'loss', 'entropy', 'agreement', 'learning rate'):
+        assert any(part in caption for caption in captions), part
+
+
+def test_tables_say_what_the_records_say(html: str) -> None:
+    tables = Page(html).tables()
+    header, _, sd, _ = tables['Transfer (Table 5)']
+    assert dict(zip(header, sd, strict=True))['gain over BL [95 %]'] == '-11.85 [-17.97, -5.74]'
+    header, *rows = tables['ResNet-18 on 3000 pictures: settings that differ']
+    settings = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert settings['algorithm.teacher_weight']['BL'] == '0.0'
+    assert settings['algorithm.teacher_weight']['SD'] == '1.0'
+    header, *rows = tables['ResNet-18 on 3000 pictures: cost']
+    cost = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert cost['BL']["teacher's extra, paper"] == cost['random']['measured'] == '–'
+    assert cost['SD']["teacher's extra, paper"] == '+16.7 %'
+    header, *rows = tables['Versions']
+    assert dict(rows)['mmengine'] == '0.11.0rc3'
+
+
+def test_extra_cost_against_plain_sums() -> None:
+    """One epoch of three has a teacher; its iterations take 0.5 s and not 0.4 s."""
+    record = {
+        'identity': {
+            'algorithm': {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}
+        },
+        'generations': [
+            {'generation': 1, 'seconds_per_iter': 0.4},
+            {'generation': 2, 'seconds_per_iter': 0.5},
+        ],
+        'history': [
+            {'generation': 1, 'iterations': 10},
+            {'generation': 1, 'iterations': 10},
+            {'generation': 2, 'iterations': 10},
+        ],
+    }
+    claimed, measured = extra_cost(record)
+    assert claimed == pytest.approx(1 / 9)
+    assert measured == pytest.approx((20 * 0.4 + 10 * 0.5) / (30 * 0.4) - 1)
+    record['identity']['algorithm']['teacher_weight'] = 0.0
+    assert extra_cost(record) is None
+
+
+def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
+    images = Page(html).all('img')
+    assert [found['alt'].split(', ')[-1] for found, _ in images[:4]] == [
+        'truth',
+        'BL',
+        'SD',
+        'random',
+    ]
+    assert len(images) == 2 * 4
+    for (found, _), colour in zip(images[:2], (RED, BLUE), strict=True):
+        data = base64.b64decode(found['src'].removeprefix('data:image/jpeg;base64,'))
+        image = Image.open(io.BytesIO(data))
+        assert image.size == (480, 320) == (int(found['width']), int(found['height']))
+        assert max(abs(a - b) for a, b in zip(image.getpixel((9, 9)), colour, strict=True)) < 9
+
+
+def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:
+    page = Page(html)
+    assert set(re.findall(r'https?://[^"/]+', html)) == {'http://www.w3.org'}  # namespaces
+    assert not page.all('script')
+    sources = [found['src'] for found, _ in page.all('img')]
+    assert all(source.startswith('data:') for source in sources)
+    targets = re.findall(r'(?:href="#|url\(#)([^")]+)', html)
+    identifiers = re.findall(r' id="([^"]+)"', html)
+    assert sorted(identifiers) == sorted({*identifiers})
+    assert {*targets} <= {*identifiers}
+    assert len(page.all('caption')) == len(page.all('table')) == len(page.all('thead'))
+    assert all('scope' in found for found, _ in page.all('th'))
+    assert all(found['role'] == 'img' and found['aria-label'] for found, _ in page.all('svg'))
+    for rows in page.tables().values():
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_a_set_of_records_and_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    """Neither has pictures or logs; what was found twice is shown once."""
+    record = read_records(BCCD)[-1] | {'status': 'running', 'history': [], 'generations': []}
+    (tmp_path / 'begun').mkdir()
+    (tmp_path / 'begun/run.json').write_text(json.dumps(record))
+    write_report([BCCD, tmp_path, tmp_path / 'begun'], tmp_path / 'out.html')
+    page = Page((tmp_path / 'out.html').read_text())
+    assert len(page.tables()['All runs']) == 1 + 12 + 1
+    assert 'Pictures' not in [text for _, text in page.all('h2')]
+
+
+def test_records_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    """The rest of the page is written all the same."""
+    twice = BCCD.read_text() * 2
+    (tmp_path / 'twice.jsonl').write_text(twice)
+    write_report([tmp_path / 'twice.jsonl'], tmp_path / 'out.html')
+    assert 'the same seed: keep one of them' in (tmp_path / 'out.html').read_text()
+
+
+def test_baseline_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    write_report([BCCD], tmp_path / 'out.html', ['random', 'BL'])
+    rows = Page((tmp_path / 'out.html').read_text()).tables()['Transfer (Table 5)']
+    assert [row[1] for row in rows] == ['backbone', 'random', 'BL', 'SD']
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'There is no run\.json in .*: name the work directory'):
+        write_report([tmp_path], tmp_path / 'out.html')
+    with pytest.raises(UserError, match='is a folder: name the file'):
+        write_report([BCCD], tmp_path)
+    (tmp_path / 'run.json').write_text('{')
+    with pytest.raises(UserError, match=r'run\.json is not the record of a run'):
+        write_report([tmp_path], tmp_path / 'out.html')
+    assert not (tmp_path / 'out.html').exists()
+
+
+def test_runs_stand_in_the_order_of_the_tables() -> None:
+    labels = [run.label for run in find_runs([BCCD])]
+    assert list(dict.fromkeys(labels)) == ['BL', 'SD', 'random']
+
+
+MEASURE = """<script>
+addEventListener('load', () => {
+  const boxes = (name) => [...document.querySelectorAll(name)].map((e) => e.getBoundingClientRect());
+  document.body.dataset.found = JSON.stringify({
+    width: document.documentElement.scrollWidth,
+    inner: innerWidth,
+    shown: ['svg', 'table', 'img'].map((name) => boxes(name).filter((b) => b.width > 40).length),
+    loaded: [...document.images].every((image) => image.naturalWidth > 0),
+    small: Math.min(...boxes('svg').map((box) => box.width)),
+    ink: getComputedStyle(document.querySelector('svg text')).fill,
+    paper: getComputedStyle(document.body).backgroundColor,
+  });
+});
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
+@pytest.mark.parametrize(('width', 'dark'), [(1280, False), (800, True), (500, False)])
+def test_page_in_a_browser(width: int, dark: bool, html: str, tmp_path: Path) -> None:
+    """No error, nothing hidden, no sideways scrolling of the page, ink that differs from paper."""
+    (tmp_path / 'page.html').write_text(html.replace('</body>', MEASURE))
+    result = subprocess.run(
+        [
+            CHROMIUM,
+            *('--headless=new', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr'),
+            f'--user-data-dir={tmp_path}/profile',
+            f'--window-size={width},900',
+            f'--blink-settings=preferredColorScheme={int(not dark)}',
+            *('--virtual-time-budget=5000', '--dump-dom', f'file://{tmp_path}/page.html'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not re.search(r'CONSOLE.*', result.stderr), result.stderr
+    found = Page(result.stdout).all('body')[0][0]['data-found']
+    found = json.loads(found)
+    page = Page(html)
+    assert found['inner'] == width
+    assert found['width'] <= width
+    assert found['shown'] == [len(page.all(name)) for name in ('svg', 'table', 'img')]
+    assert found['loaded']
+    assert found['small'] > 250
+    brightness = [sum(map(int, re.findall(r'\d+', found[part])[:3])) for part in ('ink', 'paper')]
+    assert (brightness[0] > brightness[1]) == dark
+    assert abs(brightness[0] - brightness[1]) > 400
