@@ -14,12 +14,17 @@ import pytest
 from PIL import Image
 
 from downstream.report_page import extra_cost, find_runs, write_report
+from downstream.tables import transfer_table
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_records
+from pretrain.studies.paper_tables import TITLES
 from tests.conftest import ROOT
 
-BCCD = ROOT / 'configs/demo/results/bccd.jsonl'
-METHODS = ROOT / 'configs/pretrain/cifar100/results/methods_short.jsonl'
+RECORDS = read_records(ROOT / 'configs/small/results/bccd.jsonl')
+PRETRAINED = [r for r in RECORDS if r['task'] == 'classification']
+FINE_TUNED = [r for r in RECORDS if r['task'] == 'detection']
+METHODS = read_records(ROOT / 'configs/pretrain/cifar100/results/methods_short.jsonl')
+METHODS = [r for r in METHODS if r['label'] in ('BL', 'SD T=3', 'BAN')]
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -57,10 +62,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope='module')
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of both committed sets of records, with logs of the pretraining runs and pictures
-    of the fine-tuning runs: red truths beside blue predictions."""
+    """The runs of committed records, with logs of the pretraining runs and pictures of the
+    fine-tuning runs: red truths beside blue predictions."""
     root = tmp_path_factory.mktemp('work')
-    for number, record in enumerate([*read_records(BCCD), *read_records(METHODS)]):
+    for number, record in enumerate([*RECORDS, *METHODS]):
         folder = root / f'run{number:02}'
         folder.mkdir()
         (folder / 'run.json').write_text(json.dumps(record))
@@ -90,7 +95,7 @@ def test_every_part_is_there(html: str) -> None:
     titles = [text for _, text in page.all('h2')]
     assert titles == [
         'Transfer',
-        'Tables of the paper',
+        'Pretraining',
         'Curves',
         'Cost',
         'Settings',
@@ -99,9 +104,14 @@ def test_every_part_is_there(html: str) -> None:
         'Environment and provenance',
     ]
     tables = page.tables()
-    assert {'Transfer (Table 5)', 'Table 3 of the paper', 'Methods and their cost'} <= tables.keys()
+    for title in ('Transfer (Table 5)', TITLES['1'], TITLES['3']):
+        assert title in tables
     # The header, and each run once.
-    assert len(tables['All runs']) == len(tables['Where each run comes from']) == 1 + 12 + 14
+    assert (
+        len(tables['All runs'])
+        == len(tables['Where each run comes from'])
+        == 1 + len(RECORDS) + len(METHODS)
+    )
     captions = [text for _, text in page.all('figcaption')]
     for part in ('Gain over BL', 'errors in', 'loss', 'entropy', 'agreement', 'learning rate'):
         assert any(part in caption for caption in captions), part
@@ -109,15 +119,18 @@ def test_every_part_is_there(html: str) -> None:
 
 def test_tables_say_what_the_records_say(html: str) -> None:
     tables = Page(html).tables()
-    header, _, sd, _ = tables['Transfer (Table 5)']
-    assert dict(zip(header, sd, strict=True))['gain over BL [95 %]'] == '-11.85 [-17.97, -5.74]'
-    header, *rows = tables['ResNet-18 on 3000 pictures: settings that differ']
+    lines = transfer_table(FINE_TUNED).splitlines()
+    cells = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines if line[:1] == '|']
+    assert tables['Transfer (Table 5)'] == [cells[0], *cells[2:]]
+    assert ' [' in str(cells)  # an interval
+    network = f'ResNet-18 on {PRETRAINED[0]["data"]["train"]["count"]} pictures'
+    header, *rows = tables[f'{network}: settings that differ']
     settings = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert settings['algorithm.teacher_weight']['BL'] == '0.0'
     assert settings['algorithm.teacher_weight']['SD'] == '1.0'
-    header, *rows = tables['ResNet-18 on 3000 pictures: cost']
+    header, *rows = tables[f'{network}: cost']
     cost = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
-    assert cost['BL']["teacher's extra, paper"] == cost['random']['measured'] == '–'
+    assert cost['BL']["teacher's extra, paper"] == cost['BL']['measured'] == '–'
     assert cost['SD']["teacher's extra, paper"] == '+16.7 %'
     header, *rows = tables['Versions']
     assert dict(rows)['mmengine'] == '0.11.0rc3'
@@ -147,14 +160,10 @@ def test_extra_cost_against_plain_sums() -> None:
 
 
 def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
+    labels = list(dict.fromkeys(record['label'] for record in FINE_TUNED))
     images = Page(html).all('img')
-    assert [found['alt'].split(', ')[-1] for found, _ in images[:4]] == [
-        'truth',
-        'BL',
-        'SD',
-        'random',
-    ]
-    assert len(images) == 2 * 4
+    names = [found['alt'].split(', ')[-1] for found, _ in images]
+    assert names == 2 * ['truth', *labels]
     for (found, _), colour in zip(images[:2], (RED, BLUE), strict=True):
         data = base64.b64decode(found['src'].removeprefix('data:image/jpeg;base64,'))
         image = Image.open(io.BytesIO(data))
@@ -179,50 +188,61 @@ def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:
         assert len({len(row) for row in rows}) == 1
 
 
-def test_a_set_of_records_and_a_run_that_has_just_begun(tmp_path: Path) -> None:
+@pytest.fixture
+def records_file(tmp_path: Path) -> Path:
+    """Fine-tuning runs alone, as a file of records."""
+    path = tmp_path / 'records.jsonl'
+    path.write_text(''.join(json.dumps(record) + '\n' for record in FINE_TUNED))
+    return path
+
+
+def test_a_set_of_records_and_a_run_that_has_just_begun(records_file: Path, tmp_path: Path) -> None:
     """Neither has pictures or logs; what was found twice is shown once."""
-    record = read_records(BCCD)[-1] | {'status': 'running', 'history': [], 'generations': []}
+    record = PRETRAINED[0] | {'status': 'running', 'history': [], 'generations': []}
     (tmp_path / 'begun').mkdir()
     (tmp_path / 'begun/run.json').write_text(json.dumps(record))
-    write_report([BCCD, tmp_path, tmp_path / 'begun'], tmp_path / 'out.html')
+    write_report([records_file, tmp_path, tmp_path / 'begun'], tmp_path / 'out.html')
     page = Page((tmp_path / 'out.html').read_text())
-    assert len(page.tables()['All runs']) == 1 + 12 + 1
-    assert 'Pictures' not in [text for _, text in page.all('h2')]
+    assert len(page.tables()['All runs']) == 1 + len(FINE_TUNED) + 1
+    assert not {'Pictures', 'Curves', 'Cost'} & {text for _, text in page.all('h2')}
 
 
-def test_records_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) -> None:
     """The rest of the page is written all the same."""
-    twice = BCCD.read_text() * 2
-    (tmp_path / 'twice.jsonl').write_text(twice)
-    write_report([tmp_path / 'twice.jsonl'], tmp_path / 'out.html')
+    records_file.write_text(records_file.read_text() * 2)
+    write_report([records_file], tmp_path / 'out.html')
     assert 'the same seed: keep one of them' in (tmp_path / 'out.html').read_text()
 
 
-def test_baseline_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    write_report([BCCD], tmp_path / 'out.html', ['random', 'BL'])
+def test_baseline_is_the_one_that_was_asked_for(records_file: Path, tmp_path: Path) -> None:
+    write_report([records_file], tmp_path / 'out.html', ['SD', 'BL'])
     rows = Page((tmp_path / 'out.html').read_text()).tables()['Transfer (Table 5)']
-    assert [row[1] for row in rows] == ['backbone', 'random', 'BL', 'SD']
+    assert [row[1] for row in rows][:3] == ['backbone', 'SD', 'BL']
+    assert any(cell.startswith('gain over SD') for cell in rows[0])
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(records_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'There is no run\.json in .*: name the work directory'):
         write_report([tmp_path], tmp_path / 'out.html')
     with pytest.raises(UserError, match='is a folder: name the file'):
-        write_report([BCCD], tmp_path)
+        write_report([records_file], tmp_path)
     (tmp_path / 'run.json').write_text('{')
     with pytest.raises(UserError, match=r'run\.json is not the record of a run'):
         write_report([tmp_path], tmp_path / 'out.html')
     assert not (tmp_path / 'out.html').exists()
 
 
-def test_runs_stand_in_the_order_of_the_tables() -> None:
-    labels = [run.label for run in find_runs([BCCD])]
-    assert list(dict.fromkeys(labels)) == ['BL', 'SD', 'random']
+def test_runs_stand_in_the_order_of_the_tables(records_file: Path) -> None:
+    lines = records_file.read_text().splitlines()
+    records_file.write_text('\n'.join(reversed(lines)))
+    labels = [run.label for run in find_runs([records_file])]
+    assert list(dict.fromkeys(labels))[:2] == ['BL', 'SD']
 
 
 MEASURE = """<script>
 addEventListener('load', () => {
-  const boxes = (name) => [...document.querySelectorAll(name)].map((e) => e.getBoundingClientRect());
+  const boxes = (name) =>
+    [...document.querySelectorAll(name)].map((element) => element.getBoundingClientRect());
   document.body.dataset.found = JSON.stringify({
     width: document.documentElement.scrollWidth,
     inner: innerWidth,
@@ -237,7 +257,7 @@ addEventListener('load', () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
-@pytest.mark.parametrize(('width', 'dark'), [(1280, False), (800, True), (500, False)])
+@pytest.mark.parametrize(('width', 'dark'), [(1280, False), (800, True), (360, False)])
 def test_page_in_a_browser(width: int, dark: bool, html: str, tmp_path: Path) -> None:
     """No error, nothing hidden, no sideways scrolling of the page, ink that differs from paper."""
     (tmp_path / 'page.html').write_text(html.replace('</body>', MEASURE))
