@@ -255,11 +255,20 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
 def _paper(runs: Sequence[Run]) -> Section:
     records, text, tables = _finished(runs, 'classification'), [], []
     for name, rows in tables_with_records(records):
-        try:
-            table = paper_table(name, records, rows)
-            tables.append(Table.from_markdown(TITLES[name], table))
-        except UserError as error:
-            text.append(f'{TITLES[name]}: {error}')
+        groups = {TITLES[name]: records}
+        if name == 'errors':  # of runs of the same length; random weights have an epoch alone
+            lengths = {sum(r['identity']['algorithm']['generations']): None for r in records}
+            groups = {
+                f'{TITLES[name]}, {length} epochs': [
+                    r for r in records if sum(r['identity']['algorithm']['generations']) == length
+                ]
+                for length in lengths
+            }
+        for title, mine in groups.items():
+            try:
+                tables.append(Table.from_markdown(title, paper_table(name, mine, rows)))
+            except UserError as error:
+                text.append(f'{title}: {error}')
     return Section('Pretraining', text, tables)
 
 

@@ -24,6 +24,7 @@ of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the
 all three. If BL and SD are far above random, what pretraining learned reaches both tasks.
 What was not shown: whether SD is better than BL. That takes real data and several pretraining runs.
 
+  report    $demo/report.html, one page with all of this: open it in a browser
   table     $demo/transfer.md
   curves    $demo/curves.png, the errors of both pretraining runs
   pictures  $demo/{BL,SD,random}/pretraining0/{faster_rcnn_r18_voc07,deeplabv3_r18_voc12}/seed0/

@@ -33,6 +33,7 @@ def main() -> None:
     options = ['--pretrain-options', '--downstream-options']
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)
     args = parser.parse_args()
+    from downstream.report_page import write_report
     from downstream.transfer import Transfer
     from pretrain.runs.cluster import launcher_of
 
@@ -49,7 +50,9 @@ def main() -> None:
         pretrain_options=args.pretrain_options,
         downstream_options=args.downstream_options,
     )
-    print(f'\n{transfer.run()}\nThe table is in {args.work_dir / "transfer.md"}.')
+    table, page = transfer.run(), args.work_dir / 'report.html'
+    write_report([args.work_dir], page, list(backbones))
+    print(f'\n{table}\nThe table is in {args.work_dir / "transfer.md"}, the report in {page}.')
 
 
 if __name__ == '__main__':

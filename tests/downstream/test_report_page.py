@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -239,34 +240,42 @@ def test_runs_stand_in_the_order_of_the_tables(records_file: Path) -> None:
     assert list(dict.fromkeys(labels))[:2] == ['BL', 'SD']
 
 
-MEASURE = """<script>
-addEventListener('load', () => {
+# A window of Chromium has 500 pixels at least, a frame in it has any width.
+FRAME = """<!DOCTYPE html>
+<body style="margin: 0">
+<script>
+function measure(frame) {
+  const page = frame.contentDocument, view = frame.contentWindow;
   const boxes = (name) =>
-    [...document.querySelectorAll(name)].map((element) => element.getBoundingClientRect());
+    [...page.querySelectorAll(name)].map((element) => element.getBoundingClientRect());
   document.body.dataset.found = JSON.stringify({
-    width: document.documentElement.scrollWidth,
-    inner: innerWidth,
+    inner: view.innerWidth,
+    width: page.documentElement.scrollWidth,
     shown: ['svg', 'table', 'img'].map((name) => boxes(name).filter((b) => b.width > 40).length),
-    loaded: [...document.images].every((image) => image.naturalWidth > 0),
+    loaded: [...page.images].every((image) => image.naturalWidth > 0),
     small: Math.min(...boxes('svg').map((box) => box.width)),
-    ink: getComputedStyle(document.querySelector('svg text')).fill,
-    paper: getComputedStyle(document.body).backgroundColor,
+    ink: view.getComputedStyle(page.querySelector('svg text')).fill,
+    paper: view.getComputedStyle(page.body).backgroundColor,
   });
-});
-</script></body>"""
+}
+</script>
+<iframe style="width: WIDTHpx; height: 900px; border: 0" onload="measure(this)" srcdoc="PAGE">
+</iframe>
+</body>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
 @pytest.mark.parametrize(('width', 'dark'), [(1280, False), (800, True), (360, False)])
 def test_page_in_a_browser(width: int, dark: bool, html: str, tmp_path: Path) -> None:
     """No error, nothing hidden, no sideways scrolling of the page, ink that differs from paper."""
-    (tmp_path / 'page.html').write_text(html.replace('</body>', MEASURE))
+    frame = FRAME.replace('WIDTH', str(width)).replace('PAGE', escape(html))
+    (tmp_path / 'page.html').write_text(frame)
     result = subprocess.run(
         [
             CHROMIUM,
             *('--headless=new', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr'),
             f'--user-data-dir={tmp_path}/profile',
-            f'--window-size={width},900',
+            '--window-size=1400,900',
             f'--blink-settings=preferredColorScheme={int(not dark)}',
             *('--virtual-time-budget=5000', '--dump-dom', f'file://{tmp_path}/page.html'),
         ],
@@ -275,8 +284,7 @@ def test_page_in_a_browser(width: int, dark: bool, html: str, tmp_path: Path) ->
         timeout=120,
     )
     assert not re.search(r'CONSOLE.*', result.stderr), result.stderr
-    found = Page(result.stdout).all('body')[0][0]['data-found']
-    found = json.loads(found)
+    found = json.loads(Page(result.stdout).all('body')[0][0]['data-found'])
     page = Page(html)
     assert found['inner'] == width
     assert found['width'] <= width
