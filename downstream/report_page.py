@@ -259,7 +259,7 @@ def _paper(runs: Sequence[Run]) -> Section:
         if name == 'errors':  # of runs of the same length; random weights have an epoch alone
             lengths = {sum(r['identity']['algorithm']['generations']): None for r in records}
             groups = {
-                f'{TITLES[name]}, {length} epochs': [
+                f'{TITLES[name]}, {length} epoch{"s" * (length > 1)}': [
                     r for r in records if sum(r['identity']['algorithm']['generations']) == length
                 ]
                 for length in lengths
