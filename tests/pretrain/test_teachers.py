@@ -180,8 +180,8 @@ def test_mini_generations_in_iterations_are_those_in_epochs(
 
 
 def test_lag_longer_than_the_run(tiny_config: Callable, tmp_path: Path) -> None:
-    config = tiny_config('sd', tmp_path, 'algorithm.copy_every=2', 'algorithm.lag=7')
-    with pytest.raises(UserError, match=r'lag=7 and copy_every=2 leave no epoch of the 12'):
+    config = tiny_config('sd', tmp_path, 'algorithm.copy_every=2', 'algorithm.lag=8')
+    with pytest.raises(UserError, match=r'lag=8 and copy_every=2 leave no epoch of the 12'):
         Runner.from_cfg(config).train()
     assert not list(tmp_path.glob('*.pth'))
 
