@@ -1,11 +1,13 @@
 """The READMEs say what is so: tables, links, names and commands."""
 
 import argparse
+import ast
 import importlib
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
 
@@ -27,6 +29,7 @@ by_path = pytest.mark.parametrize('path', READMES, ids=lambda path: str(path.rel
 RUN_BY = {
     'bash tools/demo.sh': 'takes minutes; tests/downstream/test_transfer.py is the same, smaller',
     'bash tools/gpu_check.sh': 'takes 25 minutes; tests/tools/test_gpu_check.py reads its list',
+    'bash tools/soak.sh': 'takes minutes; tests/tools/test_soak.py is the same, shorter',
     'bash tools/test.sh': 'runs these tests',
     'source': 'a builtin of bash',
     'tools/dist_train.sh': 'tests/tools/test_train.py',
@@ -157,6 +160,57 @@ def test_settings_that_people_change_exist() -> None:
             return 'has no key' not in str(error)
 
     assert [key for key in keys if not any(has(example, key) for example in examples)] == []
+
+
+# Where each row of "What happens when something fails" in configs/README.md is tested.
+RUNS = 'pretrain/runs/test_'
+FAULTS = {
+    'the run is killed (SIGKILL, power cut)': 'tools/test_stopping.py::test_a_process_is_killed',
+    'you press Ctrl-C, or the scheduler ends the job': f'{RUNS}saving.py::test_a_stop_changes',
+    'the launcher of several': 'tools/test_stopping.py::test_two_processes_stop_together',
+    'the disk is full': f'{RUNS}saving.py::test_a_full_disk',
+    'a bit flips': f'{RUNS}resume.py::test_a_damaged_checkpoint_is_named_and_the_one_before',
+    'so are all of its checkpoints': f'{RUNS}resume.py::test_a_damaged_checkpoint_is_named',
+    '`snapshot_1.pth` is damaged': f'{RUNS}saving.py::test_a_snapshot_that_is_needed_later',
+    '`run.json` is missing or damaged': f'{RUNS}record.py::test_a_damaged_record_is_named',
+    'the loss is not finite': f'{RUNS}record.py::test_loss_that_is_not_finite_stops_the_run',
+    'an update makes a weight infinite': f'{RUNS}saving.py::test_a_checkpoint_that_is_not_finite',
+    'a setting, the data or': f'{RUNS}resume.py::test_a_resumed_run_keeps_each_setting',
+    'a second run begins in the folder': f'{RUNS}start.py::test_a_folder_has_one_run',
+    'a run without `--resume`': 'tools/test_train.py::test_a_run_is_not_started_over_by_accident',
+    'nothing can be written': f'{RUNS}start.py::test_where_a_run_can_be_written',
+    'a picture, box, mask or list': 'downstream/test_build.py::test_all_that_is_wrong_is_named',
+    'a checkpoint or backbone of another': f'{RUNS}resume.py::test_a_file_of_another_program',
+    'a file carries code': f'{RUNS}checkpoint.py::test_code_in_a_checkpoint_does_not_run',
+    'there are GPUs that torch': f'{RUNS}processes.py::test_gpus_that_cannot_be_used_are_no_cpu',
+    'a launcher left': f'{RUNS}start.py::test_what_launchers_tell',
+    'a run of a sweep fails': f'{RUNS}launch.py::test_no_run_begins_after_a_failure',
+    'the program is at fault': f'{RUNS}cli.py::test_a_fault_of_the_program_says_where',
+}
+
+
+def test_what_happens_when_is_so() -> None:
+    """Each row has its test, and what it quotes is what the program prints."""
+    section = (ROOT / 'configs/README.md').read_text().split('## What happens when')[1]
+    rows = re.findall(r'^\| (.+?) \| (.+?) \| .+ \|$', section.split('\n\n')[2], re.MULTILINE)[1:]
+    texts = [text for folder in ('pretrain', 'downstream') for text in messages(ROOT / folder)]
+    for (fault, seen), (begin, test) in zip(rows, FAULTS.items(), strict=True):
+        assert fault.startswith(begin)
+        path, name = test.split('::')
+        assert f'def {name}' in (ROOT / 'tests' / path).read_text(), test
+        for quoted in re.findall(r'`([^`]+)`', seen):
+            assert any(quoted in text for text in texts), quoted
+
+
+def messages(folder: Path) -> Iterator[str]:
+    """The strings in the code of a folder, with … for each value that is filled in."""
+    for path in folder.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else '…' for p in node.values)
+                yield ''.join(parts)
 
 
 class ParsedError(Exception):
