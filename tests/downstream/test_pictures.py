@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from downstream.build import prepare
+from downstream.mmcv_ops import install
+from downstream.pictures import SCORE_THRESHOLD
 from pretrain.runs.config import load_config
 from tests.conftest import ROOT
 
@@ -142,3 +145,11 @@ def test_boxes_without_extent_and_classes_without_colour(evaluate, tmp_path: Pat
     assert truth[:22, :22].any()
     assert not truth[26:, 46:].any()
     assert not prediction.any()
+
+
+def test_threshold_that_the_report_states_is_mmdets() -> None:
+    install()
+    from mmdet.visualization import DetLocalVisualizer
+
+    given = signature(DetLocalVisualizer.add_datasample).parameters['pred_score_thr']
+    assert given.default == SCORE_THRESHOLD
