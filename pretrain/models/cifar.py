@@ -20,6 +20,8 @@ def build_cifar_resnet(depth: int, num_classes: int, width: int = 16) -> nn.Sequ
     100 classes and this width it has
 
         depth    parameters
+         8           81,140
+        14          178,356
         20          275,572
         32          470,004
         56          858,868

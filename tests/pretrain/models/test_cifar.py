@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pretrain.models import build_cifar_densenet, build_cifar_resnet
 from pretrain.runs.errors import UserError
 
-RESNETS = {20: 275_572, 32: 470_004, 56: 858_868, 110: 1_733_812}
+RESNETS = {8: 81_140, 14: 178_356, 20: 275_572, 32: 470_004, 56: 858_868, 110: 1_733_812}
 DENSENETS = {(100, 24, 12): 800_032, (190, 80, 40): 25_821_620}
 
 
@@ -174,7 +174,7 @@ def test_densenet_runs_forward_and_backward():
 
 
 @pytest.mark.parametrize(
-    ('name', 'known'), [('CifarResNet', '20, 32, 56, 110'), ('CifarDenseNet', '100, 190')]
+    ('name', 'known'), [('CifarResNet', '8, 14, 20, 32, 56, 110'), ('CifarDenseNet', '100, 190')]
 )
 def test_another_depth(name: str, known: str):
     with pytest.raises(UserError, match=rf'^model.network.depth is 44: choose one of {known}\.$'):
