@@ -63,7 +63,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config = fill(config, world_size)
     backbone = _hand_over(config)
     if config.task == 'probe':
-        data = ClassFolder.content(Path(config.data_root))
+        *_, content = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
+        data = content()
     else:
         data = _content(config)
         config.train_dataloader.dataset = dict(
@@ -88,7 +89,7 @@ def fill(config: Config, world_size: int = 1) -> Config:
     config.precision = resolve_precision(config.precision)
     if config.task == 'probe':
         config.runner_type = 'ProbeRunner'
-        _, config.skip = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
+        _, config.skip, _ = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
         return config
     if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
         config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
