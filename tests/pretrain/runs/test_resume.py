@@ -149,7 +149,7 @@ def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -
         (4, {'generations': [2]}),
         (1, {'confidence_penalty': 1.0}),
         (1, {'copy_every': 1}),
-        (1, {'features': {'type': 'HintLoss'}}),
+        (1, {'decay': 0.9}),
     ],
 )
 def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
