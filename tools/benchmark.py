@@ -1,5 +1,6 @@
 """Measure speed, as ratios within one run, on whatever device is there.
 
+python tools/benchmark.py all --minutes 60 --json FILE                   # what matters most first
 python tools/benchmark.py step      [CONFIG] [--cfg-options KEY=VALUE ...]  # BL and SD steps
 python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a run's whole loop
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
@@ -11,12 +12,26 @@ python tools/benchmark.py show FILE [FILE ...]                              # wh
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from pretrain.runs.cli import run
 
 DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
+# What ``all`` measures, in this order.
+ALL = [
+    'step',
+    'runner',
+    'runner configs/pretrain/cifar100/resnet20_bl.py',
+    'step configs/pretrain/cifar100/resnet20_sd_t3.py',
+    'kernels',
+    'kernels configs/pretrain/cifar100/resnet20_sd_t3.py',
+    'finetune configs/downstream/deeplabv3_r152_voc12aug.py',
+    'finetune configs/downstream/faster_rcnn_r152_voc07.py',
+    'saving',
+    'libraries',
+]
 
 
 def main() -> None:
@@ -32,6 +47,9 @@ def main() -> None:
             part.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
         part.add_argument('--rounds', type=int, default=5, help='timings of each step')
         part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
+    part = parts.add_parser('all')
+    part.add_argument('--minutes', type=float, required=True)
+    part.add_argument('--json', type=Path, required=True, metavar='FILE')
     part = parts.add_parser('show')
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
@@ -39,6 +57,7 @@ def main() -> None:
     from pretrain.studies.benchmark import (
         read_rows,
         report,
+        report_all,
         runner_rows,
         saving_rows,
         show,
@@ -49,6 +68,10 @@ def main() -> None:
     if args.part == 'show':
         rows = [line for path in args.files for line in read_rows(path)]
         print(show([line for line in rows if line['goal'] is not None or not args.goals]))
+        return
+    if args.part == 'all':
+        commands = [[sys.executable, __file__, *part.split()] for part in ALL]
+        report_all(commands, args.minutes, args.json)
         return
     if args.part == 'loader':
         from pretrain.studies.libraries import loader_rows
