@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.precision import autocast
-from pretrain.runs.record import describe, describe_data
+from pretrain.runs.record import describe, describe_data, summarise
 from pretrain.runs.saving import stop_at_once
 
 METRIC = 'top1_accuracy'
@@ -61,13 +61,13 @@ class ProbeRunner:
             config.temperature,
         )
         print(f'{METRIC} {accuracy:.2f}', flush=True)
-        metrics = {METRIC: accuracy}
+        history = [{'epoch': 0, 'generation': 1, 'metrics': {METRIC: accuracy}}]
         record = describe(config) | {
             'status': 'finished',
             'started_from': None,
             'data': {name: describe_data(d, config.data_root) for name, d in sets.items()},
-            'history': [{'epoch': 0, 'generation': 1, 'metrics': metrics}],
-            'generations': [{'generation': 1, 'last': metrics, 'last_epoch': 0}],
+            'history': history,
+            'generations': summarise(history, METRIC),
             'wall_seconds': time.monotonic() - start,
             'sessions': 1,
         }

@@ -12,6 +12,7 @@ from torch import nn
 
 from downstream.build import prepare
 from downstream.probe import ProbeRunner, knn_accuracy
+from downstream.report_page import write_report
 from downstream.tables import TASKS
 from downstream.transfer import Transfer
 from pretrain.datasets.image_folder import ClassFolder
@@ -122,6 +123,8 @@ def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> No
     again = read_record(tmp_path / 'run/run.json')
     assert again['generations'] == first['generations']
     assert again['identity'] == first['identity']
+    write_report([tmp_path], tmp_path / 'report.html')
+    assert f'{accuracy:.2f}' in (tmp_path / 'report.html').read_text()
 
 
 def test_only_the_first_process_probes(
