@@ -60,6 +60,9 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
         )
     if config.task == 'classification':
         config.model.network = trained.settings.model.network
+        # A test needs no teacher, and nothing of the run that the student started from.
+        config.algorithm.features = {}
+        config.teacher = config.initial = dict(network={}, checkpoint=None)
         config = prepare(config)
     else:
         config = fill(config)

@@ -187,6 +187,17 @@ def test_another_setting_or_other_classes_are_told(
         evaluate(CLASSIFIER, tmp_path / 'other.pth', options)
 
 
+def test_student_is_tested_without_its_teacher(
+    train: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    options = [f'data_root={image_folder}', *TINY]
+    expected = evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options)
+    options += ['algorithm.teacher_weight=1.0', 'algorithm.features={"type": "HintLoss"}']
+    options += ['teacher.checkpoint=none.pth', 'initial.checkpoint=none.pth']
+    assert evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options) == expected
+
+
 def test_weights_that_do_not_fit_their_model_are_named(train: Callable, tmp_path: Path) -> None:
     train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     content = load_from_disk(tmp_path / 'epoch_1.pth')
