@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,7 +43,7 @@ TEMPLATE = Path(__file__).with_suffix('.html')
 PICTURES = 4  # of each downstream config
 PICTURE_SIDE = 480  # pixels, at most
 NONE = '–'
-# Of an identity, what is stated elsewhere: seeds and where a backbone comes from.
+# What the page states elsewhere of an identity: its seeds, and where the backbone comes from.
 NOT_SETTINGS = (
     'randomness',
     'data_seed',
@@ -81,7 +82,7 @@ class Table:
 
     @classmethod
     def from_markdown(cls, caption: str, text: str) -> 'Table':
-        """What :func:`pretrain.runs.tables.markdown` wrote."""
+        """Read what :func:`pretrain.runs.tables.markdown` wrote."""
         lines = text.splitlines()
         cells = [
             [cell.strip() for cell in line[1:-1].split('|')] for line in lines if line[:1] == '|'
@@ -182,14 +183,19 @@ def extra_cost(record: dict) -> tuple[float, float] | None:
     Returns:
         What the paper claims (Section 3.3.4), a third for every iteration with a teacher; and what
         was measured: the seconds of all iterations beside those that they would have taken at the
-        pace of the first mini-generation. None if the run has no teacher of its own, or no
-        iteration with one yet.
+        pace of the first mini-generation. None unless the teacher begins after the first
+        mini-generation (Eqn 4), or if no iteration had one yet.
     """
     algorithm = record['identity']['algorithm']
-    pace = {g['generation']: g['seconds_per_iter'] for g in record['generations']}
-    if not algorithm['teacher_weight'] or algorithm['fresh_student'] or len(pace) < 2:
-        return None
     lengths = algorithm['generations']
+    pace = {g['generation']: g['seconds_per_iter'] for g in record['generations']}
+    if (
+        not algorithm['teacher_weight']
+        or algorithm['taught_after'] != lengths[0]
+        or algorithm['fresh_student']
+        or len(pace) < 2
+    ):
+        return None
     iterations = defaultdict(int)
     for entry in record['history']:
         iterations[entry['generation']] += entry['iterations']
@@ -200,6 +206,11 @@ def extra_cost(record: dict) -> tuple[float, float] | None:
 def _finished(runs: Iterable[Run], *tasks: str) -> list[dict]:
     records = (run.record for run in runs)
     return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
+
+
+def _epochs(record: dict) -> int:
+    """The length of a pretraining run."""
+    return sum(record['identity']['algorithm']['generations'])
 
 
 def _groups(runs: Iterable[Run]) -> list[Group]:
@@ -257,13 +268,10 @@ def _paper(runs: Sequence[Run]) -> Section:
     for name, rows in tables_with_records(records):
         groups = {TITLES[name]: records}
         if name == 'errors':  # of runs of the same length; random weights have an epoch alone
-            lengths = {sum(r['identity']['algorithm']['generations']): None for r in records}
-            groups = {
-                f'{TITLES[name]}, {length} epoch{"s" * (length > 1)}': [
-                    r for r in records if sum(r['identity']['algorithm']['generations']) == length
-                ]
-                for length in lengths
-            }
+            groups = defaultdict(list)
+            for record in records:
+                length = _epochs(record)
+                groups[f'{TITLES[name]}, {length} epoch{"s" * (length > 1)}'].append(record)
         for title, mine in groups.items():
             try:
                 tables.append(Table.from_markdown(title, paper_table(name, mine, rows)))
@@ -277,7 +285,7 @@ def _curves(runs: Sequence[Run]) -> Section:
     for group in _groups(runs):
         by_length = defaultdict(dict)  # runs of whole generations are longer than the others
         for label, run in group.first.items():
-            length = sum(run.record['identity']['algorithm']['generations'])
+            length = _epochs(run.record)
             if length > 1 and all(epochs for epochs, _ in curves(run.record).values()):
                 by_length[length][label] = run
         for length, first in by_length.items():
@@ -308,22 +316,20 @@ def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
 def _cost(runs: Sequence[Run]) -> Section:
     tables = []
     for group in _groups(runs):
-        timed = {
-            label: records
-            for label, mine in group.runs.items()
-            if (records := [r for r in _finished(mine, 'classification') if r['history']])
-        }
+        timed = defaultdict(list)  # runs of one label may have several lengths
+        for record in _finished(chain.from_iterable(group.runs.values()), 'classification'):
+            timed[record['label'], len(record['generations']), _epochs(record)].append(record)
         if not timed:
             continue
-        most = max(len(records[0]['generations']) for records in timed.values())
+        most = max(count for _, count, _ in timed)
         header = ['run', 'n', *(f's/iteration, generation {k + 1}' for k in range(most))]
         header += ['iterations', 'seconds', '× first row', "teacher's extra, paper", 'measured']
         header += ['peak memory (MB)']
         rows, base = [], None
-        for label, records in timed.items():
+        for (label, count, _), records in timed.items():
             pace = [
                 fmean(r['generations'][k]['seconds_per_iter'] for r in records)
-                for k in range(len(records[0]['generations']))
+                for k in range(count)
             ]
             total = _mean_total(records, 'seconds')
             base = base or total
@@ -338,7 +344,7 @@ def _cost(runs: Sequence[Run]) -> Section:
                     label,
                     str(len(records)),
                     *(f'{value:.3g}' for value in pace),
-                    *[NONE] * (most - len(pace)),
+                    *[NONE] * (most - count),
                     f'{_mean_total(records, "iterations"):.0f}',
                     f'{total:.0f}',
                     f'{total / base:.2f}',
@@ -362,30 +368,22 @@ def _mean_total(records: Sequence[dict], key: str) -> float:
 
 
 def _settings(runs: Sequence[Run]) -> Section:
-    tables = [
-        table
-        for group in _groups(runs)
-        if (table := _differences(f'{group.title}: settings that differ', group.first))
-    ]
-    for config, first in _downstream(runs).items():
-        if table := _differences(f'{config}: settings that differ', first):
-            tables.append(table)
-    return Section('Settings', (), tables)
+    compared = [(group.title, group.first) for group in _groups(runs)]
+    compared += _downstream(runs).items()
+    tables = [_differences(f'{title}: settings that differ', first) for title, first in compared]
+    return Section('Settings', (), [table for table in tables if table])
 
 
 def _differences(caption: str, first: dict[str, Run]) -> Table | None:
     identities = {label: run.record['identity'] for label, run in first.items()}
     base, *others = identities.values()
-    keys = {
-        key: theirs
-        for other in others
-        for key, (theirs, _) in differences(base, other, NOT_SETTINGS).items()
-    }
-    rows = []
-    for key in sorted(keys):
-        rows.append([key, *(_shown(_at(identity, key)) for identity in identities.values())])
-    if not rows:
+    keys = {key for other in others for key in differences(base, other, NOT_SETTINGS)}
+    if not keys:
         return None
+    rows = [
+        [key, *(_shown(_at(identity, key)) for identity in identities.values())]
+        for key in sorted(keys)
+    ]
     return Table(caption, ['setting', *identities], rows, 1 + len(identities))
 
 
@@ -442,11 +440,8 @@ def _pictures(runs: Sequence[Run]) -> Section:
 def _halves(path: Path) -> tuple[Image.Image, Image.Image]:
     """Truth and prediction, which PicturesHook writes side by side."""
     image = Image.open(path).convert('RGB')
-    middle = image.width // 2
-    return (
-        image.crop((0, 0, middle, image.height)),
-        image.crop((middle, 0, 2 * middle, image.height)),
-    )
+    middle, height = image.width // 2, image.height
+    return image.crop((0, 0, middle, height)), image.crop((middle, 0, 2 * middle, height))
 
 
 def _picture(caption: str, image: Image.Image) -> dict[str, Any]:
@@ -476,7 +471,7 @@ def _results(runs: Sequence[Run]) -> Section:
                 run.label,
                 str(run.seed),
                 record['status'],
-                str(len(record['history'])),
+                str(record['history'][-1]['epoch'] if record['history'] else 0),
                 metric,
                 last,
                 best,
@@ -513,18 +508,12 @@ def _provenance(runs: Sequence[Run]) -> Section:
         )
     packages = sorted({package for run in runs for package in run.record['versions']})
     versions = [
-        [
-            package,
-            ', '.join(sorted({run.record['versions'].get(package) or NONE for run in runs})),
-        ]
+        [package, ', '.join(sorted({run.record['versions'].get(package, NONE) for run in runs}))]
         for package in packages
     ]
     notes = ['Hashes are shortened: of the commit, of the list of training files, of the weights.']
-    return Section(
-        'Environment and provenance',
-        (),
-        [
-            Table('Where each run comes from', header, rows, len(header), notes),
-            Table('Versions', ['package', 'version'], versions, 2),
-        ],
-    )
+    tables = [
+        Table('Where each run comes from', header, rows, len(header), notes),
+        Table('Versions', ['package', 'version'], versions, 2),
+    ]
+    return Section('Environment and provenance', (), tables)

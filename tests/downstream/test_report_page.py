@@ -139,10 +139,9 @@ def test_tables_say_what_the_records_say(html: str) -> None:
 
 def test_extra_cost_against_plain_sums() -> None:
     """One epoch of three has a teacher; its iterations take 0.5 s and not 0.4 s."""
+    algorithm = {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}
     record = {
-        'identity': {
-            'algorithm': {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}
-        },
+        'identity': {'algorithm': algorithm | {'taught_after': 2}},
         'generations': [
             {'generation': 1, 'seconds_per_iter': 0.4},
             {'generation': 2, 'seconds_per_iter': 0.5},
@@ -156,8 +155,23 @@ def test_extra_cost_against_plain_sums() -> None:
     claimed, measured = extra_cost(record)
     assert claimed == pytest.approx(1 / 9)
     assert measured == pytest.approx((20 * 0.4 + 10 * 0.5) / (30 * 0.4) - 1)
-    record['identity']['algorithm']['teacher_weight'] = 0.0
-    assert extra_cost(record) is None
+    # No teacher; one that teaches from the start, such as another run's; whole generations.
+    for other in ({'teacher_weight': 0.0}, {'taught_after': 0}, {'fresh_student': True}):
+        record['identity']['algorithm'] = algorithm | {'taught_after': 2} | other
+        assert extra_cost(record) is None
+
+
+def test_runs_of_one_label_and_two_lengths_have_a_row_each(tmp_path: Path) -> None:
+    long = json.loads(json.dumps(next(r for r in PRETRAINED if r['label'] == 'SD')))
+    short = json.loads(json.dumps(long))
+    short['identity']['algorithm']['generations'] = [3]
+    short |= {'history': long['history'][:3], 'generations': long['generations'][:1]}
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in (long, short, long)))
+    write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
+    tables = Page((tmp_path / 'out.html').read_text()).tables()
+    (rows,) = (rows for caption, (_, *rows) in tables.items() if caption.endswith(': cost'))
+    assert [row[:2] for row in rows] == [['SD', '2'], ['SD', '1']]
+    assert [row[3] == '–' for row in rows] == [False, True]  # the second mini-generation
 
 
 def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
