@@ -30,17 +30,14 @@ from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
-# The identity of a run leaves out where its backbone lies,
+# The identity of a run leaves out where its backbone lies, how a probe loads its pictures,
 NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
+NOT_IDENTITY += ('loader',)
 # and what `prepare` derives from other settings.
-NOT_IDENTITY += ('default_hooks.pictures', 'train_dataloader.batch_size', '*.pipeline.*.scale')
-NOT_IDENTITY += ('skip', 'loader')  # of a probe
-NOT_IDENTITY += ('*.pipeline.*.crop_size', 'model.data_preprocessor.size')
-NOT_IDENTITY += (
-    '*.pipeline.*.ratio_range',
-    'train_cfg.micro_batches',
-    'train_dataloader.dataset.seed',
-)
+NOT_IDENTITY += ('default_hooks.pictures', 'train_cfg.micro_batches', 'skip')
+NOT_IDENTITY += ('train_dataloader.batch_size', 'train_dataloader.dataset.seed')
+NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
+NOT_IDENTITY += ('model.data_preprocessor.size',)
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 
 
