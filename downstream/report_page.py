@@ -313,11 +313,19 @@ def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
     return figures
 
 
+def _is_timed(record: dict) -> bool:
+    """Whether a record tells the cost of all its epochs. A run that started from a snapshot without
+    the record beside it does not know what the epochs before had cost."""
+    history = record['history']
+    return bool(history) and all('iterations' in entry for entry in history)
+
+
 def _cost(runs: Sequence[Run]) -> Section:
     tables = []
     for group in _groups(runs):
         timed = defaultdict(list)  # runs of one label may have several lengths
-        for record in _finished(chain.from_iterable(group.runs.values()), 'classification'):
+        finished = _finished(chain.from_iterable(group.runs.values()), 'classification')
+        for record in filter(_is_timed, finished):
             timed[record['label'], len(record['generations']), _epochs(record)].append(record)
         if not timed:
             continue

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -48,7 +48,8 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
         scalars: of :func:`read_scalars`; without them there are no losses and no learning rate.
     """
     epochs = record['history']
-    iterations = epochs[0]['iterations'] if epochs else 1
+    # An epoch that another run has trained may have no entry of them.
+    iterations = next((e['iterations'] for e in epochs if 'iterations' in e), 1)
 
     def logged(key: str) -> Points:
         return _points((s['iter'] / iterations, s[key]) for s in scalars if key in s)
@@ -172,7 +173,7 @@ def as_svg(figure: Figure, title: str) -> str:
     return svg.replace('<svg ', f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
-def _points(pairs: Sequence[tuple[float, float]]) -> Points:
+def _points(pairs: Iterable[tuple[float, float]]) -> Points:
     pairs = list(pairs)
     return [x for x, _ in pairs], [y for _, y in pairs]
 

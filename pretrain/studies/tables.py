@@ -1,4 +1,5 @@
-"""From run.json records to the tables of Section 4.1. Nothing else is read, nothing is typed."""
+"""From run.json records to Tables 1 to 4, and to tables of any runs. Our numbers are read from
+records alone."""
 
 import json
 import re
@@ -166,7 +167,7 @@ def teachers_table(records: Sequence[dict]) -> str:
     for label in dict.fromkeys(r['label'] for r in mine):
         group = [r for r in mine if r['label'] == label]
         algorithm = group[0]['identity']['algorithm']
-        taught = [e['train'] for r in group for e in r['history'] if 'difference' in e['train']]
+        taught = [means for r in group for means in _taught(r)]
         means = {
             name: statistics.fmean(entry[name] for entry in taught)
             for name in ('teacher_error', 'agreement', 'difference')
@@ -189,8 +190,14 @@ def teachers_table(records: Sequence[dict]) -> str:
 
 def has_own_teacher(record: dict) -> bool:
     """Whether a run is one of :func:`teachers_table`: its teachers are its own students."""
-    compared = any('difference' in entry.get('train', {}) for entry in record['history'])
-    return compared and not record['identity'].get('teacher')
+    return bool(_taught(record)) and not record['identity'].get('teacher')
+
+
+def _taught(record: dict) -> list[dict]:
+    """What was measured in the epochs with a teacher. An epoch that another run has trained may
+    have no such values."""
+    trained = (entry.get('train', {}) for entry in record['history'])
+    return [means for means in trained if 'difference' in means]
 
 
 def _c_l(algorithm: Mapping[str, Any]) -> str:
@@ -400,9 +407,17 @@ def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
 
 
 def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
+    """The mean cost of a run, and that beside the baseline's. It is missing if a run started from a
+    snapshot without the record of what that had cost."""
+
+    def known(group: Sequence[dict]) -> bool:
+        return bool(group) and all(key in entry for r in group for entry in r['history'])
+
     def total(group: Sequence[dict]) -> float:
         return statistics.fmean(sum(entry[key] for entry in r['history']) for r in group)
 
-    if not records:
+    if not known(records):
         return MISSING, MISSING
-    return f'{total(records):.0f}', f'{total(records) / total(base):.2f}' if base else MISSING
+    return f'{total(records):.0f}', f'{total(records) / total(base):.2f}' if known(
+        base
+    ) else MISSING

@@ -154,6 +154,12 @@ def test_methods_cost_what_was_measured(records: Path) -> None:
     assert cells(table, 'BL')[4:6] == ['', '']
     assert cells(table, 'KD')[:4] == ['no (ResNet-110)', 'no', 'missing', '0']
     assert cells(table, 'Net2WiderNet')[:2] == ['no (ResNet-20 of width 8)', 'no']
+    # A run that started from a snapshot without a record only knows the errors until there.
+    unknown = [{'epoch': 41, 'metrics': {'top1_error': 40.0}}]
+    write(records, 'resnet20_sd_t2', 0, [40.0, 35.0, 34.0, 33.0], history=unknown)
+    table = table_1(find_records(records), [ROWS[0], ROWS[2]])
+    assert cells(table, 'SD T=2')[2:4] == ['33.00', '1']
+    assert cells(table, 'SD T=2')[6:] == ['missing'] * 4
 
 
 def test_rows_tell_runs_apart_by_teacher_schedule_and_first_weights(tmp_path: Path) -> None:
@@ -186,7 +192,8 @@ def test_teachers_are_compared_by_what_the_records_hold(tmp_path: Path) -> None:
     def history(agreement: float, difference: float) -> list[dict]:
         taught = {'teacher_error': 40.0, 'agreement': agreement, 'difference': difference}
         trains = [{'error': 50.0}, taught, taught | {'agreement': agreement + 2}]
-        return [{'epoch': e, 'train': train} for e, train in enumerate(trains)]
+        unknown = {'epoch': 1, 'metrics': {'top1_error': 60.0}}  # of a run that has no record
+        return [unknown, *({'epoch': e, 'train': train} for e, train in enumerate(trains, 2))]
 
     write(tmp_path, 'resnet20_bl', 0, [34.0])
     for seed in (0, 1):
