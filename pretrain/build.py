@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
+from torch import nn
 
 # These register what a config may name: in mmengine's registries, under our own names.
 import pretrain.classifier
@@ -199,16 +200,20 @@ def _check_model(config: Config) -> None:
         UserError: naming it.
     """
     with torch.device('meta'):
-        try:
-            model = MODELS.build(config.model)
-        except (TypeError, KeyError, AttributeError, AssertionError) as error:
-            what = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise UserError(f'The settings of model make none ({what}): correct them.') from error
+        model = _built(config.model, 'model')
         if model.features:
             size = config.get('image_size', 32)  # CIFAR's
             model.imitate(torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.long))
         if config.initial.checkpoint:
-            check_net2net(MODELS.build(config.initial.network), model.student)
+            check_net2net(_built(config.initial.network, 'initial.network'), model.student)
+
+
+def _built(settings: dict, name: str) -> nn.Module:
+    try:
+        return MODELS.build(settings)
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'{name} cannot be built ({what}): correct its settings.') from error
 
 
 def _check_other_runs(config: Config) -> dict[str, str | None]:

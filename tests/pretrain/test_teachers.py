@@ -269,6 +269,7 @@ def test_settings_that_do_not_go_together(tiny_config: Callable, tmp_path: Path)
         ([f'algorithm.features={hint | {"student": "stem"}}'], 'a layer stem, which the network'),
         ([f'algorithm.features={hint | {"teacher": "0"}}'], 'guided layer 3 gives 16x7x7'),
         (["initial.network={'type': 'TinyNet', 'num_classes': 4}"], 'needs initial.checkpoint'),
+        ([f'initial.checkpoint={path}'], 'initial.network cannot be built'),
     ):
         with pytest.raises(UserError, match=message):
             tiny_config('sd', tmp_path / 'run', *options)
