@@ -23,11 +23,11 @@ mmengine's Runner takes over. Hooks of the same moment run in the order of this 
 
 Each epoch:
 
-8. ``MicroBatchTrainLoop.run_iter`` is an iteration, with the next three steps in it. After the
-   first of them come the teacher's logits, the student's logits, the loss of Eqn 3 and one update
-   (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
+8. ``MicroBatchTrainLoop.run_iter`` is an iteration. It calls the hook of step 9, computes the
+   teacher's logits, the student's logits, the loss of Eqn 3 and one update, and calls the hooks of
+   steps 10 and 11 (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
 9. ``SnapshotHook.before_train_iter`` makes the student the teacher if a mini-generation has just
-   ended (Eqn 4; ``schedule.py``).
+   ended (Eqn 4; ``schedule.py``). A teacher that lags by iterations may change here as well.
 10. ``DeferredLogHook.after_train_iter`` reads the losses when a line of the log is due, and stops
     the run if one is not finite (``runs/log.py``).
 11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5;

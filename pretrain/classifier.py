@@ -144,9 +144,9 @@ class SnapshotClassifier(BaseModel):
         Args:
             inputs: normalised images, shape (N, 3, H, W).
             data_samples: class indices, shape (N,); not needed in mode 'tensor'.
-            mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module and the
-                batch's ``error``, top-1 in percent; 'predict' a
-                list with one dict of ``logits`` and ``labels`` for the whole batch.
+            mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module and the batch's
+                ``error``, top-1 in percent; 'predict' a list with one dict of ``logits`` and
+                ``labels`` for the whole batch.
         """
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         teacher_logits = None

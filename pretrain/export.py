@@ -147,8 +147,8 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
-    """What the record says of the data and the epoch, if it is of the same run. A
-    checkpoint cannot tell: it is written before its epoch is validated."""
+    """What the record beside a checkpoint says of the data and of the error after the epoch, if it
+    is the same run's. The checkpoint does not hold the error: it is written before validation."""
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:
         return {}

@@ -37,8 +37,8 @@ def forward_to_layers(
         if name not in modules:
             known = ', '.join(child for child, _ in network.named_children())
             raise UserError(
-                f'algorithm.features names a layer {name}, which the network has not: choose among '
-                f'{known} and the layers in them.'
+                f'algorithm.features names a layer {name}, which the network does not have: choose '
+                f'among {known} and the layers in them.'
             )
         # A copy: the next layer may be a ReLU that works in place.
         handles.append(

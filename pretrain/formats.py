@@ -46,7 +46,8 @@ class Snapshot(NamedTuple):
         network: its config, as ``model.network`` of a pretraining config.
         classes: the names of the logits.
         image_size: the side of a picture in pixels.
-        provenance: as :func:`export_backbone` returns it, without what the file's writer adds.
+        provenance: as :func:`pretrain.export.export_backbone` returns it, without what the file's
+            writer adds.
     """
 
     path: Path

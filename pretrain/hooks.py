@@ -1,5 +1,5 @@
-"""When snapshots are taken, and their ensemble; what a snapshot is stands in
-:mod:`pretrain.classifier`."""
+"""When snapshots are taken and teachers change, and the ensemble of the snapshots. The model itself
+is in :mod:`pretrain.classifier`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

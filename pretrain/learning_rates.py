@@ -103,7 +103,7 @@ class RestartLR(_ParamScheduler):
         return cls(*args, lengths=lengths, **kwargs | {'by_epoch': False})
 
     def _get_value(self) -> list[float]:
-        step = min(self.last_step, sum(self.lengths) - 1)  # it is asked once more at the end
+        step = min(self.last_step, sum(self.lengths) - 1)  # one more call comes at the end
         k = generation(step + 1, self.lengths) - 1
         done = step - (boundaries(self.lengths)[k - 1] if k else 0)
         factor = self.weights[k] * SHAPES[self.shapes[k]](done, self.lengths[k])

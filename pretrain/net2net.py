@@ -94,7 +94,7 @@ def _fill_block(small: nn.Module, large: nn.Module, inputs: Tensor, noise: float
     old, new = _convolutions(small), _convolutions(large)
     before, after = old[-1].out_channels, new[-1].out_channels
     shortcut = small.downsample
-    if isinstance(shortcut, nn.Sequential):  # a convolution: the channels are free to choose
+    if isinstance(shortcut, nn.Sequential):  # a convolution, whose channels may be in any order
         outputs = _repeat(torch.arange(before), after)
         bn, wider = shortcut[1], large.downsample[1]
         _fill(shortcut[0], large.downsample[0], bn, wider, inputs, outputs, noise)
@@ -124,7 +124,8 @@ def _fill(
     """Fill a convolution and its batch normalisation; ``inputs`` and ``outputs`` are g of the
     channels that it reads and gives out."""
     weight = conv.weight[outputs][:, inputs] / _copies(inputs)[None, :, None, None]
-    again = (outputs[:, None] == outputs).tril(-1).any(dim=1)  # is there such a channel before?
+    # Which channels repeat an earlier one.
+    again = (outputs[:, None] == outputs).tril(-1).any(dim=1)
     weight[again] += noise * weight.std() * torch.randn_like(weight[again])
     wider.weight.copy_(weight)
     for name in ('weight', 'bias', 'running_mean', 'running_var'):
@@ -138,7 +139,7 @@ def _repeat(channels: Tensor, count: int) -> Tensor:
 
 
 def _copies(channels: Tensor) -> Tensor:
-    """For each channel how often it is there."""
+    """For each channel, how often it occurs in ``channels``."""
     return (channels[:, None] == channels).sum(dim=1)
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from pretrain.runs.errors import UserError
 
-MOST_COPIES = 50  # of a student that wait to teach
+MOST_COPIES = 50  # of the student, which wait in memory until they teach
 
 
 def mini_generations(

@@ -94,9 +94,7 @@ def add_study_arguments(
     parser.add_argument(
         '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
     )
-    parser.add_argument(
-        '--jobs', type=int, help='runs at a time (default: 1; on a cluster all, as it has room)'
-    )
+    parser.add_argument('--jobs', type=int, help='runs at a time (default: 1; on a cluster: all)')
     parser.add_argument(
         '--cluster',
         choices=['slurm'],
@@ -122,7 +120,7 @@ def training_arguments() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where the run lives (default: work_dirs/<config name>)')
     parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
     parser.add_argument(
-        '--start-from', metavar='CHECKPOINT', help="begin with another run's end of generation 1"
+        '--start-from', metavar='CHECKPOINT', help="continue another run's checkpoint as a new run"
     )
     parser.add_argument(
         '--accept-change',

@@ -34,7 +34,8 @@ class Job:
         self.log = log
 
     def __call__(self) -> int:
-        """Run the command, again as long as it was warned, and return its exit code."""
+        """Run the command, and run it again each time that a warning has stopped it. Return the
+        exit code of the last run."""
         while True:
             with self.log.open('a') as file:
                 self.process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
@@ -57,8 +58,8 @@ class Job:
 
 @dataclass(frozen=True)
 class ClusterLauncher(Launcher):
-    """Submits a job for each run and waits for them. If this process ends, the jobs go on; started
-    again it waits for the jobs that are there.
+    """Submits a job for each run and waits for them. If this process ends, the jobs go on; a new
+    process then waits for the jobs that are still there.
 
     Args:
         gpus: processes a run, for which as many GPUs and cores are asked; 0 for a single process.
@@ -82,9 +83,7 @@ class ClusterLauncher(Launcher):
         try:
             import submitit  # noqa: F401
         except ImportError as error:
-            raise UserError(
-                "Jobs of a cluster need submitit: pip install 'snapshot-distillation[cluster]'."
-            ) from error
+            raise UserError('--cluster needs submitit: pip install submitit.') from error
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """As :meth:`Launcher.each`; Ctrl-C ends this process, and no job."""

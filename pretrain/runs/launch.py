@@ -144,7 +144,7 @@ class Launcher:
         return config.identity.to_dict()
 
     def _environment(self) -> dict[str, str]:
-        """That of a run of this thread, with its share of the cores and of the GPUs."""
+        """The environment of the runs that this thread starts: their share of cores and GPUs."""
         environment = dict(os.environ)
         threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
         environment.setdefault('OMP_NUM_THREADS', str(threads))

@@ -114,9 +114,9 @@ class RunRecordHook(Hook):
     :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
     started from another's checkpoint it begins with the other's), ``generations`` (last and best
     metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
-    together), ``peak_memory_mb`` (of rank 0 while training, on a
-    GPU; of its whole process on a CPU), ``wall_seconds`` (all sessions together) and
-    ``sessions``.
+    together), ``peak_memory_mb`` (of rank 0 while training, on a GPU; of its whole process on a
+    CPU), ``wall_seconds`` and ``sessions`` (the time of all starts of the run together, and how
+    many there were).
 
     Args:
         generations: the lengths of the run's mini-generations in epochs; fine-tuning has one.

@@ -103,7 +103,7 @@ def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) ->
 
     Args:
         commands: each without its ``--json FILE``, in the order of what matters most.
-        minutes: for all of them together; what then runs is killed, and no other begins.
+        minutes: for all of them together; the one that runs then is killed, and no other begins.
         path: the JSON file, which is replaced.
 
     Raises:
