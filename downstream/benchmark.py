@@ -17,8 +17,9 @@ from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, 
 
 
 def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """A fine-tuning run against what mmdet's and mmseg's own ``tools/train.py`` make of the same
-    model, data and optimizer: mmengine's Runner as it is.
+    """A fine-tuning run against one under mmengine's own Runner, as mmdet's and mmseg's
+    ``tools/train.py`` start it, with the same model, data, optimizer and loop. The library's run
+    computes in float32 and keeps no record.
 
     Pictures of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
     random and the batch fits this machine.

@@ -1,7 +1,7 @@
-"""Losses on what lies between two layers: FitNets (reference [35]) and A Gift from KD ([50]).
+"""Losses on the outputs of inner layers: FitNets (reference [35]) and A Gift from KD ([50]).
 
-A loss names layers of the student and of the teacher, and compares what these give out for the
-same pictures. It trains the student alone in the first mini-generation (``algorithm.features``).
+A loss names layers of the student and of the teacher, and compares their outputs for the same
+pictures. It trains the student alone in the first mini-generation (``algorithm.features``).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pretrain.runs.errors import UserError
 def forward_to_layers(
     network: nn.Module, inputs: Tensor, layers: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """A network's logits (N, C), and what some of its layers give out, in float32.
+    """A network's logits (N, C), and the outputs of some of its layers in float32.
 
     Args:
         network: images to logits.

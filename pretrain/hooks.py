@@ -30,8 +30,8 @@ class SnapshotHook(Hook):
     At the end of mini-generation k it writes the whole training state to ``snapshot_k.pth``. Before
     each iteration l it sees to it that the teacher has the weights of step c_l (Eqn 4;
     :func:`pretrain.schedule.teacher_step`). Which weights these are follows from the number of
-    finished iterations. The only state are copies that are not old enough to teach yet: they wait
-    in the host's memory, and checkpoints hold them.
+    finished iterations. Its only state is the copies that are not old enough to teach yet: they
+    wait in the host's memory, and checkpoints hold them.
 
     Args:
         generations: L_1, ..., L_K in epochs.

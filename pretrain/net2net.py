@@ -1,4 +1,4 @@
-"""Net2Net (reference [5]): a deeper or wider ResNet that begins as the function of a smaller one.
+"""Net2Net (reference [5]): a deeper or wider ResNet that at first computes what a smaller one does.
 
 A wider layer repeats channels of the smaller one (Net2WiderNet): new channel j is a copy of channel
 g(j), and a layer that reads it takes 1 / |{x: g(x) = g(j)}| of the weight. A deeper stage gets

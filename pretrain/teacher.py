@@ -52,7 +52,7 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
 
 class SnapshotTeacher(nn.Module):
     """The teacher of a training loop of your own: the student at the end of the mini-generation
-    before (Eqn 4). Its state dict resumes it.
+    before (Eqn 4). Its state dict holds all that a resumed run needs.
 
     Args:
         student: any network from images to logits (N, C).

@@ -10,7 +10,7 @@ from pretrain.runs.cli import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='which names the pictures and the metric')
+    parser.add_argument('config', help='names the pictures and the metric')
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     args = parser.parse_args()

@@ -170,7 +170,7 @@ def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
 @DATASETS.register_module()
 class OneBatch(Dataset):
     """Gives the same random batch at each iteration, ready on the device, at no cost. ``root`` is
-    the number of classes; pictures of a given ``size`` say how the device shall augment them."""
+    the number of classes; with a ``size`` the batch also says how the device augments it."""
 
     def __init__(self, root: str, split: str, seed: int, size: int | None = None, skip: Any = ()):
         self.classes, self.size = int(root), size
@@ -344,11 +344,10 @@ class Stopwatch(Hook):
 
 
 def run_until_enough(config: Config, hook: Hook) -> None:
-    """Run a prepared config in a scratch folder, at rate 0 for no loss to become infinite, until
-    the hook raises :class:`Enough`."""
+    """Run a prepared config in a scratch folder until the hook raises :class:`Enough`."""
     config = copy.deepcopy(config)
     config.log_level = 'WARNING'
-    config.optim_wrapper.optimizer.lr = 0.0
+    config.optim_wrapper.optimizer.lr = 0.0  # the loss on random pictures stays finite
     with tempfile.TemporaryDirectory() as scratch:
         config.work_dir = config.experiment_name = scratch
         install()
