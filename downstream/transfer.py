@@ -1,4 +1,4 @@
-"""Pretrain, export, fine-tune and tabulate: every run there is to do, each done once."""
+"""Pretrain, export, fine-tune and make the table; no finished run is run again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from downstream.build import fill
 from downstream.import_backbone import import_backbone
 from downstream.replicates import check_replicates
 from downstream.tables import transfer_table
-from pretrain.export import export_backbone
+from pretrain.export import export_backbone, is_usual_resnet
 from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import load_config
@@ -82,10 +82,11 @@ class Transfer:
         depths = {}
         for label, path in self._pretrained.items():
             network = load_config(path, self.pretrain_options).model.network
-            if network.type != 'ResNet':
+            if not is_usual_resnet(network):
+                width = f' of width {network.width}' if 'width' in network else ''
                 raise UserError(
-                    f'{label} is a {network.type}, which no detector or segmenter here is built '
-                    'on: give the config of a ResNet.'
+                    f'{label} is a {network.type}{width}, which no detector or segmenter here is '
+                    'built on: give the config of a ResNet of the usual width.'
                 )
             depths[label] = network.depth
         known = {}

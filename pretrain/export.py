@@ -49,12 +49,10 @@ def export(
     if library == 'torchvision' and not classifier:
         return export_backbone(checkpoint_path, out)
     snapshot = read_snapshot(Path(checkpoint_path))
-    network = snapshot.network
-    plain = network['type'] == 'ResNet' and 'width' not in network
-    if not plain and not (library == 'onnx' and classifier):
+    if not is_usual_resnet(snapshot.network) and not (library == 'onnx' and classifier):
         raise UserError(
-            f'{checkpoint_path} is a {network["type"]}, not a ResNet of the usual width: only '
-            '--format onnx --classifier can export it.'
+            f'{checkpoint_path} is a {snapshot.network["type"]}, not a ResNet of the usual width: '
+            'only --format onnx --classifier can export it.'
         )
     if not classifier:
         _drop_classifier(snapshot.weights)
@@ -90,13 +88,18 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     snapshot = read_snapshot(Path(checkpoint_path))
     if snapshot.network['type'] != 'ResNet':
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
-    if 'width' in snapshot.network:
+    if not is_usual_resnet(snapshot.network):
         raise UserError(
             f'{checkpoint_path} is of a ResNet of width {snapshot.network["width"]}: detectors and '
             'segmenters build the usual one, so its backbone fits none.'
         )
     _drop_classifier(snapshot.weights)
     return write_backbone_file(out, snapshot.weights, snapshot.path, snapshot.provenance)
+
+
+def is_usual_resnet(network: Mapping[str, Any]) -> bool:
+    """Whether a config of a network is of a ResNet as detectors and other libraries build it."""
+    return network['type'] == 'ResNet' and network.get('width', 64) == 64
 
 
 def _drop_classifier(weights: OrderedDict[str, Tensor]) -> None:

@@ -169,12 +169,16 @@ def test_impossible_comparisons_stop_before_anything_runs(
 
 
 def test_network_without_a_detector_stops_before_anything_runs(
-    transfer: Transfer, launched: list[str]
+    transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
     """A week of pretraining would end in a backbone that nothing can take."""
-    squeezed = Path('configs/pretrain/ser152_sd.py')
+    squeezed, wide = Path('configs/pretrain/ser152_sd.py'), tmp_path / 'wide.py'
+    bases = [str(ROOT / f'configs/_base_/{name}.py') for name in ('runtime', 'pretrain/demo')]
+    wide.write_text(f'_base_ = {bases}\nmodel = dict(network=dict(depth=50, width=128))\n')
     with pytest.raises(UserError, match='SE is a SEResNet, which no detector'):
         replace(transfer, backbones={'SE': [squeezed]}).run()
+    with pytest.raises(UserError, match='W is a ResNet of width 128, which no detector'):
+        replace(transfer, backbones={'W': [wide]}).run()
     assert not launched
 
 

@@ -121,6 +121,18 @@ def test_other_networks_are_refused(train: Callable, tmp_path: Path) -> None:
     assert not (tmp_path / 'out.pth').exists()
 
 
+def test_a_stated_width_is_refused_only_if_it_is_another(checkpoint: Path, tmp_path: Path) -> None:
+    content = load_from_disk(checkpoint)
+    for width in (128, 64):
+        content['meta']['identity']['model']['network']['width'] = width
+        torch.save(content, checkpoint)
+        if width == 128:
+            with pytest.raises(UserError, match='of a ResNet of width 128'):
+                export_backbone(checkpoint, tmp_path / 'out.pth')
+        else:
+            assert export_backbone(checkpoint, tmp_path / 'out.pth')['depth'] == 18
+
+
 def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     content = load_from_disk(checkpoint)
     content['state_dict']['student.conv1.weight'][0, 0, 0, 0] = float('nan')
