@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pretrain.runs.packages import missing_packages, needed_packages, version_of
 
-# Where the configs look for data, below the folder that holds it, by what prepare_data.py calls it.
+# By the names that prepare_data.py has for the data sets: paths that each must have in the folder
+# of all data, where the configs look for them.
 DATA = {
     'imagenet': ('imagenet/train', 'imagenet/val'),
     'cifar100': ('cifar-100-python/train', 'cifar-100-python/test'),
@@ -36,13 +37,18 @@ def examine(data: Path, work_dir: Path) -> Iterator[str]:
     yield from _devices()
     yield from _operators()
     for name, path in (('work directory', work_dir), ('shared memory', Path('/dev/shm'))):
-        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+        place = _existing(path)
         yield f'{name}: {shutil.disk_usage(place).free / _GB:,.1f} GB free in {place}'
     for name, paths in DATA.items():
         absent = [str(data / path) for path in paths if not (data / path).exists()]
         yield f'{name}: {"found" if not absent else f"no {absent[0]}"}'
     yield _disk_speed(work_dir)
     yield _decoder_speed()
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _devices() -> Iterator[str]:
@@ -69,8 +75,7 @@ def _operators() -> Iterator[str]:
 
 def _disk_speed(folder: Path, megabytes: int = 256) -> str:
     """Reads a file that the system's cache has been told to forget."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+    with tempfile.TemporaryFile(dir=_existing(folder), buffering=0) as file:
         for _ in range(megabytes):
             file.write(os.urandom(1_000_000))
         os.fsync(file.fileno())

@@ -59,7 +59,7 @@ class Launcher:
 
     gpus: int = 0
     jobs: int = 1
-    # What a run finds out on its machine, which may be another one than this.
+    # Keys of the identity that may differ, because the run was on another machine than this one.
     found_out: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
