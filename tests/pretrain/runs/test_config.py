@@ -120,6 +120,12 @@ DEFAULTS = dict(
     fresh_student=False,
     confidence_penalty=0.0,
     taught_after=0,
+    copy_every=None,
+    lag=None,
+    decay=None,
+    features={},
+    schedule='cosine',
+    rates=None,
 )
 
 
@@ -215,14 +221,28 @@ def test_generation_1_has_one_number_in_the_paper(backbone: str) -> None:
     assert len(first) == 1
 
 
-def test_other_methods_differ_in_the_algorithm_alone() -> None:
+# Of the methods beside Table 3's, the key that each states besides `algorithm`: the other network
+# that it needs.
+OTHERS = dict.fromkeys(('symmetric', 'ban', 'tolerant', 'label_refinery'))
+OTHERS |= dict.fromkeys(('lag1', 'lag10', 'lag_epoch', 'ema'))
+OTHERS |= dict.fromkeys(('sd_linear', 'sd_one_cycle', 'sd_rates', 'sd_unequal'))
+OTHERS |= dict.fromkeys(('kd', 'fitnet', 'fsp'), 'teacher')
+OTHERS |= dict.fromkeys(('net2deeper', 'net2wider'), 'initial')
+FIRST_NETWORKS = {'resnet14_bl', 'resnet20_narrow'}  # which Net2Net starts from
+
+
+def test_other_methods_differ_in_the_algorithm_and_the_other_network_alone() -> None:
     baseline = load_config(CIFAR / 'resnet20_bl.py').to_dict()
     algorithms = {}
-    for method in ('symmetric', 'kd', 'ban', 'tolerant'):
+    for method, network in OTHERS.items():
         config = load_config(CIFAR / f'resnet20_{method}.py').to_dict()
         differing = {key for key, value in config.items() if baseline.get(key) != value}
-        assert differing <= {'algorithm', 'paper'}
+        assert differing - {'paper'} == {'algorithm'} | ({network} if network else set()), method
         algorithms[method] = config['algorithm']
+    for name in FIRST_NETWORKS:
+        config = load_config(CIFAR / f'{name}.py').to_dict()
+        differing = {key for key, value in config.items() if baseline.get(key) != value}
+        assert differing - {'paper'} == {'model'}, name
     for one, other, keys in (
         (algorithms['symmetric'], DEFAULTS | ROWS['sd_t2'], {'name', 'symmetric'}),
         (algorithms['tolerant'], algorithms['ban'], {'name', 'confidence_penalty'}),
@@ -232,5 +252,5 @@ def test_other_methods_differ_in_the_algorithm_alone() -> None:
 
 def test_every_row_is_listed() -> None:
     rows = {f'{backbone}_{row}' for backbone in BACKBONES for row in ROWS}
-    others = {f'resnet20_{method}' for method in ('symmetric', 'kd', 'ban', 'tolerant')}
-    assert {path.stem for path in CIFAR.glob('*.py')} == rows | others
+    others = {f'resnet20_{method}' for method in OTHERS}
+    assert {path.stem for path in CIFAR.glob('*.py')} == rows | others | FIRST_NETWORKS
