@@ -47,7 +47,7 @@ def import_backbone(
     style: str | None = None,
     preprocessing: str | None = None,
 ) -> dict:
-    """Write the layers before the final pooling of a foreign ResNet to ``out``.
+    """Write the layers before the final pooling of another library's ResNet to ``out``.
 
     Args:
         source: a ``.safetensors`` file, or a ``.pth`` file of a state dict or of a checkpoint that

@@ -305,7 +305,7 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
         steps['BL in float32'] = our_step(wide, teaching=False)
     median = seconds(steps, rounds)
     if 'BL in float32' in median:
-        goal = None if GPU else {18: 0.62, 20: 0.68}.get(distilled.model.network.depth)
+        goal = None if GPU else {18: 0.62, 20: 0.68}.get(distilled.model.network.get('depth'))
         gain = median['BL'] / median['BL in float32']
         rows.append(row(f'{title}: BL step / BL step in float32', gain, at_most=goal))
     rate = distilled.batch_size / median['BL']
@@ -433,7 +433,7 @@ def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
             lambda: seconds(steps, rounds) | {'run': run_seconds(config, rounds)}
         )
     run = median['run']
-    goal = 1.02 if config.model.network.depth == 152 else 1.10
+    goal = 1.02 if config.model.network.get('depth') == 152 else 1.10
     rows = [row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()]
     rows.append(row(f'{title}: run', config.batch_size / run, 'images/s'))
     rows.append(row(f'{title}: run / bare loop', run / median['bare loop'], at_most=goal))

@@ -142,6 +142,6 @@ def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
             run_until_enough(config, profiled)
             rows.append(row(f'{title}, kernels an iteration, profiled', profiled.kernels))
             rows.append(row(f'{title}, utilisation of the GPU', profiled.utilisation))
-    goal = ALLOWED if config.model.network.depth == 152 else None
+    goal = ALLOWED if config.model.network.get('depth') == 152 else None
     more = kernels[1] - kernels[0]
     return [*rows, row(f'{Path(path).stem}: kernels of SD beyond BL', more, at_most=goal)]
