@@ -94,6 +94,6 @@ def test_records_are_collected_and_read_again(call: Callable, tmp_path: Path) ->
         (tmp_path / str(number) / 'run.json').write_text(line)
     out = tmp_path / 'set.jsonl'
     printed, _ = call('tools/collect_records.py', tmp_path, out)
-    assert printed == f'14 records are in {out}.\n'
+    assert printed == f'12 records are in {out}.\n'
     tables = {call('tools/table.py', '1', records) for records in (tmp_path, out, source)}
     assert len(tables) == 1
