@@ -14,6 +14,7 @@ from torch import nn
 
 import pretrain.build  # noqa: F401  (fills the registries)
 from pretrain.classifier import SnapshotClassifier
+from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.teacher import SnapshotTeacher
 from tests.conftest import ROOT
@@ -131,6 +132,6 @@ def test_examples_train(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = names['runner'].model if number else names['teacher']
     assert model.teaching
     if number == 1:
-        saved = torch.load(next(tmp_path.rglob('snapshot_1.pth')), weights_only=False)
+        saved = load_from_disk(next(tmp_path.rglob('snapshot_1.pth')))
         teacher = model.teacher.state_dict()
         assert torch.equal(teacher['fc.weight'], saved['state_dict']['student.fc.weight'])
