@@ -13,6 +13,7 @@ from downstream.builtin import write_vocdevkit
 from pretrain.models.resnet import build_resnet
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.config import load_config
+from pretrain.runs.errors import UserError
 from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, row, run_seconds
 
 
@@ -23,8 +24,13 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
 
     Pictures of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
     random and the batch fits this machine.
+
+    Raises:
+        UserError: if the config trains neither a detector nor a segmenter.
     """
     config = load_config(path, options)
+    if config.task not in ('detection', 'segmentation'):
+        raise UserError(f'{path} is no config of fine-tuning: give one of configs/downstream/.')
     width, height = config.get('crop_size') or config.image_scale
     least = 2 if config.task == 'segmentation' else 1  # DeepLabv3 normalises over the batch.
     options = [f'batch_size={fitting_batch(config.batch_size, width * height, least)}', *options]

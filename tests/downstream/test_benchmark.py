@@ -6,7 +6,14 @@ import pytest
 from mmengine.config import Config
 
 from downstream import benchmark
+from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize('config', ['small/knn_r18', 'demo/r18_bl'])
+def test_what_is_no_fine_tuning_is_named(config: str) -> None:
+    with pytest.raises(UserError, match='is no config of fine-tuning'):
+        benchmark.finetune_rows(ROOT / f'configs/{config}.py', [], rounds=1)
 
 
 @pytest.mark.parametrize(
