@@ -10,13 +10,13 @@ _base_ = [
     '../_base_/downstream/voc12_resized.py',
 ]
 
-model = dict(backbone=dict(depth=50))
+model = dict(backbone=dict(depth=50, style='caffe'))  # as the weights of the README
 batch_size = 4
 image_scale = (257, 257)
 crop_size = (193, 193)
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
-train_cfg = dict(max_epochs=5, val_interval=1)
+train_cfg = dict(max_epochs=1, val_interval=1)
 param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=5, convert_to_iter_based=True)
+    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=1, convert_to_iter_based=True)
 ]
