@@ -6,8 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +23,7 @@ from downstream.tables import PERCENT, TASKS, backbones, comparisons, transfer_t
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences
-from pretrain.runs.record import read_record, read_records
+from pretrain.runs.record import read_records
 from pretrain.studies.curves import (
     COLOURS,
     FONT,
@@ -43,14 +42,8 @@ TEMPLATE = Path(__file__).with_suffix('.html')
 PICTURES = 4  # of each downstream config
 PICTURE_SIDE = 480  # pixels, at most
 NONE = '–'
-# What the page states elsewhere of an identity: its seeds, and where the backbone comes from.
-NOT_SETTINGS = (
-    'randomness',
-    'data_seed',
-    'backbone.seed',
-    'backbone.source',
-    'backbone.top1_error',
-)
+# Parts of an identity that other tables of the page show: seeds, and the source of the backbone.
+NOT_SETTINGS = 'randomness', 'data_seed', 'backbone.seed', 'backbone.source', 'backbone.top1_error'
 NOT_SETTINGS += tuple(f'backbone.{kind}_sha256' for kind in ('source', 'recipe', 'weights'))
 
 
@@ -81,6 +74,13 @@ class Table:
     notes: Sequence[str] = ()
 
     @classmethod
+    def of(
+        cls, caption: str, rows: Sequence[dict[str, str]], texts: int, notes: Sequence[str] = ()
+    ) -> 'Table':
+        """A table of rows that have the same columns."""
+        return cls(caption, [*rows[0]], [[*row.values()] for row in rows], texts, notes)
+
+    @classmethod
     def from_markdown(cls, caption: str, text: str) -> 'Table':
         """Read what :func:`pretrain.runs.tables.markdown` wrote."""
         lines = text.splitlines()
@@ -101,19 +101,6 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[dict] = ()
     pictures: Sequence[dict] = ()
-
-
-@dataclass
-class Group:
-    """Pretraining runs of one network on the same pictures, by label and in the order of seeds."""
-
-    title: str
-    runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def first(self) -> dict[str, Run]:
-        """One run of each label."""
-        return {label: runs[0] for label, runs in self.runs.items()}
 
 
 def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ()) -> None:
@@ -137,29 +124,16 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
             f'There is no run.json in {", ".join(map(str, sources))}: name the work directory of '
             'one or more runs.'
         )
-    sections = [
-        section
-        for section in (
-            _transfer(runs, labels),
-            _paper(runs),
-            _curves(runs),
-            _cost(runs),
-            _settings(runs),
-            _pictures(runs),
-            _results(runs),
-            _provenance(runs),
-        )
-        if section.tables or section.figures or section.pictures or section.text
-    ]
+    sections = [_transfer(runs, labels)]
+    for part in (_paper, _curves, _cost, _settings, _pictures, _results, _provenance):
+        sections.append(part(runs))
     finished = sum(run.record['status'] == 'finished' for run in runs)
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).from_string(TEMPLATE.read_text())
-    page = template.render(
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = template.from_string(TEMPLATE.read_text()).render(
         title='Snapshot Distillation: report of the runs',
         about=f'{len(runs)} runs, {finished} of them finished, in '
         f'{", ".join(source.name for source in sources)}.',
-        sections=sections,
+        sections=[s for s in sections if s.text or s.tables or s.figures or s.pictures],
     )
     write_atomically(out, page.encode())
 
@@ -168,21 +142,20 @@ def find_runs(sources: Iterable[Path]) -> list[Run]:
     """The runs in folders and files of records, each once, in the order of labels and seeds."""
     found = {}
     for source in sources:
-        if source.is_dir():
-            for path in sorted(source.rglob('run.json')):
-                found[path.resolve()] = Run(read_record(path), path.parent)
-        else:
-            found |= {(source, n): Run(r) for n, r in enumerate(read_records(source))}
+        for path in sorted(source.rglob('run.json')) if source.is_dir() else [source]:
+            folder = path.parent if path.name == 'run.json' else None
+            for number, record in enumerate(read_records(path)):
+                found[path.resolve(), number] = Run(record, folder)
     order = backbones([run.record for run in found.values()])
     return sorted(found.values(), key=lambda run: (order.index(run.label), run.seed))
 
 
 def extra_cost(record: dict) -> tuple[float, float] | None:
-    """What a teacher adds to the cost of a run, as parts of the run without one.
+    """How much a teacher adds to the cost of a run, as parts of the run without one.
 
     Returns:
-        What the paper claims (Section 3.3.4), a third for every iteration with a teacher; and what
-        was measured: the seconds of all iterations beside those that they would have taken at the
+        What the paper claims (Section 3.3.4): a third for every iteration with a teacher. And what
+        was measured: the seconds of all iterations against those that they would have taken at the
         pace of the first mini-generation. None unless the teacher begins after the first
         mini-generation (Eqn 4), or if no iteration had one yet.
     """
@@ -213,16 +186,26 @@ def _epochs(record: dict) -> int:
     return sum(record['identity']['algorithm']['generations'])
 
 
-def _groups(runs: Iterable[Run]) -> list[Group]:
-    found: dict[str, Group] = {}
+def _groups(runs: Iterable[Run], *tasks: str) -> list[tuple[str, list[Run]]]:
+    """Runs to compare, with a title: pretraining runs of one network on the same pictures, or runs
+    of one downstream config."""
+    groups = defaultdict(list)
     for run in runs:
-        record = run.record
+        record, title, key = run.record, run.record['config'], ''
         if record['task'] == 'classification':
             network, data = record['identity']['model']['network'], record['data']['train']
             title = f'{backbone_of(record["identity"])} on {data["count"]} pictures'
             key = json.dumps([network, data])
-            found.setdefault(key, Group(title)).runs[run.label].append(run)
-    return [*found.values()]
+        if record['task'] in tasks:
+            groups[title, key].append(run)
+    return [(title, group) for (title, _), group in groups.items()]
+
+
+def _first_of_each_label(runs: Iterable[Run]) -> dict[str, Run]:
+    found = {}
+    for run in runs:
+        found.setdefault(run.label, run)
+    return found
 
 
 def _figure(figure: Figure, caption: str) -> dict[str, str]:
@@ -233,7 +216,7 @@ def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
     title = 'Transfer'
     if not (records := _finished(runs, *TASKS)):
         return Section(title)
-    order = [*labels, *(label for label in backbones(records) if label not in labels)]
+    order = [*dict.fromkeys([*labels, *backbones(records)])]
     try:
         table = Table.from_markdown('Transfer (Table 5)', transfer_table(records, order))
         gains = comparisons(records, order)
@@ -242,7 +225,7 @@ def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
     gains = {name: gain for name, gain in gains.items() if gain.difference is not None}
     caption = f'Gain over {order[0]} in points, with its 95 % interval where there is one'
     figures = [_figure(_gain_figure(gains), caption)] if gains else []
-    return Section(title, (), [table], figures)
+    return Section(title, tables=[table], figures=figures)
 
 
 def _gain_figure(gains: dict[str, Comparison]) -> Figure:
@@ -282,15 +265,15 @@ def _paper(runs: Sequence[Run]) -> Section:
 
 def _curves(runs: Sequence[Run]) -> Section:
     figures = []
-    for group in _groups(runs):
-        by_length = defaultdict(dict)  # runs of whole generations are longer than the others
-        for label, run in group.first.items():
+    for title, group in _groups(runs, 'classification'):
+        by_length = defaultdict(list)  # runs of whole generations are longer than the others
+        for run in group:
             length = _epochs(run.record)
             if length > 1 and all(epochs for epochs, _ in curves(run.record).values()):
-                by_length[length][label] = run
-        for length, first in by_length.items():
-            figures += _curves_of(f'{group.title}, {length} epochs', first)
-    return Section('Curves', (), (), figures)
+                by_length[length].append(run)
+        for length, mine in by_length.items():
+            figures += _curves_of(f'{title}, {length} epochs', _first_of_each_label(mine))
+    return Section('Curves', figures=figures)
 
 
 def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
@@ -313,86 +296,74 @@ def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
     return figures
 
 
-def _is_timed(record: dict) -> bool:
-    """Whether a record tells the cost of all its epochs. A run that started from a snapshot without
-    the record beside it does not know what the epochs before had cost."""
-    history = record['history']
-    return bool(history) and all('iterations' in entry for entry in history)
-
-
 def _cost(runs: Sequence[Run]) -> Section:
-    tables = []
-    for group in _groups(runs):
-        timed = defaultdict(list)  # runs of one label may have several lengths
-        finished = _finished(chain.from_iterable(group.runs.values()), 'classification')
-        for record in filter(_is_timed, finished):
-            timed[record['label'], len(record['generations']), _epochs(record)].append(record)
-        if not timed:
-            continue
-        most = max(count for _, count, _ in timed)
-        header = ['run', 'n', *(f's/iteration, generation {k + 1}' for k in range(most))]
-        header += ['iterations', 'seconds', '× first row', "teacher's extra, paper", 'measured']
-        header += ['peak memory (MB)']
-        rows, base = [], None
-        for (label, count, _), records in timed.items():
-            pace = [
-                fmean(r['generations'][k]['seconds_per_iter'] for r in records)
-                for k in range(count)
-            ]
-            total = _mean_total(records, 'seconds')
-            base = base or total
-            extras = [extra for record in records if (extra := extra_cost(record))]
-            claimed, measured = (
-                (f'+{100 * fmean(column):.1f} %' for column in zip(*extras, strict=True))
-                if extras
-                else (NONE, NONE)
+    text, tables = [], []
+    for title, group in _groups(runs, 'classification'):
+        timed, untimed = defaultdict(list), []  # runs of one label may have several lengths
+        for run in group:
+            record, epochs = run.record, _epochs(run.record)
+            if record['status'] != 'finished':
+                continue
+            if sum('iterations' in entry for entry in record['history']) == epochs:
+                timed[run.label, len(record['generations']), epochs].append(record)
+            else:
+                untimed.append(f'{run.label} with seed {run.seed}')
+        if untimed:
+            text.append(
+                f'{title}: the cost of {", ".join(untimed)} is not known. The record lacks the '
+                'time of some epochs, because no run.json lay beside the checkpoint at the start.'
             )
-            rows.append(
-                [
-                    label,
-                    str(len(records)),
-                    *(f'{value:.3g}' for value in pace),
-                    *[NONE] * (most - count),
-                    f'{_mean_total(records, "iterations"):.0f}',
-                    f'{total:.0f}',
-                    f'{total / base:.2f}',
-                    claimed,
-                    measured.replace('+-', '-'),
-                    f'{max(r["peak_memory_mb"] for r in records):.0f}',
-                ]
-            )
-        notes = [
-            'Seconds are of training alone and means over the seeds; those of an iteration are the '
-            'median of a mini-generation. Runs that shared a machine are not comparable.',
-            "The teacher's extra is claimed for its forward pass (Section 3.3.4) and measured "
-            'within the run, against the pace of its own first mini-generation.',
-        ]
-        tables.append(Table(f'{group.title}: cost', header, rows, 1, notes))
-    return Section('Cost', (), tables)
+        if timed:
+            tables.append(_cost_table(f'{title}: cost', timed))
+    return Section('Cost', text, tables)
 
 
-def _mean_total(records: Sequence[dict], key: str) -> float:
-    return fmean(sum(entry[key] for entry in record['history']) for record in records)
+def _cost_table(caption: str, timed: dict[tuple[str, int, int], list[dict]]) -> Table:
+    """Records by label, number of mini-generations and length."""
+    most = max(count for _, count, _ in timed)
+    rows, first_row = [], None
+    for (label, count, _), records in timed.items():
+        iterations, seconds = (
+            fmean(sum(entry[key] for entry in record['history']) for record in records)
+            for key in ('iterations', 'seconds')
+        )
+        first_row = first_row or seconds
+        row = {'run': label, 'n': str(len(records))}
+        for k in range(most):
+            paces = [r['generations'][k]['seconds_per_iter'] for r in records if k < count]
+            row[f's/iteration, generation {k + 1}'] = f'{fmean(paces):.3g}' if paces else NONE
+        row['iterations'] = f'{iterations:.0f}'
+        row['seconds'] = f'{seconds:.0f}'
+        row['× first row'] = f'{seconds / first_row:.2f}'
+        extras = [extra for record in records if (extra := extra_cost(record))]
+        for column, name in enumerate(("teacher's extra, paper", 'measured')):
+            mean = fmean(extra[column] for extra in extras) if extras else None
+            row[name] = NONE if mean is None else f'{100 * mean:+.1f} %'
+        row['peak memory (MB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
+        rows.append(row)
+    notes = [
+        'Seconds are of training alone and means over the seeds; those of an iteration are the '
+        'median of a mini-generation. Runs that shared a machine are not comparable.',
+        "The teacher's extra is claimed for its forward pass (Section 3.3.4) and measured "
+        'within the run, against the pace of its own first mini-generation.',
+    ]
+    return Table.of(caption, rows, 1, notes)
 
 
 def _settings(runs: Sequence[Run]) -> Section:
-    compared = [(group.title, group.first) for group in _groups(runs)]
-    compared += _downstream(runs).items()
-    tables = [_differences(f'{title}: settings that differ', first) for title, first in compared]
-    return Section('Settings', (), [table for table in tables if table])
-
-
-def _differences(caption: str, first: dict[str, Run]) -> Table | None:
-    identities = {label: run.record['identity'] for label, run in first.items()}
-    base, *others = identities.values()
-    keys = {key for other in others for key in differences(base, other, NOT_SETTINGS)}
-    if not keys:
-        return None
-    rows = [
-        [key, *(_shown(_at(identity, key)) for identity in identities.values())]
-        for key in sorted(keys)
-    ]
-    return Table(caption, ['setting', *identities], rows, 1 + len(identities))
+    tables = []
+    for title, group in (*_groups(runs, 'classification'), *_groups(runs, *TASKS)):
+        first = _first_of_each_label(group)
+        identities = {label: run.record['identity'] for label, run in first.items()}
+        base, *others = identities.values()
+        keys = {key for other in others for key in differences(base, other, NOT_SETTINGS)}
+        rows = [
+            {'setting': key} | {label: _shown(_at(i, key)) for label, i in identities.items()}
+            for key in sorted(keys)
+        ]
+        if rows:
+            tables.append(Table.of(f'{title}: settings that differ', rows, 1 + len(identities)))
+    return Section('Settings', tables=tables)
 
 
 def _at(node: Any, key: str) -> Any:
@@ -406,43 +377,33 @@ def _at(node: Any, key: str) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """A value with its hashes shortened."""
     if value is None:
         return NONE
     text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', text)  # hashes
-
-
-def _downstream(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
-    """Of each downstream config the first run of each backbone."""
-    found = {}
-    for run in runs:
-        if run.record['task'] in TASKS:
-            found.setdefault(run.record['config'], {}).setdefault(run.label, run)
-    return found
+    return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', text)
 
 
 def _pictures(runs: Sequence[Run]) -> Section:
-    found, tasks = [], set()
-    for config, first in _downstream(runs).items():
+    found = []
+    for config, group in _groups(runs, *TASKS):
         folders = {
             label: run.folder / 'pictures'
-            for label, run in first.items()
+            for label, run in _first_of_each_label(group).items()
             if run.folder and (run.folder / 'pictures').is_dir()
         }
-        if not folders:
-            continue
-        common = set.intersection(*({p.name for p in f.glob('*.png')} for f in folders.values()))
-        for name in sorted(common)[:PICTURES]:
+        names = [{path.name for path in folder.glob('*.png')} for folder in folders.values()]
+        for name in sorted(set.intersection(*names))[:PICTURES] if names else ():
+            title = f'{config}, image {Path(name).stem}'
             halves = {label: _halves(folder / name) for label, folder in folders.items()}
             truth, _ = next(iter(halves.values()))
             pictures = [('truth', truth), *((label, half) for label, (_, half) in halves.items())]
-            title = f'{config}, image {Path(name).stem}'
             found.append({'title': title, 'pictures': [_picture(*pair) for pair in pictures]})
-            tasks.update(run.record['task'] for run in first.values())
-    text = ['What each backbone predicts for the same images, from its first fine-tuning run.']
-    if 'detection' in tasks:
-        text.append(f'Boxes with a score above {SCORE_THRESHOLD} are drawn.')
-    return Section('Pictures', [' '.join(text)] if found else (), (), (), found)
+    text = (
+        'What each backbone predicts for the same images, from its first fine-tuning run. Of '
+        f'detectors, boxes with a score above {SCORE_THRESHOLD} are drawn.'
+    )
+    return Section('Pictures', [text] if found else (), pictures=found)
 
 
 def _halves(path: Path) -> tuple[Image.Image, Image.Image]:
@@ -461,8 +422,6 @@ def _picture(caption: str, image: Image.Image) -> dict[str, Any]:
 
 
 def _results(runs: Sequence[Run]) -> Section:
-    header = ['config', 'label', 'seed', 'status', 'epochs', 'metric', 'last', 'best']
-    header += ['snapshots together', 'minutes']
     rows = []
     for run in runs:
         record, metric = run.record, run.record['paper']['metric']
@@ -474,54 +433,52 @@ def _results(runs: Sequence[Run]) -> Section:
         )
         together = record.get('ensemble', {}).get(metric)
         rows.append(
-            [
-                record['config'],
-                run.label,
-                str(run.seed),
-                record['status'],
-                str(record['history'][-1]['epoch'] if record['history'] else 0),
-                metric,
-                last,
-                best,
-                NONE if together is None else f'{together:.2f}',
-                f'{record["wall_seconds"] / 60:.1f}',
-            ]
+            {
+                'config': record['config'],
+                'label': run.label,
+                'seed': str(run.seed),
+                'status': record['status'],
+                'epochs': str(record['history'][-1]['epoch'] if record['history'] else 0),
+                'metric': metric,
+                'last': last,
+                'best': best,
+                'snapshots together': NONE if together is None else f'{together:.2f}',
+                'minutes': f'{record["wall_seconds"] / 60:.1f}',
+            }
         )
     notes = ['Metrics are in percent; last and best are of the last mini-generation.']
-    return Section('Runs', (), [Table('All runs', header, rows, 2, notes)])
+    return Section('Runs', tables=[Table.of('All runs', rows, 2, notes)])
 
 
 def _provenance(runs: Sequence[Run]) -> Section:
-    header = ['config', 'label', 'seed', 'commit', 'device', 'processes', 'training pictures']
-    header += ['test pictures', 'data', 'starts from', 'changed while it ran']
     rows = []
     for run in runs:
         record, data = run.record, run.record['data']
         weights = record['identity'].get('backbone', {}).get('weights_sha256')
         changed = ', '.join(change['key'] for change in record['accepted_changes'])
         rows.append(
-            [
-                record['config'],
-                run.label,
-                str(run.seed),
-                _shown(record['git_commit']),
-                record['device'],
-                str(record['world_size']),
-                str(data['train']['count']),
-                str(data['val']['count']),
-                _shown(data['train']['sha256']),
-                _shown(weights or record['started_from']),
-                changed or NONE,
-            ]
+            {
+                'config': record['config'],
+                'label': run.label,
+                'seed': str(run.seed),
+                'commit': _shown(record['git_commit']),
+                'device': record['device'],
+                'processes': str(record['world_size']),
+                'training pictures': str(data['train']['count']),
+                'test pictures': str(data['val']['count']),
+                'data': _shown(data['train']['sha256']),
+                'starts from': _shown(weights or record['started_from']),
+                'changed while it ran': changed or NONE,
+            }
         )
-    packages = sorted({package for run in runs for package in run.record['versions']})
-    versions = [
-        [package, ', '.join(sorted({run.record['versions'].get(package, NONE) for run in runs}))]
-        for package in packages
-    ]
     notes = ['Hashes are shortened: of the commit, of the list of training files, of the weights.']
-    tables = [
-        Table('Where each run comes from', header, rows, len(header), notes),
-        Table('Versions', ['package', 'version'], versions, 2),
+    found = [run.record['versions'] for run in runs]
+    versions = [
+        {'package': p, 'version': ', '.join(sorted({of_run.get(p, NONE) for of_run in found}))}
+        for p in sorted(set().union(*found))
     ]
-    return Section('Environment and provenance', (), tables)
+    tables = [
+        Table.of('Where each run comes from', rows, len(rows[0]), notes),
+        Table.of('Versions', versions, 2),
+    ]
+    return Section('Environment and provenance', tables=tables)

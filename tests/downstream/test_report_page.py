@@ -174,6 +174,56 @@ def test_runs_of_one_label_and_two_lengths_have_a_row_each(tmp_path: Path) -> No
     assert [row[3] == '–' for row in rows] == [False, True]  # the second mini-generation
 
 
+def test_runs_of_one_label_and_two_lengths_have_curves_each(tmp_path: Path) -> None:
+    runs = [
+        json.loads(json.dumps(next(r for r in METHODS if r['label'] == label)))
+        for label in ('BL', 'SD T=3')
+    ]
+    for run in runs:  # of one label
+        run['label'] = 'SD'
+    runs[0]['identity']['algorithm']['generations'] = [3]
+    runs[0]['history'] = runs[0]['history'][:3]
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in runs))
+    write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
+    captions = [text for _, text in Page((tmp_path / 'out.html').read_text()).all('figcaption')]
+    for length in (3, 8):
+        assert any(f'{length} epochs: errors in training' in caption for caption in captions)
+
+
+@pytest.mark.parametrize('lost', ['the time of an epoch', 'an epoch', 'everything'])
+def test_a_finished_run_without_its_whole_cost_is_named(lost: str, tmp_path: Path) -> None:
+    """It began with a checkpoint beside which no record lay, so its own begins in the middle."""
+    records = [json.loads(json.dumps(r)) for r in PRETRAINED if r['label'] in ('BL', 'SD')]
+    for record in records:
+        if record['label'] == 'SD' or lost == 'everything':
+            if lost == 'an epoch':
+                del record['history'][0]
+            else:
+                del record['history'][0]['iterations'], record['history'][0]['seconds']
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+    write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
+    page = Page((tmp_path / 'out.html').read_text())
+    (note,) = (text for _, text in page.all('p') if 'cost of' in text)
+    for record in records:
+        seed = record['identity']['randomness']['seed']
+        named = f'{record["label"]} with seed {seed}' in note
+        assert named == (record['label'] == 'SD' or lost == 'everything')
+    rows = [rows for caption, (_, *rows) in page.tables().items() if caption.endswith(': cost')]
+    assert [row[0] for table in rows for row in table] == ['BL'] * (lost != 'everything')
+
+
+def test_a_run_is_shown_once_however_it_is_named(work_dir: Path, monkeypatch) -> None:
+    monkeypatch.chdir(work_dir)
+    lines = [(work_dir / f'run{number:02}/run.json').read_text() for number in (0, 1)]
+    collected = work_dir / 'set.jsonl'
+    collected.write_text('\n'.join(json.dumps(json.loads(line)) for line in lines))
+    sources = [work_dir, Path(), Path('run00'), Path('run00/run.json'), collected]
+    runs = find_runs([*sources, Path('set.jsonl')])
+    assert len(runs) == len(RECORDS) + len(METHODS) + len(lines)
+    assert sum(run.folder is None for run in runs) == len(lines)
+    collected.unlink()
+
+
 def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
     labels = list(dict.fromkeys(record['label'] for record in FINE_TUNED))
     images = Page(html).all('img')
