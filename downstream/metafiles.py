@@ -1,5 +1,4 @@
-"""``metafile.yml`` in each folder of configs and ``model-index.yml``, as OpenMMLab's tools read
-them."""
+"""``metafile.yml`` in each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 from mmengine.config import Config
 
 from downstream.tables import PERCENT
-from pretrain.formats import PAPER
+from pretrain.formats import COLLECTION
 from pretrain.runs.config import load_config
 from pretrain.runs.tables import find_records
 from pretrain.schedule import mini_generations
@@ -22,14 +21,6 @@ TASKS = {
     'probe': 'Image Classification',
 }
 METRICS = {'top1_error': 'Top 1 Error', 'top1_accuracy': 'Top 1 Accuracy'}
-COLLECTION = {
-    'Name': 'Snapshot Distillation',
-    'Paper': {
-        'Title': PAPER,
-        'Conference': 'CVPR 2019',
-    },
-    'README': 'README.md',
-}
 
 
 def metafiles(root: Path) -> dict[Path, str]:

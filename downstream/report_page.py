@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -209,7 +208,7 @@ def _first_of_each_label(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def _figure(figure: Figure, caption: str) -> dict[str, str]:
-    return {'caption': caption, 'svg': Markup(as_svg(figure, caption))}
+    return {'caption': caption, 'svg': as_svg(figure, caption)}
 
 
 def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:

@@ -34,6 +34,12 @@ CITATION = f"""@inproceedings{{yang2019snapshot,
   year      = {{2019}}
 }}"""
 LICENSE = 'apache-2.0'
+COLLECTION = {  # of a metafile.yml
+    'Name': 'Snapshot Distillation',
+    'Paper': {'Title': PAPER, 'URL': PAPER_URL, 'Conference': 'CVPR 2019'},
+    'README': 'README.md',
+    'License': LICENSE,
+}
 CROP = 224 / 256  # of the shorter side, see pretrain.datasets.decode.centre_box
 
 
@@ -221,7 +227,7 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
     meta = {'cfg': config.pretty_text, 'dataset_meta': {'classes': snapshot.classes}}
     model = {
         'Name': f'{snapshot.name}_{snapshot.provenance["algorithm"]["name"].lower()}',
-        'In Collection': 'Snapshot Distillation',
+        'In Collection': COLLECTION['Name'],
         'Config': 'config.py',
         'Weights': 'model.pth',
         'Metadata': {'Parameters': _parameters(snapshot.weights), 'Architecture': ['ResNet']},
@@ -231,17 +237,11 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
         model['Results'] = [
             {'Task': 'Image Classification', 'Dataset': _data(snapshot), 'Metrics': metrics}
         ]
-    collection = {
-        'Name': 'Snapshot Distillation',
-        'Paper': {'Title': PAPER, 'URL': PAPER_URL},
-        'README': 'README.md',
-        'License': LICENSE,
-    }
     usage = f"mmpretrain.get_model('{out.name}/config.py', pretrained='{out.name}/model.pth')"
     with _new_folder(out) as folder:
         _save({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
         config.dump(folder / 'config.py')
-        metafile = {'Collections': [collection], 'Models': [model]}
+        metafile = {'Collections': [COLLECTION], 'Models': [model]}
         (folder / 'metafile.yml').write_text(yaml.safe_dump(metafile, sort_keys=False))
         (folder / 'README.md').write_text(_card(snapshot, 'mmpretrain', usage))
 

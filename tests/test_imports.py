@@ -1,9 +1,11 @@
 """What may import what, and what an import may do: register our own classes, and nothing else."""
 
 import ast
+import re
 import subprocess
 import sys
-from pathlib import Path
+import tomllib
+from collections.abc import Iterable
 
 import pytest
 
@@ -12,7 +14,6 @@ from tests.conftest import ROOT
 IMPORT_EVERYTHING = """
 import importlib
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot  # six, which it needs, has an importer of its own
 from mmengine.fileio.backends import registry_utils
@@ -65,24 +66,51 @@ def test_imports_go_one_way(folder: str, allowed: list[str]) -> None:
     upward = [
         f'{path.relative_to(ROOT)} imports {module}'
         for path in files
-        for module in imported(path)
+        for module in imported(ast.walk(ast.parse(path.read_text())))
         if module.split('.')[0] in ('pretrain', 'downstream', 'tools', 'tests')
         and not any(f'{module}.'.startswith(f'{room}.') for room in allowed)
     ]
     assert upward == []
 
 
-def imported(path: Path) -> list[str]:
-    """The modules that a file imports, anywhere in it."""
+def imported(nodes: Iterable[ast.AST]) -> list[str]:
+    """The modules that nodes of a file import."""
     modules = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path}: a relative import'
+            assert node.level == 0, 'a relative import'
             # What is imported from a package may be a module of it.
             modules += [f'{node.module}.{alias.name}' for alias in node.names]
     return modules
+
+
+# Packages whose modules have another name.
+PACKAGES = {'PIL': 'pillow', 'cv2': 'opencv-python', 'mmcv': 'mmcv-lite', 'yaml': 'pyyaml'}
+
+
+def test_what_is_imported_is_declared_and_pinned() -> None:
+    """Whatever a module needs when it is imported is a dependency; what a function imports may be
+    an extra."""
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+    def names(lines: Iterable[str]) -> set[str]:
+        return {re.match(r'[\w-]*', line)[0] for line in lines}
+
+    needed = names(project['dependencies'])
+    extra = names(line for lines in project['optional-dependencies'].values() for line in lines)
+    assert needed <= names((ROOT / 'requirements.txt').read_text().splitlines())
+    undeclared = set()
+    for path in (
+        p for room in ('pretrain', 'downstream', 'tools') for p in ROOT.glob(f'{room}/**/*.py')
+    ):
+        tree = ast.parse(path.read_text())
+        for nodes, declared in ((tree.body, needed), (ast.walk(tree), needed | extra)):
+            packages = {module.split('.')[0] for module in imported(nodes)}
+            packages -= {*sys.stdlib_module_names, 'pretrain', 'downstream', 'tools'}
+            undeclared |= {(path.name, p) for p in packages if PACKAGES.get(p, p) not in declared}
+    assert undeclared == set()
 
 
 HELP = """

@@ -65,6 +65,10 @@ def test_metafiles_are_those_of_the_configs_and_records() -> None:
     assert {path for path in texts if not path.exists()} == set(), 'run tools/readme_tables.py'
     assert {path: path.read_text() for path in texts} == texts, 'run: python tools/readme_tables.py'
     assert {*texts} == {*ROOT.glob('configs/**/metafile.yml'), ROOT / 'model-index.yml'}
+    for path in ROOT.glob('configs/**/metafile.yml'):
+        (collection,) = yaml.safe_load(texts[path])['Collections']
+        assert collection['License'] == 'apache-2.0'
+        assert collection['Paper'].keys() >= {'Title', 'URL'}
     bccd = yaml.safe_load(texts[ROOT / 'configs/small/metafile.yml'])['Models']
     (model,) = (m for m in bccd if m['Name'] == 'faster_rcnn_r18_bccd')
     assert model['Results'][0]['Metrics']['mAP (BL)'] == 35.74  # as in the table

@@ -1,7 +1,9 @@
 """The packages that the suite needs, and which of them are not installed."""
 
 import re
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, requires
+from pathlib import Path
 
 # What an OpenMMLab environment may have in a package's place.
 ALTERNATIVES = {
@@ -10,11 +12,17 @@ ALTERNATIVES = {
 }
 
 
+NAME = 'snapshot-distillation'
+PROJECT = Path(__file__).resolve().parents[2] / 'pyproject.toml'
+
+
 def needed_packages() -> list[str]:
-    """The names of the packages that the installed suite asks for, extras left out."""
+    """The names of the packages that the suite asks for, extras left out: as the repository's
+    pyproject.toml says, or elsewhere the installed suite. None if neither is there."""
+    project = tomllib.loads(PROJECT.read_text()).get('project', {}) if PROJECT.is_file() else {}
     try:
-        wanted = requires('snapshot-distillation')
-    except PackageNotFoundError:  # run from the repository, with packages of the user's own
+        wanted = project['dependencies'] if project.get('name') == NAME else requires(NAME)
+    except PackageNotFoundError:
         wanted = []
     return [re.match(r'[\w.-]+', want)[0] for want in wanted if 'extra ==' not in want]
 

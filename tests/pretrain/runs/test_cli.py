@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.runs import packages
 from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
@@ -32,6 +33,7 @@ def test_missing_packages_are_named_in_one_sentence(
         'scipy3',
         'timm2; extra == "export"',
     ]
+    monkeypatch.setattr('pretrain.runs.packages.PROJECT', Path('nowhere'))
     monkeypatch.setattr('pretrain.runs.packages.requires', lambda _: wanted)
     monkeypatch.setattr('pretrain.runs.packages.ALTERNATIVES', {'opencv-python': ('pytest',)})
     with pytest.raises(SystemExit) as stop:
@@ -39,6 +41,21 @@ def test_missing_packages_are_named_in_one_sentence(
     sentence = 'error: Not installed: simplejpeg2, scipy3. Run: pip install simplejpeg2 scipy3'
     assert stop.value.code == sentence
     assert capsys.readouterr().err == ''
+
+
+def test_needed_packages_are_known_installed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the repository, even beside another version that is installed."""
+    monkeypatch.setattr(packages, 'requires', lambda _: ['torch>=1', 'old>=1; extra == "log"'])
+    of_repository = packages.needed_packages()
+    assert {'torch', 'pillow', 'mmcv-lite'} <= {*of_repository}
+    assert not {'old', 'timm', 'pytest'} & {*of_repository}
+    foreign = tmp_path / 'pyproject.toml'  # of another project, beside the installed package
+    for text in ('[project]\nname = "other"\ndependencies = ["x"]', '[tool.other]'):
+        foreign.write_text(text)
+        monkeypatch.setattr(packages, 'PROJECT', foreign)
+        assert packages.needed_packages() == ['torch']
 
 
 def test_one_opencv_is_pinned_under_the_name_that_mmcv_asks_for() -> None:
