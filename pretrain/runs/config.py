@@ -42,6 +42,9 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a Python program, and may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{path} cannot be read ({what}): correct it.') from error
+    # Every checkpoint holds the config's text. Formatting it would take a second or more each time.
+    text, file = config.text, config.filename
+    config = Config(config.to_dict(), text, file, config.env_variables, format_python_code=False)
     if 'stage' not in config:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
     known = dict(_walk(config.to_dict()))

@@ -1,4 +1,6 @@
+import copy
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mmengine.config import Config
@@ -41,6 +43,27 @@ def test_option_that_is_not_there(option: str, message: str) -> None:
 def test_missing_config() -> None:
     with pytest.raises(UserError, match='No config'):
         load_config(Path('configs/nowhere.py'))
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        'pretrain/r152_sd.py',
+        'pretrain/cifar100/densenet190_sd_t2.py',
+        'downstream/faster_rcnn_r152_voc07.py',
+        'downstream/deeplabv3_r152_voc12aug.py',
+    ],
+)
+def test_text_of_a_config_is_not_formatted_and_reads_back(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run writes it several times at its start and with each checkpoint."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', Mock(side_effect=AssertionError))
+    config = load_config(f'configs/{path}')
+    copy.deepcopy(config).dump(tmp_path / 'again.py')
+    again = load_config(tmp_path / 'again.py')
+    assert again.to_dict() == config.to_dict()
+    assert again.filename == str(tmp_path / 'again.py')
 
 
 def test_batch_is_shared_evenly() -> None:
