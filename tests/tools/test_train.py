@@ -1,11 +1,16 @@
 """The command line, as a user meets it: exit codes, one sentence, two processes."""
 
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -27,8 +32,41 @@ def call(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
-def train(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return call(sys.executable, str(ROOT / 'tools/train.py'), *args, cwd=cwd)
+def start(
+    *args: str, cwd: Path = ROOT, **environment: str
+) -> Callable[[], subprocess.CompletedProcess]:
+    """Start ``tools/train.py`` in a fork of this process, which has imported what would take a new
+    one many seconds. The result waits for its end."""
+    streams = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115
+    process = multiprocessing.get_context('fork').Process(
+        target=_train, args=(args, cwd, environment, streams)
+    )
+    process.start()
+
+    def wait() -> subprocess.CompletedProcess:
+        process.join()
+        for stream in streams:
+            stream.seek(0)
+        texts = [stream.read() for stream in streams]
+        return subprocess.CompletedProcess(args, process.exitcode, *texts)
+
+    return wait
+
+
+def _train(args: list[str], cwd: Path, environment: dict[str, str], streams: list[IO]) -> None:
+    os.chdir(cwd)
+    os.environ.update(environment)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.fileno(), number)
+    sys.stdout, sys.stderr = streams
+    sys.argv = ['tools/train.py', *args]
+    sys.path[:0] = environment.get('PYTHONPATH', '').split(':')
+    torch.set_num_threads(1)  # those of this process did not come with it
+    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+
+
+def train(*args: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return start(*args, cwd=cwd, **environment)()
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess, *parts: str) -> None:
@@ -81,47 +119,59 @@ class DumpHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         torch.save(model.state_dict(), path)
 """
-PROBED_CONFIG = """
+SMALL_CONFIG = """
 _base_ = {base!r}
+model = dict(network=dict(_delete_=True, type={network!r}, num_classes=4))
+"""
+PROBED_CONFIG = f"""{SMALL_CONFIG}
 custom_imports = dict(imports=['probe'])
 custom_hooks = [dict(type='DumpHook')]
 """
-WITHOUT_NORMALISATION = 'model = dict(network=dict(_delete_=True, type="Plain", num_classes=20))'
 
 
 def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> None:
-    """The user's command with two processes on the CPU: one teacher, and it is the snapshot."""
+    """Two processes on the CPU, with batch normalisation: one teacher, and it is the snapshot."""
     (tmp_path / 'probe.py').write_text(PROBE)
-    (tmp_path / 'probed_sd.py').write_text(PROBED_CONFIG.format(base=SD))
-    result = call(
-        'bash', 'tools/dist_train.sh', str(tmp_path / 'probed_sd.py'), '2',
-        '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options,
-        PYTHONPATH=f'{tmp_path}:{ROOT}', PROBE_DIR=str(tmp_path),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+    config = tmp_path / 'probed_sd.py'
+    config.write_text(PROBED_CONFIG.format(base=SD, network='TinyNet'))
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = str(server.getsockname()[1])
+    group = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    processes = [
+        start(
+            str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options,
+            PYTHONPATH=str(tmp_path), PROBE_DIR=str(tmp_path), RANK=rank, LOCAL_RANK=rank, **group,
+        )
+        for rank in ('0', '1')
+    ]  # fmt: skip
+    for wait in processes:
+        result = wait()
+        assert result.returncode == 0, result.stdout + result.stderr
     first, second = (torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in (0, 1))
     snapshot = load_from_disk(tmp_path / 'run/snapshot_1.pth')['state_dict']
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
         if name.startswith('teacher.'):
             assert torch.equal(tensor, snapshot[name.replace('teacher.', 'student.', 1)]), name
-    assert not torch.equal(first['student.conv1.weight'], first['teacher.conv1.weight'])
+    assert not torch.equal(first['student.0.weight'], first['teacher.0.weight'])
+    assert 'teacher.1.running_mean' in first
 
 
 def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> None:
-    """The same batches, losses and weights, without the batch normalisation that sees a share."""
+    """The user's command: the same batches, losses and weights, without the batch normalisation
+    that sees a share."""
     (tmp_path / 'probe.py').write_text(PROBE)
     config = tmp_path / 'plain_sd.py'
-    config.write_text(PROBED_CONFIG.format(base=SD) + WITHOUT_NORMALISATION)
+    config.write_text(PROBED_CONFIG.format(base=SD, network='Plain'))
     weights, records = [], []
-    for start in (
-        [sys.executable, 'tools/train.py', str(config)],
-        ['bash', 'tools/dist_train.sh', str(config), '2'],
+    for command, *args in (
+        (train, str(config)),
+        (call, 'bash', 'tools/dist_train.sh', str(config), '2'),
     ):
-        out = tmp_path / str(len(start))
+        out = tmp_path / command.__name__
         out.mkdir()
-        result = call(
-            *start, '--work-dir', str(out / 'run'), '--cfg-options', *options,
+        result = command(
+            *args, '--work-dir', str(out / 'run'), '--cfg-options', *options,
             PYTHONPATH=f'{tmp_path}:{ROOT}', PROBE_DIR=str(out),
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
@@ -138,10 +188,8 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
 
 
 def test_more_processes_than_the_machine_has(options: list[str], tmp_path: Path) -> None:
-    result = call(
-        'bash', 'tools/dist_train.sh', SD, '4096', '--work-dir', str(tmp_path / 'run'),
-        '--cfg-options', *options,
-    )  # fmt: skip
+    work_dir = str(tmp_path / 'run')
+    result = train(SD, '--gpus', '4096', '--work-dir', work_dir, '--cfg-options', *options)
     assert_one_sentence(result, '4096 processes', 'no GPU', 'CPU cores')
     assert not (tmp_path / 'run').exists()
 
@@ -156,21 +204,22 @@ def test_a_run_is_not_started_over_by_accident(options: list[str], tmp_path: Pat
 
 def test_resume_and_start_from(options: list[str], tmp_path: Path) -> None:
     """SD, resumed when it is over, and SE from its end of generation 1, resumed without a word."""
+    for name in ('sd', 'se'):
+        base = str(ROOT / f'configs/demo/r18_{name}.py')
+        (tmp_path / f'{name}.py').write_text(SMALL_CONFIG.format(base=base, network='TinyNet'))
+    sd, se = str(tmp_path / 'sd.py'), str(tmp_path / 'se.py')
     first, second = str(tmp_path / 'sd'), str(tmp_path / 'se')
-    assert train(SD, '--work-dir', first, '--cfg-options', *options).returncode == 0
-    assert train(SD, '--work-dir', first, '--resume', '--cfg-options', *options).returncode == 0
+    assert train(sd, '--work-dir', first, '--cfg-options', *options).returncode == 0
+    assert train(sd, '--work-dir', first, '--resume', '--cfg-options', *options).returncode == 0
     record = read_record(tmp_path / 'sd/run.json')
     assert (record['sessions'], len(record['history'])) == (2, 2)
     snapshot = str(tmp_path / 'sd/snapshot_1.pth')
-    ensemble = train(
-        SD.replace('sd.py', 'se.py'), '--work-dir', second, '--start-from', snapshot,
-        '--cfg-options', *options,
-    )  # fmt: skip
+    ensemble = train(se, '--work-dir', second, '--start-from', snapshot, '--cfg-options', *options)
     assert ensemble.returncode == 0, ensemble.stdout + ensemble.stderr
     shared = read_record(tmp_path / 'se/run.json')
     assert shared['started_from'] == snapshot
     assert shared['generations'][0]['last'] == record['generations'][0]['last']
-    again = train(SD, '--work-dir', second, '--resume', '--cfg-options', *options)
+    again = train(sd, '--work-dir', second, '--resume', '--cfg-options', *options)
     assert_one_sentence(again, 'algorithm.teacher_weight=0.0, this run asks for 1.0')
 
 
