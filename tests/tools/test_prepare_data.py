@@ -7,7 +7,7 @@ from PIL import Image
 
 from downstream.builtin import write_vocdevkit
 from pretrain.runs.errors import UserError
-from tests.tools.test_train import assert_one_sentence, call
+from tests.tools.commands import assert_one_sentence, start
 from tools.prepare_data import main
 
 COMMAND = 'tools/prepare_data.py'
@@ -26,11 +26,11 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
     command = [COMMAND, 'imagenet', '--max-side', '20', '--root']
-    done = call(sys.executable, *command, str(image_folder), '--out', str(tmp_path / 'small'))
+    done = start(*command, str(image_folder), '--out', str(tmp_path / 'small'))()
     assert done.returncode == 0, done.stderr
     assert '44 written anew' in done.stdout
     assert Image.open(tmp_path / 'small/val/class2/1.png').size == (22, 20)
-    wrong = call(sys.executable, *command, '/nowhere', '--out', str(tmp_path / 'other'))
+    wrong = start(*command, '/nowhere', '--out', str(tmp_path / 'other'))()
     assert_one_sentence(wrong, 'No folder /nowhere/train')
     assert not (tmp_path / 'other').exists()
 

@@ -1,16 +1,11 @@
 """The command line, as a user meets it: exit codes, one sentence, two processes."""
 
-import multiprocessing
 import os
-import runpy
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
@@ -18,63 +13,13 @@ import torch
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.record import read_record
 from tests.conftest import ROOT
+from tests.tools.commands import assert_one_sentence, call, start
 
 SD = str(ROOT / 'configs/demo/r18_sd.py')
 
 
-def call(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {'CUDA_VISIBLE_DEVICES': '', **environment},
-    )
-
-
-def start(
-    *args: str, cwd: Path = ROOT, **environment: str
-) -> Callable[[], subprocess.CompletedProcess]:
-    """Start ``tools/train.py`` in a fork of this process, which has imported what would take a new
-    one many seconds. The result waits for its end."""
-    streams = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115
-    process = multiprocessing.get_context('fork').Process(
-        target=_train, args=(args, cwd, environment, streams)
-    )
-    process.start()
-
-    def wait() -> subprocess.CompletedProcess:
-        process.join()
-        for stream in streams:
-            stream.seek(0)
-        texts = [stream.read() for stream in streams]
-        return subprocess.CompletedProcess(args, process.exitcode, *texts)
-
-    return wait
-
-
-def _train(args: list[str], cwd: Path, environment: dict[str, str], streams: list[IO]) -> None:
-    os.chdir(cwd)
-    os.environ.update(environment)
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(stream.fileno(), number)
-    sys.stdout, sys.stderr = streams
-    sys.argv = ['tools/train.py', *args]
-    sys.path[:0] = environment.get('PYTHONPATH', '').split(':')
-    torch.set_num_threads(1)  # those of this process did not come with it
-    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
-
-
-def train(*args: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return start(*args, cwd=cwd, **environment)()
-
-
-def assert_one_sentence(result: subprocess.CompletedProcess, *parts: str) -> None:
-    assert result.returncode == 1
-    assert 'Traceback' not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
-    for part in parts:
-        assert part in line
+def train(*args: str, **settings: object) -> subprocess.CompletedProcess:
+    return start('tools/train.py', *args, **settings)()
 
 
 @pytest.fixture
@@ -139,7 +84,8 @@ def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> No
     group = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     processes = [
         start(
-            str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *options,
+            'tools/train.py', str(config), '--work-dir', str(tmp_path / 'run'),
+            '--cfg-options', *options,
             PYTHONPATH=str(tmp_path), PROBE_DIR=str(tmp_path), RANK=rank, LOCAL_RANK=rank, **group,
         )
         for rank in ('0', '1')
