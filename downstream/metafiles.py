@@ -12,7 +12,7 @@ from downstream.tables import PERCENT
 from pretrain.formats import COLLECTION
 from pretrain.runs.config import load_config
 from pretrain.runs.tables import find_records
-from pretrain.schedule import mini_generations
+from pretrain.settings import mini_generations
 
 TASKS = {
     'classification': 'Image Classification',

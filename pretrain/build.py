@@ -23,11 +23,11 @@ import pretrain.runs.train_loop  # noqa: F401
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run
-from pretrain.runs.config import batch_per_process
+from pretrain.runs.config import batch_per_process, check_whole_numbers
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
-from pretrain.schedule import check_copies, mini_generations
+from pretrain.settings import check_copies, check_epochs, mini_generations
 
 # The identity of a run leaves out where another run's network lies and what it keeps,
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
@@ -87,6 +87,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     check_copies(algorithm.copy_every, algorithm.lag, algorithm.decay)
     if not (config.teacher.checkpoint or algorithm.copy_every):
         algorithm.taught_after = algorithm.generations[0]  # Eqn 4
+    check_epochs(sum(algorithm.generations), algorithm.taught_after, config.keep_epochs)
     config.train_cfg.micro_batches = config.micro_batches
     config.train_cfg.max_epochs = sum(algorithm.generations)
     config.param_scheduler = learning_rates(
@@ -137,6 +138,7 @@ def install() -> None:
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and hand them to the loaders. Returns a hash of each split's content."""
     batch_size = batch_per_process(config, world_size)
+    check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
     root = Path(str(config.data_root))
     skip_unusable = config.get('skip_unusable', False)  # CIFAR-100 has no such setting

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce_params
+from mmengine.dist import all_reduce_params, broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -85,10 +85,20 @@ class SnapshotHook(Hook):
         if self.teacher_file:
             unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
             runner.logger.info(f'The teacher is {self.teacher_file}.')
-        for k, end in enumerate(boundaries(self.generations), start=1):
-            path = Path(runner.work_dir) / f'snapshot_{k}.pth'
-            if end > runner.epoch or (path.exists() and is_whole(path)):
-                continue
+        paths = {
+            end: Path(runner.work_dir) / f'snapshot_{k}.pth'
+            for k, end in enumerate(boundaries(self.generations), start=1)
+            if end <= runner.epoch
+        }
+        # Rank 0 looks for all: another process might find the file that rank 0 is saving below.
+        lacking = [
+            [end for end, path in paths.items() if not (path.exists() and is_whole(path))]
+            if is_main_process()
+            else None
+        ]
+        broadcast_object_list(lacking)
+        for end in lacking[0]:
+            path = paths[end]
             if end < runner.epoch or iterations_done(runner):
                 raise UserError(
                     f'{path} is {"damaged" if path.exists() else "missing"}, and the ensemble at '

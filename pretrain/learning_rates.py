@@ -51,19 +51,20 @@ def learning_rates(
     Raises:
         UserError: if a name is unknown, a rate is not above 0, or there are not K of them.
     """
-    shapes = [schedule] * len(lengths) if isinstance(schedule, str) else list(schedule)
-    weights = [1.0] * len(lengths) if rates is None else list(rates)
+    shapes = schedule if isinstance(schedule, list | tuple) else [schedule] * len(lengths)
+    weights = [1.0] * len(lengths) if rates is None else rates
+    weights = list(weights) if isinstance(weights, list | tuple) else [weights]
     for name, values in (('schedule', shapes), ('rates', weights)):
         if len(values) != len(lengths):
             raise UserError(
                 f'algorithm.{name} has {len(values)} values for {len(lengths)} mini-generations: '
                 'give one for each.'
             )
-    if unknown := set(shapes) - set(SHAPES):
+    if unknown := set(map(str, shapes)) - set(SHAPES):
         raise UserError(
             f'algorithm.schedule is {", ".join(unknown)}: choose from {", ".join(SHAPES)}.'
         )
-    if not all(weight > 0 for weight in weights):
+    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
         raise UserError(f'algorithm.rates is {weights}: each must be above 0.')
     common = dict(by_epoch=True, convert_to_iter_based=True)
     if set(shapes) == {'cosine'}:  # mmengine has this one

@@ -13,7 +13,7 @@ file is changed.
 import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import positive, run
 
 
 def main() -> None:
@@ -26,12 +26,12 @@ def main() -> None:
     imagenet.add_argument('--out', type=Path, help='gets a copy with smaller pictures')
     imagenet.add_argument(
         '--max-side',
-        type=int,
+        type=positive,
         metavar='N',
         help='with --out: most pixels of the shorter side; what has more is shrunk',
     )
     imagenet.add_argument(
-        '--processes', type=int, metavar='P', help='(default: as many as there are cores)'
+        '--processes', type=positive, metavar='P', help='(default: as many as there are cores)'
     )
     commands.add_parser('cifar100', help='CIFAR-100 for Python; --root is cifar-100-python')
     commands.add_parser('voc07', help='VOC2007 detection; --root is VOCdevkit')

@@ -55,7 +55,8 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     mmengine's own loader unpickles whatever it finds.
 
     Raises:
-        UserError: if the file is missing, damaged or holds more than tensors and plain values.
+        UserError: if the file is missing or damaged, holds more than tensors and plain values, or
+            no dict of them.
     """
     if not Path(path).is_file():
         raise UserError(f'No checkpoint {path}: give the path of an existing .pth file.')
@@ -63,12 +64,17 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
         raise UserError(f'{path} is damaged: take an intact copy.')
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location=map_location, weights_only=True)
     except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
             "take an intact file, or ask its owner to save only the ['state_dict']."
         ) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f'{path} holds a {type(content).__name__} and no dict of tensors: choose a checkpoint.'
+        )
+    return content
 
 
 def _is_zip(path: str | Path) -> bool:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, lines_of
 from pretrain.runs.packages import missing_packages
 
 # mmengine's backends of ``--log``, each named like the package that it needs.
@@ -64,7 +64,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     # A loader worker's error holds its whole traceback; the last line says what happened.
-    return str(error) if isinstance(error, UserError) else str(error).strip().splitlines()[-1]
+    return str(error) if isinstance(error, UserError) else lines_of(error)[-1]
 
 
 def report_to_torchrun(sentence: str) -> bool:
@@ -84,6 +84,13 @@ def named_path(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+def positive(text: str) -> int:
+    """argparse's type of a whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text}: give a whole number above 0')
+    return int(text)
+
+
 def add_study_arguments(
     parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
 ) -> None:
@@ -92,9 +99,11 @@ def add_study_arguments(
     parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     parser.add_argument(
-        '--gpus', type=int, default=0, help='processes a run (default: no launcher)'
+        '--gpus', type=positive, default=0, help='processes a run (default: no launcher)'
     )
-    parser.add_argument('--jobs', type=int, help='runs at a time (default: 1; on a cluster: all)')
+    parser.add_argument(
+        '--jobs', type=positive, help='runs at a time (default: 1; on a cluster: all)'
+    )
     parser.add_argument(
         '--cluster',
         choices=['slurm'],
@@ -138,11 +147,14 @@ def training_arguments() -> argparse.Namespace:
     )
     parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
     parser.add_argument(
-        '--gpus', type=int, metavar='N', help='start N processes, each with a GPU or a CPU core'
+        '--gpus',
+        type=positive,
+        metavar='N',
+        help='processes to start, each with a GPU or a core',
     )
     parser.add_argument(
         '--check',
-        type=int,
+        type=positive,
         nargs='?',
         const=1,
         metavar='N',

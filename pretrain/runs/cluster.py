@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.runs.config import literal
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, lines_of
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.saving import EXIT_CODES
 
@@ -104,7 +104,7 @@ class ClusterLauncher(Launcher):
                 f'{run.title}: job {job.job_id} ended without a result, as a cancelled one does '
                 f'(state {job.state}): see {job.paths.stderr}, and run the command again to go on.'
             ) from end
-        return code, log.read_text().splitlines()[-50:]
+        return code, log.read_text(errors='replace').splitlines()[-50:]
 
     def _job(self, run: Run, do: Job) -> 'submitit.Job':
         """The job of a run that is in the queue, or a new one."""
@@ -128,7 +128,7 @@ class ClusterLauncher(Launcher):
             )
             job = executor.submit(do)
         except (NameError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f'No job for {run.title}: {str(error).splitlines()[0]}') from error
+            raise UserError(f'No job for {run.title}: {lines_of(error)[0]}') from error
         note.write_text(job.job_id)
         print(f'{run.title}: job {job.job_id}', flush=True)
         return job

@@ -3,7 +3,7 @@
 import ast
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any
@@ -94,7 +94,7 @@ def literal(text: str) -> Any:
     """The value that ``text`` on a command line means: a Python literal or a plain string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return {'true': True, 'false': False}.get(text.lower(), text)
 
 
@@ -128,19 +128,41 @@ def _value(key: str, text: str, present: Any) -> Any:
     return value
 
 
+# Settings of every run that count something, and the least that each may be.
+WHOLE_NUMBERS = {
+    'batch_size': 1,
+    'micro_batches': 1,
+    'randomness.seed': 0,
+    'train_dataloader.num_workers': 0,
+    'val_dataloader.num_workers': 0,
+    'train_cfg.val_interval': 1,
+    'default_hooks.logger.interval': 1,
+}
+
+
+def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
+    """Make sure that settings are whole numbers: those whose dotted keys ``least`` gives the least
+    value of, where the config has them.
+
+    Raises:
+        UserError: naming one that is not.
+    """
+    values = dict(_walk(config.to_dict()))
+    for key, at_least in least.items():
+        value = values.get(key, at_least)
+        if not isinstance(value, int) or value < at_least:
+            raise UserError(f'{key} is {value}: it must be a whole number of at least {at_least}.')
+
+
 def batch_per_process(config: Config, world_size: int) -> int:
     """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
 
     Raises:
         UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or one of
-            these is no number.
+            ``WHOLE_NUMBERS`` is none.
     """
+    check_whole_numbers(config, WHOLE_NUMBERS)
     pieces = config.micro_batches
-    for name, value in (('batch_size', config.batch_size), ('micro_batches', pieces)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f'{name} is {value}: it must be a whole number above 0.')
-    if not isinstance(config.randomness.seed, int):
-        raise UserError(f'randomness.seed is {config.randomness.seed}: it must be a whole number.')
     if config.batch_size % (world_size * pieces):
         of_each = f', each in {pieces} pieces' if pieces > 1 else ''
         raise UserError(

@@ -9,6 +9,11 @@ class UserError(ValueError):
     exit 1, without a traceback."""
 
 
+def lines_of(error: Exception) -> list[str]:
+    """What an error says, line by line; the name of its type if it says nothing."""
+    return str(error).strip().splitlines() or [type(error).__name__]
+
+
 class Contents(dict):
     """What a file holds. A key that is missing is the file's fault, and the error names the file.
 

@@ -183,6 +183,7 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                errors='replace',
                 env=self._environment(),
                 preexec_fn=end_with_parent,
             )

@@ -8,6 +8,7 @@ from pretrain.build import prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
+from pretrain.studies.sweep import check_unique
 
 # Added to the seed of a teacher, which sees the images in another order than its source.
 DATA_SEED = 1000
@@ -50,6 +51,7 @@ class Similarity:
         Raises:
             UserError: before anything is trained, if a setting or the data cannot work.
         """
+        check_unique([self.config], self.seeds)
         config = prepare(load_config(self.config, self.options), self.launcher.gpus or 1)
         shared = list(self.shared_epochs)
         if config.algorithm.generations != [config.epochs] or config.algorithm.teacher_weight:

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pretrain.classifier import student_weights
+from pretrain.hooks import SnapshotHook
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -269,7 +270,7 @@ def test_teacher_of_another_run(tiny_config: Callable, train: Callable, tmp_path
         ours, theirs = student_weights(with_teacher), student_weights(without)
         assert not torch.equal(ours['0.weight'], theirs['0.weight'])
     history = read_record(tmp_path / 'student/run.json')['history']
-    assert [('kl' in entry['train']) for entry in history] == [False, True, True]
+    assert [('difference' in entry['train']) for entry in history] == [False, True, True]
     untaught = read_record(tmp_path / 'alone/run.json')['history']
     assert history[0]['metrics'] == untaught[0]['metrics']
 
@@ -288,6 +289,27 @@ def test_teacher_of_another_architecture_is_refused(
         checkpoint['meta']['identity']['model']['network']['type'] = 'TinyNet'
         torch.save(checkpoint, path)
         tiny_config('bl', tmp_path / 'bl', f'teacher.checkpoint={path}')
+
+
+@pytest.mark.parametrize('there', [False, True])
+@pytest.mark.parametrize('lacking', [[], [1]])
+def test_all_processes_save_a_shared_snapshot_or_none_does(
+    there: bool, lacking: list, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may have begun to write it when another process looks."""
+    runner = train('se', tmp_path)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SnapshotHook))
+    runner.train_loop._epoch, runner.train_loop._iter = 1, 4
+    if not there:
+        (tmp_path / 'snapshot_1.pth').unlink()
+    saved = []
+    monkeypatch.setattr('pretrain.hooks.save', lambda runner, name, done: saved.append(name))
+    monkeypatch.setattr('pretrain.hooks.is_main_process', lambda: False)
+    monkeypatch.setattr(
+        'pretrain.hooks.broadcast_object_list', lambda objects: objects.__setitem__(0, lacking)
+    )
+    hook.before_train(runner)
+    assert saved == [f'snapshot_{end}.pth' for end in lacking]
 
 
 def test_kept_epochs(train: Callable, tmp_path: Path) -> None:

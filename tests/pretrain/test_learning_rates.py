@@ -91,6 +91,10 @@ def test_cosine_restarts_at_another_rate() -> None:
     [
         ('step', None, r'schedule is step: choose from cosine, linear, one_cycle'),
         (['linear'], None, 'schedule has 1 values for 2 mini-generations'),
+        (None, None, 'schedule is None'),
+        ([['linear'], 'cosine'], None, 'schedule is .*linear'),
+        ('linear', 0.5, 'rates has 1 values for 2 mini-generations'),
+        ('linear', ['a', 1.0], 'rates is .* each must be above 0'),
         ('linear', [1.0], 'rates has 1 values for 2 mini-generations'),
         ('cosine', [1.0, 0.0], r'rates is \[1.0, 0.0\]: each must be above 0'),
         ('cosine', [1.0, float('nan')], 'rates is'),

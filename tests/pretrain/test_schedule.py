@@ -1,15 +1,7 @@
 import numpy as np
 import pytest
 
-from pretrain.runs.errors import UserError
-from pretrain.schedule import (
-    balanced_label_weight,
-    boundaries,
-    check_copies,
-    generation,
-    mini_generations,
-    teacher_step,
-)
+from pretrain.schedule import balanced_label_weight, boundaries, generation, teacher_step
 
 SHORT = (4, 2, 3)
 IMAGENET = (45 * 5004, 45 * 5004)  # Section 4.2 in iterations: 1,281,167 // 256 = 5004 an epoch
@@ -42,36 +34,6 @@ def test_label_weight_balances_the_teacher() -> None:
     assert balanced_label_weight(teacher_weight=0.0, temperature=2.0) == 1.0
 
 
-@pytest.mark.parametrize(
-    ('epochs', 'generations', 'lengths'),
-    [(164, 4, [41] * 4), (90, 1, [90]), (7, [4, 3], [4, 3]), (7, (7,), [7])],
-)
-def test_lengths_of_the_mini_generations(epochs: int, generations: object, lengths: list) -> None:
-    assert mini_generations(epochs, generations) == lengths
-
-
-def test_whole_generations_are_as_long_as_a_run() -> None:
-    assert mini_generations(164, 3, whole=True) == [164, 164, 164]
-
-
-@pytest.mark.parametrize(
-    ('epochs', 'generations', 'message'),
-    [
-        (164, 3, 'generations=3 does not divide epochs=164'),
-        (9, [4, 4], r'generations=\[4, 4\] add up to 8 epochs, not to epochs=9'),
-        (0, 1, 'epochs is 0'),
-        ('x', 1, 'epochs is x'),
-        *(
-            (3, wrong, 'generations is')
-            for wrong in (0, -1, True, 1.5, [], [0, 3], [1.5, 1.5], 'x')
-        ),
-    ],
-)
-def test_impossible_lengths(epochs: object, generations: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        mini_generations(epochs, generations)
-
-
 @pytest.mark.parametrize('step', [0, 10])
 def test_step_outside_training(step: int) -> None:
     with pytest.raises(ValueError, match='from 1 to 9'):
@@ -91,27 +53,3 @@ def test_general_teacher_against_a_search(lag: int, every: int) -> None:
         if lag == 1:  # equal mini-generations of ``every`` iterations (Eqn 4)
             ends = boundaries([every] * (length // every + 1))
             assert teacher_step(step, copied) == teacher_step(step, ends)
-
-
-@pytest.mark.parametrize(
-    ('every', 'lag', 'decay', 'message'),
-    [
-        (0, None, None, 'copy_every is 0'),
-        (1, -1, None, 'lag is -1'),
-        (1, 2.5, None, 'lag is 2.5'),
-        (1, None, 0.0, 'decay is 0.0: it must be above 0 and below 1'),
-        (1, None, 1.0, 'decay is 1.0'),
-        (1, None, float('nan'), 'decay is nan'),
-        (None, 5, None, 'need algorithm.copy_every'),
-        (None, None, 0.9, 'need algorithm.copy_every'),
-        (2, 391, None, 'keeps 195 copies .*: set copy_every to 8 or more'),
-    ],
-)
-def test_impossible_copies(every: object, lag: object, decay: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_copies(every, lag, decay)
-
-
-def test_possible_copies() -> None:
-    for setting in ((None, None, None), (1, None, 0.999), (8, 391, None), (1, 50, 0.5)):
-        check_copies(*setting)

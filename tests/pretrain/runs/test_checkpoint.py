@@ -54,6 +54,13 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         load_from_disk(tmp_path / 'nowhere.pth')
 
 
+@pytest.mark.parametrize('content', [[torch.zeros(2)], torch.zeros(2), 'text', None])
+def test_a_file_without_names_is_no_checkpoint(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'x\.pth holds a .*choose a checkpoint'):
+        load_from_disk(tmp_path / 'x.pth')
+
+
 @pytest.mark.faults
 def test_interrupted_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,3 +1,4 @@
+import argparse
 import pwd
 import re
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.runs import packages
-from pretrain.runs.cli import run
+from pretrain.runs.cli import add_study_arguments, run
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -80,6 +81,8 @@ FileNotFoundError: [Errno 2] No such file or directory: 'a.jpg'
         (UserError('Do this.'), 'error: Do this.'),
         (OSError(28, 'No space left on device', 'epoch_1.pth'), 'epoch_1.pth: No space left'),
         (FileNotFoundError(WORKER), "No such file or directory: 'a.jpg'"),
+        (OSError(), 'error: OSError'),
+        (PermissionError('\n'), 'error: PermissionError'),
     ],
 )
 @pytest.mark.parametrize('shown', [False, True])
@@ -103,6 +106,19 @@ def test_a_fault_of_the_program_says_where_to_report_it(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match=r'error: .*report .* issue'):
         run(raises(KeyError('x')))
     assert 'KeyError' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', ['0', '-1', 'x', '1.5', ''])
+@pytest.mark.parametrize('option', ['--gpus', '--jobs'])
+def test_a_number_of_runs_or_processes_is_above_0(
+    option: str, number: str, capsys: pytest.CaptureFixture
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_study_arguments(parser, [0], 'work_dirs', [])
+    with pytest.raises(SystemExit):
+        parser.parse_args([f'{option}={number}'])
+    assert f'{option}: {number}: give a whole number above 0' in capsys.readouterr().err
+    assert parser.parse_args([f'{option}=2'])
 
 
 def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:

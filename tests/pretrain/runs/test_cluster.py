@@ -49,6 +49,9 @@ def execute(launcher: Launcher, run: Run, code: str) -> tuple[int, list[str]]:
 def test_a_job_gives_its_exit_code_and_last_lines(run: Run) -> None:
     launcher = ClusterLauncher(cluster='debug')
     assert execute(launcher, run, 'print("one")') == (0, ['one'])
+    code = 'import os; os.write(1, bytes([255, 10]))'  # the name of a file, perhaps
+    assert execute(launcher, run, code) == (0, ['one', '\ufffd'])
+    (run.work_dir / 'train.log').write_text('one\n')
     assert execute(launcher, run, 'exit("error: no luck")') == (1, ['one', 'error: no luck'])
 
 
@@ -57,6 +60,18 @@ def test_a_job_that_was_warned_goes_on_by_itself(run: Run) -> None:
     code = f'from pathlib import Path; m = Path({str(marker)!r}); print(m.exists()); '
     code += 'again = m.exists(); m.touch(); exit(0 if again else 75)'
     assert execute(ClusterLauncher(cluster='debug'), run, code) == (0, ['False', 'True'])
+
+
+@pytest.mark.parametrize('text', ['', '\n', 'no room\nat all'])
+def test_why_there_is_no_job(
+    text: str, run: Run, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr('submitit.AutoExecutor.submit', submit)
+    with pytest.raises(UserError, match=r'No job for title: (no room|RuntimeError)$'):
+        execute(ClusterLauncher(), run, 'pass')
 
 
 def test_an_unknown_option_is_named(run: Run, slurm: Path) -> None:

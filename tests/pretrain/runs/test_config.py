@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from pretrain.build import prepare
-from pretrain.runs.config import batch_per_process, load_config
+from pretrain.runs.config import batch_per_process, literal, load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -75,7 +75,24 @@ def test_batch_is_shared_evenly() -> None:
 
 @pytest.mark.parametrize(
     'option',
-    ['batch_size=0', 'batch_size=x', 'randomness.seed=None', 'algorithm.generations=5', 'epochs=0'],
+    [
+        'batch_size=0',
+        'batch_size=x',
+        'micro_batches=0',
+        'randomness.seed=None',
+        'randomness.seed=-1',
+        'data_seed=-1',
+        'data_seed=x',
+        'image_size=0',
+        'image_size=32.5',
+        'train_dataloader.num_workers=-1',
+        'train_cfg.val_interval=0',
+        'default_hooks.logger.interval=0',
+        'keep_epochs=[0]',
+        'algorithm.generations=5',
+        'algorithm.rates=0.5',
+        'epochs=0',
+    ],
 )
 def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8', option]
@@ -99,6 +116,11 @@ def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
 def test_a_value_of_another_kind_is_refused_by_its_key(option: str, fault: str) -> None:
     with pytest.raises(UserError, match=f'{option}: {fault}'):
         load_config(R152['sd'], [option])
+
+
+@pytest.mark.parametrize('text', ['{[1]: 2}', '1 +', '(', 'a b', '"', '\\', '[' * 500, '-x', ''])
+def test_what_is_no_literal_is_a_string(text: str) -> None:
+    assert literal(text) == text
 
 
 def test_a_number_may_be_a_name() -> None:

@@ -17,12 +17,14 @@ def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return popen(failing, **options)
 
     popen = subprocess.Popen
-    failing = [sys.executable, '-c', 'exit("error: no luck")']
+    # A line that is not UTF-8, such as the name of a file, ends no run.
+    code = 'import os; os.write(1, bytes([255, 10])); exit("error: no luck")'
+    failing = [sys.executable, '-c', code]
     monkeypatch.setattr(subprocess, 'Popen', start)
     work_dir = tmp_path / 'run'
     with pytest.raises(UserError, match='title failed: no luck'):
         Launcher().run(Run('title', Path('configs/x.py'), work_dir))
-    assert (work_dir / 'train.log').read_text() == 'error: no luck\n'
+    assert (work_dir / 'train.log').read_text() == '\ufffd\nerror: no luck\n'
 
 
 @pytest.mark.parametrize('gpus', [0, 2])

@@ -42,7 +42,9 @@ def test_protocol_of_section_3_3_2(similarity: Similarity, launched: list[Run]) 
     for student, teacher in pairs:
         folder = out / f'M_{student}_T_{teacher}'
         history = read_record(folder / 'run.json')['history']
-        assert ['kl' in entry['train'] for entry in history] == [e >= student for e in range(4)]
+        assert ['difference' in entry['train'] for entry in history] == [
+            e >= student for e in range(4)
+        ]
         end = load_from_disk(folder / 'snapshot_1.pth')['state_dict']
         weights = student_weights(load_from_disk(out / f'T_{teacher}/snapshot_1.pth'))
         for name, tensor in weights.items():
@@ -63,6 +65,12 @@ def test_impossible_shares(
 ) -> None:
     with pytest.raises(UserError, match='shared epochs'):
         Similarity(tiny_file('bl'), shared, [0], tmp_path / 'out').run()
+    assert not launched
+
+
+def test_a_seed_is_given_once(tiny_file: Callable, launched: list[Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='a seed is given twice'):
+        Similarity(tiny_file('bl'), [0], [1, 0, 1], tmp_path / 'out').run()
     assert not launched
 
 
