@@ -121,7 +121,7 @@ class SnapshotClassifier(BaseModel):
             _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
         with self._autocast(inputs):
             logits, ours = forward_to_layers(self.student, inputs, self.features.student_layers)
-        self.statistics.add(logits, labels, None, self.loss.temperature)
+        self.statistics.add(logits.float().log_softmax(dim=1), labels)
         return {'loss': self.features(ours, theirs)}
 
     def renew_student(self, seed: int) -> None:
@@ -148,7 +148,9 @@ class SnapshotClassifier(BaseModel):
                 ``error``, top-1 in percent; 'predict' a list with one dict of ``logits`` and
                 ``labels`` for the whole batch.
         """
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        # Cast once, for both networks: autocast would cast for each.
+        dtype = torch.bfloat16 if self.precision == 'bf16' else inputs.dtype
+        inputs = inputs.to(dtype, memory_format=torch.channels_last)
         teacher_logits = None
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
@@ -160,10 +162,16 @@ class SnapshotClassifier(BaseModel):
             return logits
         if mode == 'predict':
             return [{'logits': logits, 'labels': data_samples}]
-        losses = self.loss(logits, data_samples, teacher_logits)
-        temperature = self.loss.temperature
-        error = self.statistics.add(logits, data_samples, teacher_logits, temperature)
-        return losses | {'error': error}
+        parts = self.loss.parts(logits, data_samples, teacher_logits)
+        error = self.statistics.add(
+            parts.log_student, data_samples, parts.log_teacher, teacher_logits
+        )
+        return parts.logged() | {'error': error}
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised and what is logged. The values are scalars: mmengine's method would
+        take the mean of each, and add up, with a kernel each."""
+        return losses['loss'], losses
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
         with self._autocast(inputs):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,11 +11,23 @@ from pretrain.schedule import balanced_label_weight
 
 
 class LossParts(NamedTuple):
-    """Eqn 3 and its two terms before weighting: scalar tensors in nats, batch means."""
+    """Eqn 3 and its two terms before weighting, scalar tensors in nats, batch means; and the
+    log-probabilities (N, C) that they compare. Without a teacher there is no KL divergence.
+    """
 
     loss: Tensor
     cross_entropy: Tensor
-    kl: Tensor
+    kl: Tensor | None
+    log_student: Tensor
+    log_teacher: Tensor | None
+
+    def logged(self) -> dict[str, Tensor]:
+        """``loss``, the only key that mmengine adds to what is minimised, and with a teacher
+        ``cross_entropy`` and ``kl``, detached."""
+        if self.kl is None:
+            return {'loss': self.loss}
+        terms = {'cross_entropy': self.cross_entropy.detach(), 'kl': self.kl.detach()}
+        return {'loss': self.loss, **terms}
 
 
 def snapshot_distillation_loss(
@@ -43,15 +56,15 @@ def snapshot_distillation_loss(
         temperature: T > 0.
         student_temperature: 1, or T for symmetric distillation.
     """
-    cross_entropy = F.cross_entropy(logits, labels)
+    log_student = F.log_softmax(logits, dim=1)
+    log_teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
     softened = logits if student_temperature == 1 else logits / student_temperature
-    kl = F.kl_div(
-        F.log_softmax(softened, dim=1),
-        F.log_softmax(teacher_logits.detach() / temperature, dim=1),
-        reduction='batchmean',
-        log_target=True,
-    )
-    return LossParts(label_weight * cross_entropy + teacher_weight * kl, cross_entropy, kl)
+    cross_entropy = F.nll_loss(log_student, labels)
+    # F.kl_div negates twice, and its gradient once: three kernels more.
+    log_ratio = F.log_softmax(softened, dim=1) - log_teacher
+    kl = (log_teacher.exp() * log_ratio).sum() / -len(labels)
+    loss = torch.add(label_weight * cross_entropy, kl, alpha=teacher_weight)
+    return LossParts(loss, cross_entropy, kl, log_student, log_teacher)
 
 
 def top_score_difference(logits: Tensor, count: int = 5) -> Tensor:
@@ -114,21 +127,24 @@ class SnapshotDistillationLoss(nn.Module):
     def forward(
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss and, beside a teacher, its two terms for the log.
+        """The loss and, beside a teacher, its two terms: :meth:`LossParts.logged`.
 
         Args and shapes are those of :func:`snapshot_distillation_loss`; without
         ``teacher_logits`` Eqn 3 is the plain cross-entropy of Eqn 1.
-
-        Returns:
-            ``loss``, the only key that mmengine adds to what is minimised, and with a teacher
-            ``cross_entropy`` and ``kl``, detached.
         """
+        return self.parts(logits, labels, teacher_logits).logged()
+
+    def parts(
+        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> LossParts:
+        """As :meth:`forward`, with the log-probabilities that statistics can share."""
         if teacher_logits is None:
-            loss = F.cross_entropy(logits, labels)
+            log_student = F.log_softmax(logits, dim=1)
+            loss = cross_entropy = F.nll_loss(log_student, labels)
             if self.confidence_penalty:
                 loss = loss + self.confidence_penalty * top_score_difference(logits)
-            return {'loss': loss}
-        parts = snapshot_distillation_loss(
+            return LossParts(loss, cross_entropy, None, log_student, None)
+        return snapshot_distillation_loss(
             logits,
             labels,
             teacher_logits,
@@ -137,8 +153,3 @@ class SnapshotDistillationLoss(nn.Module):
             temperature=self.temperature,
             student_temperature=self.student_temperature,
         )
-        return {
-            'loss': parts.loss,
-            'cross_entropy': parts.cross_entropy.detach(),
-            'kl': parts.kl.detach(),
-        }

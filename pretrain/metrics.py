@@ -49,53 +49,69 @@ class TrainingStatistics(nn.Module):
 
     ``error`` is the top-1 error in percent, ``entropy`` the student's in nats. Beside a teacher
     come ``teacher_error``, ``teacher_entropy`` of softmax(z_T / T), which is what the student is
-    shown, ``kl`` = KL[softmax(z_T / T) ‖ softmax(z)] in nats, ``agreement``, how often in percent
-    both put the same class first, and ``difference`` = KL[softmax(z_T) ‖ softmax(z)] in nats.
+    shown, ``agreement``, how often in percent both put the same class first, and ``difference`` =
+    KL[softmax(z_T) ‖ softmax(z)] in nats.
 
     Agreement and difference measure how similar teacher and student are (Section 3.3.2): no
     temperature has a part in them. They are not 100 and 0 for the same weights, since the teacher
     normalises with running statistics and the student with those of the batch.
     """
 
-    names = ('error', 'entropy', 'teacher_error', 'teacher_entropy', 'kl', 'agreement')
-    names += ('difference',)
-
     def __init__(self) -> None:
         super().__init__()
-        # A buffer, so that a run that is stopped within an epoch keeps it. It is no weight.
-        self.register_buffer('sums', None, persistent=False)
+        # Buffers, so that a run that is stopped within an epoch keeps them. They are no weights.
+        self.register_buffer('equal', None, persistent=False)
+        self.register_buffer('nats', None, persistent=False)
 
     def clear(self) -> None:
         """Forget all batches."""
-        self.sums = None
+        self.equal = self.nats = None
 
     @torch.no_grad()
     def add(
-        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, temperature: float
+        self,
+        log_student: Tensor,
+        labels: Tensor,
+        log_teacher: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
     ) -> Tensor:
-        """Count a batch of logits (N, C) and labels (N,), and return its top-1 error in percent."""
-        log_p = logits.detach().float().log_softmax(dim=1)
-        first = log_p.argmax(dim=1)
-        batch = [100.0 * (first != labels).sum(), -(log_p.exp() * log_p).sum()]
-        if teacher_logits is not None:
-            log_r = teacher_logits.float().log_softmax(dim=1)
-            log_q = (log_r / temperature).log_softmax(dim=1)
-            teacher_first = log_q.argmax(dim=1)
-            q = log_q.exp()
-            batch += [
-                100.0 * (teacher_first != labels).sum(),
-                -(q * log_q).sum(),
-                (q * (log_q - log_p)).sum(),
-                100.0 * (first == teacher_first).sum(),
-                (log_r.exp() * (log_r - log_p)).sum(),
-            ]
-        count = torch.full_like(batch[0], len(labels))
-        sums = torch.stack([count, *batch]).double()
-        self.sums = sums if self.sums is None else self.sums + sums
-        return batch[0] / len(labels)
+        """Count a batch.
+
+        Args:
+            log_student: the student's log-probabilities, shape (N, C).
+            labels: class indices, shape (N,).
+            log_teacher: those of the softened teacher, log softmax(z_T / T), if there is one.
+            teacher_logits: z_T.
+
+        Returns:
+            The batch's top-1 error in percent.
+        """
+        classes = [labels, log_student.argmax(dim=1)]
+        logs = [log_student.detach()]
+        if log_teacher is not None:
+            classes.append(teacher_logits.argmax(dim=1))
+            logs += [log_teacher, teacher_logits.log_softmax(dim=1)]
+        classes = torch.stack(classes)
+        equal = (classes[:, None] == classes).sum(dim=2)  # of each pair of rows
+        scores = torch._foreach_exp(logs)  # in one kernel
+        if log_teacher is not None:
+            logs[2] = logs[2] - logs[0]
+        sums = [p.flatten().dot(log.flatten()) for p, log in zip(scores, logs, strict=True)]
+        nats = torch.stack(sums)
+        self.equal = equal if self.equal is None else self.equal + equal
+        self.nats = nats.double() if self.nats is None else self.nats + nats
+        return 100.0 - equal[0, 1] * (100.0 / len(labels))
 
     def mean(self) -> dict[str, float]:
         """The means over the batches of all processes; every process must call it."""
-        all_reduce(self.sums)
-        count, *sums = self.sums.tolist()
-        return {name: total / count for name, total in zip(self.names, sums, strict=False)}
+        all_reduce(self.equal)
+        all_reduce(self.nats)
+        equal, nats = self.equal.tolist(), self.nats.tolist()
+        count = equal[0][0]
+        means = {'error': 100.0 - 100.0 * equal[0][1] / count, 'entropy': -nats[0] / count}
+        if len(nats) > 1:
+            means['teacher_error'] = 100.0 - 100.0 * equal[0][2] / count
+            means['teacher_entropy'] = -nats[1] / count
+            means['agreement'] = 100.0 * equal[1][2] / count
+            means['difference'] = nats[2] / count
+        return means

@@ -48,7 +48,11 @@ def test_training_statistics_against_a_loop() -> None:
     statistics = TrainingStatistics()
     for part in (slice(0, 4), slice(4, 11)):
         logits = torch.tensor(z[part], requires_grad=True)
-        statistics.add(logits, torch.tensor(labels[part]), torch.tensor(zt[part]), 3.0)
+        teacher_logits = torch.tensor(zt[part])
+        log_student, log_teacher = (s.log_softmax(dim=1) for s in (logits, teacher_logits / 3.0))
+        error = statistics.add(log_student, torch.tensor(labels[part]), log_teacher, teacher_logits)
+        wrong = np.argmax(z[part], axis=1) != labels[part]
+        assert error.item() == pytest.approx(100 * np.mean(wrong))
     rows = []
     for a, b, y in zip(z, zt, labels, strict=True):
         p, q = softmax(a), softmax(b / 3.0)
@@ -58,22 +62,21 @@ def test_training_statistics_against_a_loop() -> None:
                 entropy(p),
                 100.0 * (np.argmax(b) != y),
                 entropy(q),
-                sum(q[c] * np.log(q[c] / p[c]) for c in range(6)),
                 100.0 * (np.argmax(a) == np.argmax(b)),
                 sum(r * np.log(r / p[c]) for c, r in enumerate(softmax(b))),
             ]
         )
-    expected = dict(zip(TrainingStatistics.names, np.mean(rows, axis=0), strict=True))
-    # The batches are reduced in float32.
-    assert statistics.mean() == pytest.approx(expected, rel=1e-5)
+    names = ('error', 'entropy', 'teacher_error', 'teacher_entropy', 'agreement', 'difference')
+    expected = dict(zip(names, np.mean(rows, axis=0), strict=True))
+    assert statistics.mean() == pytest.approx(expected, rel=1e-12)
 
 
 def test_training_statistics_without_a_teacher() -> None:
     statistics = TrainingStatistics()
-    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
-    statistics.add(logits, torch.tensor([0, 0]), None, 1.0)
+    scores = torch.tensor([[4.0, 0.0], [0.0, 4.0]]).log_softmax(dim=1)
+    statistics.add(scores, torch.tensor([0, 0]))
     assert statistics.mean().keys() == {'error', 'entropy'}
     assert statistics.mean()['error'] == 50.0
     statistics.clear()
-    statistics.add(logits, torch.tensor([0, 1]), None, 1.0)
+    statistics.add(scores, torch.tensor([0, 1]))
     assert statistics.mean()['error'] == 0.0

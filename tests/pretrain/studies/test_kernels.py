@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import DeviceType
 
+from pretrain.classifier import SnapshotClassifier
 from pretrain.studies import kernels
 from pretrain.studies.kernels import Counter, kernel_rows
 from tests.conftest import ROOT
@@ -50,6 +51,25 @@ def test_values_that_are_read_are_waited_for() -> None:
     assert counted(x.item)[1] == counted(lambda: float(x))[1] == counted(lambda: bool(x))[1] == 1
     assert counted(lambda: x.new_tensor((0.3, 0.6)))[1] == 1
     assert counted(lambda: x * 2.0)[1] == 0
+
+
+@pytest.mark.parametrize('teacher_weight', [0.0, 1.0])
+def test_kernels_of_the_loss_and_the_statistics(teacher_weight: float) -> None:
+    """Of an iteration but for the networks. A teacher costs 20 kernels, 10 of them for the terms of
+    Eqn 3, 5 for their gradient, 5 for what the student is compared with."""
+    loss = dict(type='SnapshotDistillationLoss', teacher_weight=teacher_weight, temperature=2.0)
+    model = SnapshotClassifier(dict(type='CifarResNet', depth=8, num_classes=6), loss, None)
+    logits, teacher_logits = torch.rand(2, 3, 6)
+    logits.requires_grad_()
+    model._compute, model.teach = lambda *_: logits, lambda _: teacher_logits
+    batch = torch.rand(3, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(3)
+
+    def iteration() -> None:
+        model.parse_losses(model(*batch, mode='loss'))[0].backward()
+
+    model.teaching = teacher_weight > 0
+    iteration()  # and the gradient, to which the next one is added
+    assert counted(iteration) == (17 + 20 * model.teaching, 0)
 
 
 def test_kernels_of_a_small_network() -> None:
