@@ -113,7 +113,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
     """Give every part its share of the backbone file, having tried it on the meta device."""
     if not config.backbone_file:
         raise UserError(
-            'No backbone is given: add --cfg-options backbone_file=FILE, a file that '
+            'No backbone is given: add the option backbone_file=FILE, a file that '
             'tools/export.py or tools/import_backbone.py wrote.'
         )
     weights = load_backbone_file(config.backbone_file)
@@ -143,7 +143,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     root = Path(config.data_root)
     if not root.is_dir():
         raise UserError(
-            f'No data root {root}: add --cfg-options data_root=DIR, the VOCdevkit folder that '
+            f'No data root {root}: add the option data_root=DIR, the VOCdevkit folder that '
             'holds VOC2007 and VOC2012.'
         )
     for loader in (config.train_dataloader, config.val_dataloader):
@@ -190,7 +190,8 @@ def _fill_schedule(config: Config) -> None:
         if late := [m for m in scheduler.get('milestones', ()) if m >= epochs]:
             raise UserError(
                 f'The learning rate is set to fall after epoch {late[0]}, which is not within '
-                f'train_cfg.max_epochs={epochs}: set param_scheduler.0.milestones as well.'
+                f'train_cfg.max_epochs={epochs}: set param_scheduler.0.milestones as well, or '
+                'param_scheduler=[] for a rate that stays.'
             )
 
 

@@ -297,7 +297,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Write the built-in images.')
     parser.add_argument('dest', metavar='DEST', type=Path, help='gets imagenet/ and VOCdevkit/')
     dest = parser.parse_args().dest
-    print(f'Built-in images: {dest / "imagenet"} and {dest / "VOCdevkit"}', flush=True)
+    print(
+        f'Built-in images: {dest / "imagenet"}, of {len(CLASSES)} classes, and '
+        f'{dest / "VOCdevkit"}, of {len(SCENE_CLASSES)} of them',
+        flush=True,
+    )
     write_imagenet_folder(dest / 'imagenet', train_per_class=100, val_per_class=20, size=64)
     write_vocdevkit(dest / 'VOCdevkit', trainval=480, test=120, size=256)
 

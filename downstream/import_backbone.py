@@ -204,7 +204,7 @@ def _merge_facts(
         missing += [f'--preprocessing {"|".join(PREPROCESSINGS)}']
     if missing:
         raise UserError(
-            f'{source} does not say how it was trained: run python '
+            f'{source} does not say how it was trained (--help explains the choices): run python '
             f'tools/import_backbone.py {source} OUT {" ".join(missing)}'
         )
     return {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}

@@ -95,7 +95,7 @@ def check_detection(
     if unknown := {name: found for name, found in files.items() if name not in classes}:
         errors.append(
             f'The objects have {_counts(unknown, "classes")}. Correct these names or, if all '
-            f'classes are your own, add --cfg-options "classes={list(files)}".'
+            f'classes are your own, add the option "classes={list(files)}".'
         )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
     return _conclude(findings, len(train), classes, str, tolerated, errors)
@@ -120,7 +120,7 @@ def check_segmentation(
     if unknown := {i: found for i, found in files.items() if i >= len(classes)}:
         errors.append(
             f'The masks have {_counts(unknown, "class ids")}. Correct these masks or, if all '
-            'classes are your own, add --cfg-options "classes=[...]" with the names of the ids 0 '
+            'classes are your own, add the option "classes=[...]" with the names of the ids 0 '
             f'to {max(unknown)}, in this order.'
         )
     for split, _, _, found, labels in findings:
@@ -203,7 +203,10 @@ def _conclude(
         present = _files_by_label(parts, class_of)
         if parts and (absent := [name for name in classes if name not in present]):
             files = ', '.join(str(part.split.list_file) for part in parts)
-            print(f'warning: {files}: no {", ".join(absent)}, which {effect}.', file=sys.stderr)
+            print(
+                f'warning: {files}: these classes occur nowhere and {effect}: {", ".join(absent)}.',
+                file=sys.stderr,
+            )
     return [len(part.names) for part in findings]
 
 

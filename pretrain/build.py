@@ -148,8 +148,8 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     if config.model.network.num_classes != num_classes:
         raise UserError(
             f'{config.data_root} holds {num_classes} classes, the model '
-            f'{config.model.network.num_classes}: add '
-            f'model.network.num_classes={num_classes} to --cfg-options.'
+            f'{config.model.network.num_classes}: add the '
+            f'option model.network.num_classes={num_classes}.'
         )
     folder = 'image_size' in config  # and not pictures on the device
     for split in ('train', 'val'):

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.runs.cli import positive, run
+from pretrain.runs.cli import add_options, positive, run
 
 DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
@@ -44,7 +44,7 @@ def main() -> None:
         else:
             default = DEFAULTS.get(name)
             part.add_argument('config', type=Path, nargs='?' if default else None, default=default)
-            part.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+            add_options(part)
         part.add_argument('--rounds', type=positive, default=5, help='timings of each step')
         part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
     part = parts.add_parser('all')

@@ -5,7 +5,7 @@ python tools/export.py CHECKPOINT OUT [--format FORMAT] [--classifier]
 
 import argparse
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, written
 
 FORMATS = ('torchvision', 'timm', 'mmpretrain', 'huggingface', 'onnx')
 
@@ -29,7 +29,7 @@ def main() -> None:
     from pretrain.export import export
 
     provenance = export(args.checkpoint, args.out, args.format, args.classifier)
-    print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
+    print(written(args.out, provenance))
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME
 import argparse
 
 from downstream.preprocessings import PREPROCESSINGS, STYLES
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, written
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     from downstream.import_backbone import import_backbone
 
     provenance = import_backbone(args.source, args.out, args.style, args.preprocessing)
-    print(f'{args.out}: ' + ', '.join(f'{key} {value}' for key, value in provenance.items()))
+    print(written(args.out, provenance))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,10 @@ def main() -> None:
         '--out', type=Path, help='folder for NAME_predicted.png (default: beside each picture)'
     )
     parser.add_argument(
-        '--threshold', type=float, default=0.3, help="least score of a detector's box"
+        '--threshold',
+        type=float,
+        default=0.3,
+        help="least score of a detector's box (default: 0.3)",
     )
     args = parser.parse_args()
     from downstream.predict import predict

@@ -15,7 +15,12 @@ from pretrain.runs.cli import run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tables = ['1', '2', '3', '4', '5', 'errors', 'schedules', 'teachers']
-    parser.add_argument('table', choices=tables)
+    parser.add_argument(
+        'table',
+        choices=tables,
+        help="1 to 5: the paper's; errors: of any pretraining runs; schedules: SD with other "
+        'learning rates; teachers: how similar teacher and student are',
+    )
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', help='those of Table 3 (default: all)')
     args = parser.parse_args()

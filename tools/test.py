@@ -5,14 +5,14 @@ python tools/test.py CONFIG CHECKPOINT [--cfg-options KEY=VALUE ...]
 
 import argparse
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import add_options, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='names the pictures and the metric')
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
-    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+    add_options(parser)
     args = parser.parse_args()
     from downstream.evaluate import evaluate
 

@@ -25,10 +25,18 @@ def main() -> None:
         'pretrains it; the first is the baseline; repeat for each, and for each pretraining of one',
     )
     parser.add_argument(
-        '--pretrain-seeds', type=int, nargs='+', default=[0], help='of each pretraining config'
+        '--pretrain-seeds',
+        type=int,
+        nargs='+',
+        default=[0],
+        help='each pretraining config is run with each of them (default: 0)',
     )
     parser.add_argument(
-        '--configs', type=Path, nargs='+', default=TABLE_5, help='downstream (default: Table 5)'
+        '--configs',
+        type=Path,
+        nargs='+',
+        default=TABLE_5,
+        help='fine-tunings, which build a ResNet of the same depth (default: those of Table 5)',
     )
     options = ['--pretrain-options', '--downstream-options']
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)

@@ -148,7 +148,7 @@ def _load(root: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f'No file {path}: unpack the official cifar-100-python.tar.gz and set data_root to its '
-            'folder cifar-100-python (--cfg-options data_root=DIR).'
+            'folder cifar-100-python (option data_root=DIR).'
         )
     data = path.read_bytes()
     # A pickle can run code, so only the published bytes are unpickled.

@@ -53,7 +53,7 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     if not folder.is_dir():
         raise UserError(
             f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
-            'val/<class>/ pictures (--cfg-options data_root=DIR).'
+            'val/<class>/ pictures (option data_root=DIR).'
         )
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
@@ -194,7 +194,7 @@ class ClassFolder(Dataset):
             if not skip_unusable:
                 raise UserError(
                     f'{root} holds pictures that cannot be trained with: {bad}. Replace or delete '
-                    'them, or add --cfg-options skip_unusable=True.'
+                    'them, or add the option skip_unusable=True.'
                 )
             print(f'Left out of {root}: {bad}.')
         skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))

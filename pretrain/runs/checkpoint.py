@@ -68,7 +68,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
-            "take an intact file, or ask its owner to save only the ['state_dict']."
+            'take an intact .pth file, or ask its owner to save model.state_dict() alone.'
         ) from error
     if not isinstance(content, dict):
         raise UserError(

@@ -7,8 +7,9 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.runs.errors import UserError, lines_of
 from pretrain.runs.packages import missing_packages
@@ -91,15 +92,37 @@ def positive(text: str) -> int:
     return int(text)
 
 
+_TOLD = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error')
+
+
+def written(out: str, provenance: Mapping[str, Any]) -> str:
+    """What an exported file is, by what a user chooses it for; the file itself says more.
+
+    Example:
+        >>> written('r18.pth', {'format': 1, 'arch': 'ResNet', 'depth': 18, 'seed': 0})
+        'Wrote r18.pth: arch ResNet, depth 18, seed 0'
+    """
+    facts = [f'{key} {provenance[key]}' for key in _TOLD if provenance.get(key) is not None]
+    return f'Wrote {out}: {", ".join(facts)}'
+
+
 def add_study_arguments(
     parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
 ) -> None:
     """What the tools that start many runs have in common: seeds, place, ``--gpus`` and ``--jobs``
     of :class:`pretrain.runs.launch.Launcher`, a cluster, and overrides of configs."""
-    parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
-    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
+    shown = ' '.join(map(str, seeds))
     parser.add_argument(
-        '--gpus', type=positive, default=0, help='processes a run (default: no launcher)'
+        '--seeds', type=int, nargs='+', default=seeds, help=f'one run for each (default: {shown})'
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path(work_dir),
+        help=f'where the runs live (default: {work_dir})',
+    )
+    parser.add_argument(
+        '--gpus', type=positive, default=0, help='processes of each run (default: one, on any GPU)'
     )
     parser.add_argument(
         '--jobs', type=positive, help='runs at a time (default: 1; on a cluster: all)'
@@ -117,7 +140,19 @@ def add_study_arguments(
         help="submitit's, such as slurm_partition=gpu timeout_min=720 cpus_per_task=16",
     )
     for name in options:
-        parser.add_argument(name, nargs='*', default=[], metavar='KEY=VALUE')
+        add_options(parser, name)
+
+
+def add_options(parser: argparse.ArgumentParser, name: str = '--cfg-options') -> None:
+    """Overrides of a config."""
+    runs = {'--pretrain-options': ' for pretraining', '--downstream-options': ' for fine-tuning'}
+    parser.add_argument(
+        name,
+        nargs='*',
+        default=[],
+        metavar='KEY=VALUE',
+        help=f'keys of the config to override{runs.get(name, "")}, such as batch_size=64',
+    )
 
 
 def training_arguments() -> argparse.Namespace:
@@ -145,7 +180,7 @@ def training_arguments() -> argparse.Namespace:
         choices=LOG_BACKENDS,
         help='write the curves for this program as well; may be repeated',
     )
-    parser.add_argument('--cfg-options', nargs='*', default=[], metavar='KEY=VALUE')
+    add_options(parser)
     parser.add_argument(
         '--gpus',
         type=positive,

@@ -52,7 +52,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     for option in options:
         key, equals, text = option.partition('=')
         if not equals:
-            raise UserError(f'--cfg-options {option}: write key=value.')
+            raise UserError(f'Option {option}: write key=value.')
         if key not in known:
             raise UserError(f'{path} has no key {key}: did you mean {_nearest(key, known)}?')
         overrides[key] = _value(key, text, known[key])
@@ -124,7 +124,7 @@ def _value(key: str, text: str, present: Any) -> Any:
     missing = value is None and isinstance(present, dict) and '.' not in key
     wrong = isinstance(value, bool) and bool not in kinds
     if missing or wrong or not isinstance(value, kinds):
-        raise UserError(f'--cfg-options {key}={text}: give {name}, such as {present}.')
+        raise UserError(f'Option {key}={text}: give {name}, such as {present}.')
     return value
 
 

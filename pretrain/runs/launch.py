@@ -20,7 +20,7 @@ from typing import ClassVar, TextIO
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences, in_words
-from pretrain.runs.processes import end_with_parent, usable_cores, usable_gpus
+from pretrain.runs.processes import end_with_parent, ended_by, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
 
 # Which of the ``jobs`` threads this one is: its runs use GPUs of their own.
@@ -169,11 +169,13 @@ class Launcher:
         code, lines = self._execute(run, command, log)
         if code:
             reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
-            raise UserError(
-                f'{run.title} failed: {reason.removeprefix("error: ")}'
-                if reason
-                else f'{run.title} failed with exit code {code}: see the end of {log}.'
-            )
+            if reason:
+                what = f'failed: {reason.removeprefix("error: ")}'
+            elif code < 0:
+                what = f'{ended_by(-code)}. Give the command again to resume.'
+            else:
+                what = f'failed with exit code {code}: see the end of {log}.'
+            raise UserError(f'{run.title} {what}')
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         """Run a command, append its output to ``log``, and return its exit code and last lines."""

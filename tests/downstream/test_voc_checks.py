@@ -482,7 +482,7 @@ def test_unknown_classes_are_named_once_over_all_splits(year: Path) -> None:
         check_detection([boxes(year)], [boxes(year, 'test')], CLASSES)
     assert str(error.value) == (
         "The objects have 2 unknown classes: ' dog ' (1, first in 000003.xml), 'lynx' (2, first in "
-        '100002.xml). Correct these names or, if all classes are your own, add --cfg-options '
+        '100002.xml). Correct these names or, if all classes are your own, add the option '
         "\"classes=[' dog ', 'cat', 'dog', 'lynx']\"."
     )
 
@@ -512,8 +512,9 @@ def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixtur
     (year / 'ImageSets/Main/test.txt').write_text('100000\n100002\n')
     check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f'warning: {boxes(year).list_file}: no cow, which are not learned.'
-    assert second.endswith('test.txt: no dog, cow, which are left out of the mean.')
+    classes = 'these classes occur nowhere and'
+    assert first == f'warning: {boxes(year).list_file}: {classes} are not learned: cow.'
+    assert second.endswith(f'test.txt: {classes} are left out of the mean: dog, cow.')
 
 
 def _exif(picture: Path, format: str = 'JPEG') -> None:
@@ -623,7 +624,7 @@ def test_everything_is_found_at_once(year: Path) -> None:
     split = year / 'ImageSets/Main/trainval.txt'
     assert str(error.value) == (
         "The objects have 1 unknown classes: 'Dog' (1, first in 000003.xml). Correct these names "
-        "or, if all classes are your own, add --cfg-options \"classes=['Dog', 'cat', 'dog']\".\n"
+        "or, if all classes are your own, add the option \"classes=['Dog', 'cat', 'dog']\".\n"
         f'{split} names 9 images, but {year}/JPEGImages lacks 1 files (000099.jpg); '
         f'{year}/Annotations lacks 1 files (000099.xml); there are 4 inverted or empty boxes '
         '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, '

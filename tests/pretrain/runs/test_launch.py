@@ -11,20 +11,35 @@ from pretrain.runs import launch
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run, progress
 
+KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
 
-def test_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    ('program', 'said'),
+    [
+        # A line that is not UTF-8, such as the name of a file, ends no run.
+        (
+            'import os; os.write(1, bytes([255, 10])); exit("error: no luck")',
+            'title failed: no luck',
+        ),
+        ('exit(3)', 'title failed with exit code 3: see the end of .*train.log'),
+        (KILLED.format('SIGKILL'), 'title was ended by SIGKILL.*memory.*command again'),
+        (KILLED.format('SIGSEGV'), 'title was ended by SIGSEGV. Give the command again'),
+    ],
+)
+def test_failed_run_says_why(
+    program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(*_: object, **options: object) -> subprocess.Popen:
-        return popen(failing, **options)
+        return popen([sys.executable, '-c', program], **options)
 
     popen = subprocess.Popen
-    # A line that is not UTF-8, such as the name of a file, ends no run.
-    code = 'import os; os.write(1, bytes([255, 10])); exit("error: no luck")'
-    failing = [sys.executable, '-c', code]
     monkeypatch.setattr(subprocess, 'Popen', start)
     work_dir = tmp_path / 'run'
-    with pytest.raises(UserError, match='title failed: no luck'):
+    with pytest.raises(UserError, match=said):
         Launcher().run(Run('title', Path('configs/x.py'), work_dir))
-    assert (work_dir / 'train.log').read_text() == '\ufffd\nerror: no luck\n'
+    printed = '\ufffd\nerror: no luck\n' if 'no luck' in program else ''
+    assert (work_dir / 'train.log').read_text() == printed
 
 
 @pytest.mark.parametrize('gpus', [0, 2])
