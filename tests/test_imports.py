@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 IMPORT_EVERYTHING = """
 import importlib
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot  # six, which it needs, has an importer of its own
 from mmengine.fileio.backends import registry_utils

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -27,13 +28,18 @@ def run(main: Callable[[], None]) -> None:
 
     A mistake of the user's, a file that cannot be read and a full disk need no more. A fault of
     the program's is shown with its traceback. ``--traceback`` on the command line shows every
-    error that way.
+    error that way. Ctrl-C ends it with exit code 130.
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
     _find_home()
     try:
         main()
+    except KeyboardInterrupt:
+        if shown:
+            traceback.print_exc()
+        print('\nStopped by Ctrl-C.', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (missing := missing_packages()):
             names = ' '.join(missing)

@@ -20,11 +20,13 @@ from typing import ClassVar, TextIO
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences, in_words
-from pretrain.runs.processes import end_with_parent, ended_by, usable_cores, usable_gpus
+from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
+from pretrain.runs.saving import EXIT_CODES
 
 # Which of the ``jobs`` threads this one is: its runs use GPUs of their own.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
+_STOPPED = {code: number.name for number, code in EXIT_CODES.items()}
 _PREPARING = Lock()  # mmengine's registries are one for all threads
 _PLACE = re.compile(r'Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\]')
 _SHOWN = re.compile(
@@ -135,7 +137,7 @@ class Launcher:
             )
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-        print(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}', flush=True)
+        _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')
         return record
 
     def _identity(self, run: Run) -> dict:
@@ -165,14 +167,16 @@ class Launcher:
         if run.start_from:
             command += ['--start-from', str(run.start_from)]
         command += ['--cfg-options', *run.options]
-        print(f'{run.title}: log in {log}', flush=True)
+        _say(f'{run.title}: log in {log}')
         code, lines = self._execute(run, command, log)
         if code:
             reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
             if reason:
                 what = f'failed: {reason.removeprefix("error: ")}'
             elif code < 0:
-                what = f'{ended_by(-code)}. Give the command again to resume.'
+                what = f'was ended by {signal_in_words(-code)}. Give the command again to resume.'
+            elif code in _STOPPED:
+                what = f'was stopped by {_STOPPED[code]}. Give the command again to resume.'
             else:
                 what = f'failed with exit code {code}: see the end of {log}.'
             raise UserError(f'{run.title} {what}')
@@ -193,6 +197,11 @@ class Launcher:
         return process.returncode, lines
 
 
+def _say(line: str) -> None:
+    """Print a line in one piece, where the threads of several runs print at the same time."""
+    print(f'{line}\n', end='', flush=True)
+
+
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
     """Copy a run's output to its log, show where it is, and return its last lines."""
     tail = deque(maxlen=50)
@@ -203,7 +212,7 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
             log.flush()
             tail.append(line.rstrip())
             if time.monotonic() - shown > 15 and (news := progress(line)):
-                print(f'{title}: {news}', flush=True)
+                _say(f'{title}: {news}')
                 shown = time.monotonic()
         process.wait()
     finally:

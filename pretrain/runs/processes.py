@@ -129,21 +129,21 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not reported):
                 raise UserError(
-                    f'Process {rank} {ended_by(-failure.exitcode)}. --resume goes on from the '
-                    'newest checkpoint.'
+                    f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
+                    'goes on from the newest checkpoint.'
                 ) from None
         raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
 
 
-def ended_by(number: int) -> str:
-    """What a signal did to a process, and the usual cause.
+def signal_in_words(number: int) -> str:
+    """The name of a signal that ended a process, and the usual cause.
 
     Example:
-        >>> ended_by(9)
-        'was ended by SIGKILL, which often means that the memory was too small'
+        >>> signal_in_words(9)
+        'SIGKILL, which often means that the memory was too small'
     """
     cause = ', which often means that the memory was too small' if number == signal.SIGKILL else ''
-    return f'was ended by {signal.Signals(number).name}{cause}'
+    return signal.Signals(number).name + cause
 
 
 def end_with_parent() -> None:

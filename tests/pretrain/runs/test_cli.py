@@ -15,7 +15,7 @@ from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
 
-def raises(error: Exception) -> Callable[[], None]:
+def raises(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         assert '--traceback' not in sys.argv
         raise error
@@ -100,6 +100,19 @@ def test_what_goes_wrong_is_one_sentence(
     assert stopped.value.code.startswith('error: ')
     assert '\n' not in stopped.value.code
     assert ('Traceback' in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize('shown', [False, True])
+def test_ctrl_c_ends_a_tool_without_a_traceback(
+    shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['tool.py', *['--traceback'] * shown])
+    with pytest.raises(SystemExit) as stop:
+        run(raises(KeyboardInterrupt()))
+    assert stop.value.code == 130
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert last == 'Stopped by Ctrl-C.'
+    assert any('Traceback' in line for line in trace) == shown
 
 
 def test_a_fault_of_the_program_says_where_to_report_it(capsys: pytest.CaptureFixture) -> None:

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
         ('exit(3)', 'title failed with exit code 3: see the end of .*train.log'),
         (KILLED.format('SIGKILL'), 'title was ended by SIGKILL.*memory.*command again'),
         (KILLED.format('SIGSEGV'), 'title was ended by SIGSEGV. Give the command again'),
+        ('exit(130)', 'title was stopped by SIGINT. Give the command again'),
+        ('exit(143)', 'title was stopped by SIGTERM. Give the command again'),
     ],
 )
 def test_failed_run_says_why(
@@ -96,6 +99,35 @@ def test_runs_are_dealt_out_to_the_gpus(
     with pytest.raises(UserError, match='enough'):
         launcher.each([partial(launcher.run, run) for run in runs])
     assert sorted(given) == names
+
+
+def test_lines_of_runs_side_by_side_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is written at once: between two writes another thread may write."""
+    said = []
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            said.extend([text] if text else [])
+            return len(text)
+
+    def start(*_: object, **options: object) -> subprocess.Popen:
+        return popen([sys.executable, '-c', 'print("Epoch(train) [1][1/1]")'], **options)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(launch, 'read_record', lambda _: records.pop(0))
+    monkeypatch.setattr(subprocess, 'Popen', start)
+    monkeypatch.setattr(time, 'monotonic', iter(range(0, 1000, 100)).__next__)
+    monkeypatch.setattr(sys, 'stdout', Screen())
+    finished = {'status': 'finished', 'wall_seconds': 1.0, 'generations': [{'last': {'mAP': 0.5}}]}
+    records = [None, finished]
+    Launcher().run(Run('title', Path('configs/x.py'), tmp_path))
+    assert said == [
+        f'title: log in {tmp_path / "train.log"}\n',
+        'title: Epoch(train) [1][1/1]\n',
+        'title: done in 1 s, mAP 0.5\n',
+    ]
 
 
 @pytest.mark.parametrize('jobs', [1, 2])
