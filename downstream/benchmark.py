@@ -18,9 +18,7 @@ from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, 
 
 
 def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """A fine-tuning run against one under mmengine's own Runner, as mmdet's and mmseg's
-    ``tools/train.py`` start it, with the same model, data, optimizer and loop. The library's run
-    computes in float32 and keeps no record.
+    """A fine-tuning run of this suite against :func:`library_run`.
 
     Pictures of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
     random and the batch fits this machine.
@@ -42,10 +40,7 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
         if not config.backbone_file:
             options.append(f'backbone_file={_random_backbone(config, Path(scratch))}')
         ours = prepare(load_config(path, options))
-        theirs = copy.deepcopy(ours)
-        del theirs.default_hooks.record
-        theirs.runner_type = 'Runner'
-        runs = {'run': ours, 'library run': theirs}
+        runs = {'run': ours, 'library run': library_run(ours)}
         median = median_of_turns(lambda: {n: run_seconds(c, rounds) for n, c in runs.items()})
     title = f'{Path(path).stem}, batch {batch}'
     ratio = median['run'] / median['library run']  # which is float32
@@ -55,6 +50,22 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
         *(row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()),
         row(f'{title}: run', batch / median['run'], 'images/s'),
     ]
+
+
+def library_run(ours: Config) -> Config:
+    """A prepared fine-tuning config as mmdet's and mmseg's ``tools/train.py`` would run it: with
+    mmengine's Runner, loop over epochs, sampler, hooks and log, and in float32. The model with its
+    initial weights, the pictures, their transforms and the optimizer are the same."""
+    config = copy.deepcopy(ours)
+    config.runner_type = 'Runner'
+    config.train_cfg = dict(by_epoch=True, max_epochs=ours.train_cfg.max_epochs)
+    config.train_dataloader.sampler.type = 'DefaultSampler'
+    config.train_dataloader.dataset = ours.train_dataloader.dataset.dataset
+    # As in their default_runtime.py. mmengine adds its other default hooks.
+    config.default_hooks = dict(logger=dict(type='LoggerHook', interval=50))
+    config.log_processor = dict(type='LogProcessor', window_size=50)
+    config.env_cfg.cudnn_benchmark = ours.task == 'segmentation'
+    return config
 
 
 def _random_backbone(config: Config, folder: Path) -> Path:

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
 
 from downstream import benchmark
+from downstream.build import prepare
+from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -41,6 +45,24 @@ def test_a_run_is_compared_with_the_library_s(
     assert rows[0]['goal'] == 1.0 and rows[0]['met']
     ours, theirs = measured[:2]
     assert theirs.runner_type == 'Runner' != ours.runner_type
-    assert theirs.model == ours.model
-    assert theirs.train_dataloader == ours.train_dataloader
-    assert theirs.optim_wrapper == ours.optim_wrapper
+    for key in ('model', 'optim_wrapper', 'param_scheduler'):
+        assert theirs[key] == ours[key]
+    assert theirs.train_dataloader.dataset == ours.train_dataloader.dataset.dataset
+    assert theirs.train_dataloader.batch_size == ours.train_dataloader.batch_size
+
+
+@pytest.mark.parametrize('stem', ['deeplabv3_r18_voc12', 'faster_rcnn_r18_voc07'])
+def test_a_library_run_is_made_of_the_library_s_parts(
+    stem: str, voc: Path, backbone_file: str, tmp_path: Path
+) -> None:
+    options = [f'data_root={voc}', f'backbone_file={backbone_file}', 'precision=float32']
+    config = benchmark.library_run(prepare(load_config(ROOT / f'configs/demo/{stem}.py', options)))
+    config.work_dir = config.experiment_name = str(tmp_path)
+    runner = RUNNERS.build(config)
+    loader = runner.train_loop.dataloader
+    parts = [runner, runner.train_loop, runner.log_processor, *runner.hooks, runner.model]
+    parts += [loader.dataset, loader.sampler, loader.batch_sampler]
+    owners = {type(part).__module__.split('.')[0] for part in parts}
+    assert owners <= {'mmengine', 'mmdet', 'mmseg', 'torch'}
+    conv = runner.model.backbone.layer1[0].conv1.weight
+    assert not conv.is_contiguous(memory_format=torch.channels_last)
