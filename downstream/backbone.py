@@ -32,15 +32,15 @@ def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def top_level(names: Iterable[str]) -> tuple[str, ...]:
-    """``layer1.0.conv1.weight`` is of ``layer1``: the layers of tensor names, each once."""
+    """The layers that tensors belong to, each once: ``layer1`` of ``layer1.0.conv1.weight``."""
     return tuple(dict.fromkeys(name.split('.')[0] for name in names))
 
 
 def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
-    """Compare what the weights were trained as with what the config builds around them.
+    """Make sure that the config builds the network that the weights were trained in.
 
-    Neither the names nor the shapes of the tensors show any of this but the depth, so a mistake
-    would cost accuracy in silence.
+    Of these facts the names and shapes of tensors show only the depth, so a mistake would cost
+    accuracy unnoticed.
 
     Args:
         model: the ``model`` of an mmdet or mmseg config.
@@ -82,7 +82,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
 
 def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
     """The overrides, as ``key=value``, with which a downstream config builds the stem, the stride
-    style and the preprocessing that a backbone was trained with. What agrees already needs none.
+    style and the preprocessing that a backbone was trained with; none for what agrees already.
     Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
     deep_stem, avg_down = STEMS[provenance['stem']]
     wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
@@ -104,7 +104,7 @@ def _setting(config: Config, key: str) -> Any:
 
 
 def same_fact(ours: Any, theirs: Any) -> bool:
-    """Whether two values of a fact are the same, numbers but for rounding in the fifth digit."""
+    """Whether two values of a fact agree; numbers may differ by rounding in the fifth digit."""
     if isinstance(ours, list | tuple):
         pairs = zip(ours, theirs, strict=False)
         return len(ours) == len(theirs) and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
@@ -114,8 +114,8 @@ def same_fact(ours: Any, theirs: Any) -> bool:
 def select(
     weights: Mapping[str, Tensor], module: nn.Module, layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of ``layers``, top-level names such as ``conv1`` or ``layer4``, after making sure
-    that they are exactly what ``module`` holds. Its own tensors may be on the meta device.
+    """The tensors of ``layers``, top-level names such as ``conv1`` or ``layer4``, which must be
+    exactly those of ``module``. Its own tensors may be on the meta device.
 
     Raises:
         UserError: naming tensors that one side lacks or that differ in shape.

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.registry import MODELS
 
-# These register what a config may name: in mmengine's registries, under our own names.
+# These register, in mmengine's registries, what a config may name.
 import downstream.pictures
 import downstream.precision
 import downstream.probe
@@ -24,20 +24,19 @@ from downstream.mmcv_ops import install
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.backbone_file import load_backbone_file
-from pretrain.runs.config import batch_per_process
+from pretrain.runs.config import batch_per_process, check_counts
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
 # The identity of a run leaves out where its backbone lies, how a probe loads its pictures,
-NOT_IDENTITY = ('backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg')
-NOT_IDENTITY += ('loader',)
+NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg'
+NOT_IDENTITY += 'loader', 'skip'
 # and what `prepare` derives from other settings.
-NOT_IDENTITY += ('default_hooks.pictures', 'train_cfg.micro_batches', 'skip')
-NOT_IDENTITY += ('train_dataloader.batch_size', 'train_dataloader.dataset.seed')
+NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
+NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
 NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
-NOT_IDENTITY += ('model.data_preprocessor.size',)
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 
 
@@ -64,11 +63,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         data = content()
     else:
         data = _content(config)
-        config.train_dataloader.dataset = dict(
-            type='SeededDataset',
-            dataset=config.train_dataloader.dataset,
-            seed=config.randomness.seed,
-        )
+        loader, seed = config.train_dataloader, config.randomness.seed
+        loader.dataset = dict(type='SeededDataset', dataset=loader.dataset, seed=seed)
     if not config.label:  # a backbone of another library says nothing of an algorithm
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
@@ -79,7 +75,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
 
 
 def fill(config: Config, world_size: int = 1) -> Config:
-    """What :func:`prepare` does without a backbone; its arguments and errors are the same."""
+    """Do what :func:`prepare` does without a backbone, with the same arguments and errors."""
     install()
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
@@ -100,17 +96,15 @@ def fill(config: Config, world_size: int = 1) -> Config:
         _fill_segmentation(config, world_size)
     else:
         _fill_detection(config)
-    config.default_hooks.pictures = dict(
-        type='PicturesHook', visualizer=downstream.pictures.VISUALIZERS_BY_TASK[config.task]
-    )
-    config.default_hooks.record = dict(
-        type='RunRecordHook', generations=[config.train_cfg.max_epochs]
-    )
+    visualizer = downstream.pictures.VISUALIZERS_BY_TASK[config.task]
+    config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
+    config.default_hooks.record.generations = [config.train_cfg.max_epochs]
     return config
 
 
 def _hand_over(config: Config) -> dict[str, Any]:
-    """Give every part its share of the backbone file, having tried it on the meta device."""
+    """Give every part of the model its layers of the backbone file, after a trial on the meta
+    device. Returns the file's provenance."""
     if not config.backbone_file:
         raise UserError(
             'No backbone is given: add the option backbone_file=FILE, a file that '
@@ -138,6 +132,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 
 def _fill_loaders(config: Config, world_size: int) -> None:
+    """Check the data, and give their place, lists and sizes to the data sets."""
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     _fill_lists(config)
     root = Path(config.data_root)
@@ -154,11 +149,9 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         'RandomCrop': dict(crop_size=config.get('crop_size')),
     }
     train, val = _datasets(config)
-    if (images := sum(_check_splits(config)[: len(train)])) < config.batch_size:
-        raise UserError(
-            f'{root} has {images} training images, less than batch_size={config.batch_size}: '
-            'lower batch_size.'
-        )
+    counts = _check_splits(config)
+    trained, tested = sum(counts[: len(train)]), sum(counts[len(train) :])
+    check_counts(root, trained, tested, config.batch_size, world_size)
     for dataset in (*train, *val):
         dataset.data_root = config.data_root
         for step in dataset.pipeline:
@@ -167,19 +160,17 @@ def _fill_loaders(config: Config, world_size: int) -> None:
 
 def _fill_lists(config: Config) -> None:
     """Have lists of the user's own take the place of VOC's."""
+    folders = {
+        'detection': dict(sub_data_root=''),
+        'segmentation': dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+    }
     for split in ('train', 'val'):
-        if not (own := config[f'{split}_list']):
-            continue
         dataset = config[f'{split}_dataloader'].dataset
-        if 'datasets' in dataset:
-            dataset.datasets = dataset.datasets[:1]
-            dataset = dataset.datasets[0]
-        dataset.ann_file = own
-        dataset.data_prefix = (
-            dict(sub_data_root='')
-            if config.task == 'detection'
-            else dict(img_path='JPEGImages', seg_map_path='SegmentationClass')
-        )
+        if own := config[f'{split}_list']:
+            if 'datasets' in dataset:
+                dataset.datasets = dataset.datasets[:1]
+                dataset = dataset.datasets[0]
+            dataset.update(ann_file=own, data_prefix=folders[config.task])
 
 
 def _fill_schedule(config: Config) -> None:
@@ -239,7 +230,7 @@ def _check_splits(config: Config) -> list[int]:
 
 
 def _content(config: Config) -> dict[str, list[str]]:
-    """For each list to train and to test on, a hash of the names and bytes of its files."""
+    """A hash of the names and bytes of the files of each list to train and to test on."""
     root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
 
     def content(split: Split) -> str:
@@ -263,13 +254,13 @@ def _datasets(config: Config) -> Iterator[list[ConfigDict]]:
 def _splits(config: Config) -> Iterator[list[Split]]:
     """The files of the lists to train and to test on."""
     root = Path(config.data_root)
+
+    def split(dataset: ConfigDict) -> Split:
+        prefix, names = dataset.data_prefix, root / dataset.ann_file
+        if 'sub_data_root' not in prefix:
+            return Split(names, root / prefix.img_path, root / prefix.seg_map_path)
+        year = root / prefix.sub_data_root  # mmdet's, which has these names for its folders
+        return Split(names, year / 'JPEGImages', year / 'Annotations')
+
     for datasets in _datasets(config):
-        yield [_split(root, dataset) for dataset in datasets]
-
-
-def _split(root: Path, dataset: ConfigDict) -> Split:
-    prefix = dataset.data_prefix
-    if 'sub_data_root' in prefix:  # mmdet's, which has these names for the folders in it
-        year = root / prefix.sub_data_root
-        return Split(root / dataset.ann_file, year / 'JPEGImages', year / 'Annotations')
-    return Split(root / dataset.ann_file, root / prefix.img_path, root / prefix.seg_map_path)
+        yield [*map(split, datasets)]

@@ -2,8 +2,8 @@
 
 ``python -m downstream.builtin DEST`` writes ``DEST/imagenet``, a folder to pretrain on, and
 ``DEST/VOCdevkit``, scenes to detect and to segment six of these classes in. Classes of a group
-share a body plan; colour, size, pose and background say nothing about the class. Every picture is a
-function of the seed and of its own name alone: the same parameters give the same bytes.
+have similar shapes; colour, size, pose and background say nothing about the class. Every picture
+depends on the seed and its own name alone, so the same parameters give the same bytes.
 """
 
 import argparse
@@ -26,10 +26,8 @@ from PIL import Image
 from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
 
-_TABLE = ConfigParser()
-_TABLE.read_string(files('downstream').joinpath('pictograms.txt').read_text())
-GROUPS = {group: tuple(_TABLE[group]) for group in _TABLE.sections()}
-CLASSES = tuple(sorted(kind for kinds in GROUPS.values() for kind in kinds))  # VOC's own order
+# The classes of the scenes. A few hundred scenes hold too few examples of all twenty.
+SCENE_CLASSES = ('aeroplane', 'boat', 'bus', 'chair', 'person', 'pottedplant')
 
 
 def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
@@ -45,18 +43,18 @@ def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
     return np.concatenate([numbers[:2] + circle * radii for radii in numbers[2:].reshape(-1, 2)])
 
 
-# The classes of the scenes. A few hundred scenes hold too few examples of all twenty.
-SCENE_CLASSES = ('aeroplane', 'boat', 'bus', 'chair', 'person', 'pottedplant')
-
+_TABLE = ConfigParser()
+_TABLE.read_string(files('downstream').joinpath('pictograms.txt').read_text())
 # The tone and the polygon, in [-1, 1], of each shape of each class.
 _PICTOGRAMS = {
     kind: [
         (tone, _polygon(form, np.array(numbers, float) / 100))
-        for tone, form, *numbers in map(str.split, _TABLE[group][kind].split(','))
+        for tone, form, *numbers in map(str.split, shapes.split(','))
     ]
-    for group, kinds in GROUPS.items()
-    for kind in kinds
+    for group in _TABLE.sections()
+    for kind, shapes in _TABLE[group].items()
 }
+CLASSES = tuple(sorted(_PICTOGRAMS))  # VOC's own order
 
 
 def _colour(rng: Generator, pale: float, vivid: float, dark: float, bright: float) -> np.ndarray:
@@ -70,8 +68,11 @@ def draw_object(
     image: np.ndarray, kind: str, centre: Sequence[float], size: float, rng: Generator
 ) -> tuple[np.ndarray, bool]:
     """Paint an object, in a random pose and random colours, over (H, W, 3) uint8 RGB. It about
-    fills a square of ``size`` pixels around ``centre``, x and y. Returns its (H, W) bool mask and
-    whether the border of the image cuts it."""
+    fills a square of ``size`` pixels around ``centre``, x and y.
+
+    Returns:
+        Its (H, W) bool mask, and whether the border of the image cuts it.
+    """
     tones = {
         'main': _colour(rng, 0.4, 1, 0.5, 1),
         'trim': _colour(rng, 0.4, 1, 0.5, 1),
@@ -192,7 +193,7 @@ def voc_xml(stem: str, objects: Sequence[SceneObject]) -> str:
 
 def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
     """Class ids, 0 for the background and 1-20 for ``CLASSES``: with 255 along the outlines and
-    VOC's palette if ``border``, else grey without any 255, as the converters of SBD write them."""
+    VOC's palette if ``border``, else grey without 255, as converters of SBD write them."""
     ids, outlines = np.zeros((2, *objects[0].visible.shape), np.uint8)
     for item in objects:
         ids[item.visible] = 1 + CLASSES.index(item.kind)
@@ -207,7 +208,7 @@ def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
 
 def voc_palette() -> bytes:
     """The RGB colours of the 256 ids in VOC's masks."""
-    # The bits of an id, from the lowest, are dealt out to red, green and blue, from their highest.
+    # The bits of an id, lowest first, go to red, green and blue in turn, to their highest first.
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little')
     palette = [np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]
     return np.concatenate(palette, axis=1).tobytes()
@@ -220,7 +221,7 @@ def stream(seed: int, name: str) -> Generator:
 
 def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
     """Write pairs of a name and a picture or text into ``root``, all or nothing, unless they are
-    there already: ``builtin.json`` holds the parameters. UserError if ``root`` is anything else."""
+    there already: ``builtin.json`` holds the parameters. UserError if ``root`` holds others."""
     record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 when the pictures change
     if root.exists():
         path = root / 'builtin.json'
@@ -245,8 +246,7 @@ def write_imagenet_folder(
     root: Path, *, train_per_class: int, val_per_class: int, size: int, seed: int = 0
 ) -> None:
     """Write ``train/<class>/<class>_0000.jpg`` ... and ``val/...`` into ``root``, ``size`` pixels
-    square (at least 32), or do nothing if they are there already. Raises UserError if ``root``
-    exists with other contents."""
+    square (at least 32), unless they are there. UserError if ``root`` holds anything else."""
     counts = {'train': train_per_class, 'val': val_per_class}
 
     def contents() -> Iterator[tuple]:
@@ -259,10 +259,10 @@ def write_imagenet_folder(
 
 
 def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: int = 0) -> None:
-    """Write VOC2007, scenes with boxes, and VOC2012, others with masks, into ``root``, with
-    ``size`` (at least 64) and 3/4 of it as sides in pixels, or do nothing if they are there
-    already. A quarter of VOC2012's ``trainval`` is train, the rest aug, with masks as SBD's.
-    Raises UserError if ``root`` exists with other contents."""
+    """Write VOC2007, scenes with boxes, and VOC2012, others with masks, into ``root``, unless they
+    are there. A picture's sides have ``size`` pixels (at least 64) and 3/4 of it. A quarter of
+    VOC2012's ``trainval`` is train, the rest aug, with masks as SBD's. UserError if ``root`` holds
+    anything else."""
     train, total = -(-trainval // 4), trainval + test
     lists = {
         'VOC2007/ImageSets/Main/trainval.txt': range(trainval),
@@ -283,10 +283,9 @@ def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: in
                 yield f'{year}/JPEGImages/{stem}.jpg', picture
                 if year == 'VOC2007':
                     yield f'{year}/Annotations/{stem}.xml', voc_xml(stem, objects)
-                elif split == 'aug':
-                    yield f'{year}/SegmentationClassAug/{stem}.png', voc_mask(objects, border=False)
                 else:
-                    yield f'{year}/SegmentationClass/{stem}.png', voc_mask(objects, border=True)
+                    folder = f'SegmentationClass{"Aug" * (split == "aug")}'
+                    yield f'{year}/{folder}/{stem}.png', voc_mask(objects, split != 'aug')
 
     parameters = {'trainval': trainval, 'test': test, 'size': size, 'seed': seed}
     _write_once(root, {'vocdevkit': parameters}, contents())

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pretrain.runs.packages import missing_packages, needed_packages, version_of
 
-# By the names that prepare_data.py has for the data sets: paths that each must have in the folder
-# of all data, where the configs look for them.
+# What the configs look for in the folder of all data, by the data sets' names in prepare_data.py.
 DATA = {
     'imagenet': ('imagenet/train', 'imagenet/val'),
     'cifar100': ('cifar-100-python/train', 'cifar-100-python/test'),
@@ -35,7 +34,10 @@ def examine(data: Path, work_dir: Path) -> Iterator[str]:
         yield f'MISSING: pip install {" ".join(missing)}'
         return
     yield from _devices()
-    yield from _operators()
+    from downstream.mmcv_ops import install
+
+    kind = "torchvision's, in place of compiled mmcv" if install() else "compiled mmcv's"
+    yield f'operators of detectors: {kind}'
     for name, path in (('work directory', work_dir), ('shared memory', Path('/dev/shm'))):
         place = _existing(path)
         yield f'{name}: {shutil.disk_usage(place).free / _GB:,.1f} GB free in {place}'
@@ -64,13 +66,6 @@ def _devices() -> Iterator[str]:
     yield f'processor: {usable_cores()} cores, {memory:.0f} GB'
     why = f', because {without} has no bfloat16' if (without := device_without_bf16()) else ''
     yield f"precision='auto' means {resolve_precision('auto')}{why}"
-
-
-def _operators() -> Iterator[str]:
-    from downstream.mmcv_ops import install
-
-    kind = "torchvision's, in place of compiled mmcv" if install() else "compiled mmcv's"
-    yield f'operators of detectors: {kind}'
 
 
 def _disk_speed(folder: Path, megabytes: int = 256) -> str:

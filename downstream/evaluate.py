@@ -1,6 +1,5 @@
-"""A checkpoint on the test pictures of a config: the metrics of a run, and those of each class."""
+"""Test a checkpoint on the pictures of a config: the metrics of a run, and those of each class."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +18,15 @@ from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import differences, identity_of, in_words
+from pretrain.runs.file_checks import counted
+from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
 from pretrain.runs.tables import markdown
 
 # Settings that change what a checkpoint is tested on, or how.
 TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
 
-# Metrics in percent, the columns of the classes, and for each class its count and metric.
+# Metrics in percent, the titles of a class's count and metric, and both for each class.
 Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
 
 
@@ -73,8 +73,8 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     theirs, ours = (tuple(m['classes']) for m in (trained.metainfo, loader.dataset.metainfo))
     if theirs != ours:
         raise UserError(
-            f'{checkpoint} knows the classes {", ".join(theirs)}, the test pictures have '
-            f'{", ".join(ours)}: give data of the same classes.'
+            f'{checkpoint} knows {counted(theirs, "classes")}, the test pictures have '
+            f'{counted(ours, "classes")}: give data of the same classes.'
         )
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = loader.dataset.metainfo
@@ -90,10 +90,10 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
 
 
 def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
+    """Warn of what differs between the run's own test and this one."""
     ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
-    parts = [{key: s.get(key) for key in TESTING} for s in (trained.settings, ours)]
-    parts = json.loads(json.dumps(parts))  # tuples become lists, as in a checkpoint
-    if found := differences(*parts):
+    found = differences(trained.settings.to_dict(), ours)
+    if found := {key: values for key, values in found.items() if covers(TESTING, key)}:
         words = in_words(found, 'was trained with', 'it is tested with')
         print(f'warning: {checkpoint} {words}.', file=sys.stderr)
 

@@ -1,9 +1,9 @@
 """ResNets of torchvision, timm and OpenMMLab as backbone files.
 
-Depth and stem are read off the names and shapes, which must be those of that ResNet to the last
-tensor. Where the stride sits ('style') and how pictures are normalised leaves no trace in tensors:
-the checkpoint's own config tells it, or the user states it. So it is with layers that have no
-weights: without its ``config.json`` timm's ``resnetblur50`` looks like a ``resnet50``.
+The names and shapes of the tensors tell depth and stem, and must be those of that ResNet to the
+last tensor. They do not tell which convolution has the stride ('style') and how pictures are
+normalised: the checkpoint's config does, or the user. Nor do they tell of layers without weights:
+timm's ``resnetblur50`` without its ``config.json`` looks like a ``resnet50``.
 """
 
 import ast
@@ -42,10 +42,7 @@ _COUNTER = '.num_batches_tracked'
 
 
 def import_backbone(
-    source: str | Path,
-    out: str | Path,
-    style: str | None = None,
-    preprocessing: str | None = None,
+    source: str | Path, out: str | Path, style: str | None = None, preprocessing: str | None = None
 ) -> dict:
     """Write the layers before the final pooling of another library's ResNet to ``out``.
 
@@ -118,9 +115,10 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         elif not (config or name.removeprefix('module.').startswith(_NO_BACKBONE)):
             raise UserError(f'{name} is not of the {prefix[:-1]}: save only the backbone.')
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
-    if 'conv1.0.weight' in backbone:
-        return {_rename(name, _STEM_NAMES): tensor for name, tensor in backbone.items()}
-    return backbone
+    if 'conv1.0.weight' not in backbone:
+        return backbone
+    parts = [(*name.rpartition('.'), tensor) for name, tensor in backbone.items()]
+    return {f'{_STEM_NAMES.get(layer, layer)}.{leaf}': t for layer, _, leaf, t in parts}
 
 
 def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Tensor], str]]:
@@ -133,22 +131,14 @@ def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str,
             yield f'{place}{prefix}'.rstrip('.') or 'the file itself', content, prefix
 
 
-def _rename(name: str, layers: Mapping[str, str]) -> str:
-    layer, _, leaf = name.rpartition('.')
-    return f'{layers.get(layer, layer)}.{leaf}'
-
-
 def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
     """Depth and stem of a ResNet; whether it is one shows in :func:`_complete`."""
     blocks = {m.groups() for name in weights if (m := re.match(r'layer([1-4])\.(\d+)\.', name))}
     stages = Counter(stage for stage, _ in blocks)
     counts = tuple(stages[stage] for stage in '1234')
-    bottleneck = 'layer1.0.conv3.weight' in weights
-    depths = {
-        (block.expansion > 1, blocks): depth
-        for depth, (block, blocks) in _resnet().arch_settings.items()
-    }
-    if (depth := depths.get((bottleneck, counts))) is None:
+    kind = counts, 'layer1.0.conv3.weight' in weights
+    depths = {(n, block.expansion > 1): d for d, (block, n) in _resnet().arch_settings.items()}
+    if (depth := depths.get(kind)) is None:
         raise UserError(
             f'is no ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its first '
             f'tensor is {next(iter(weights), None)}.'
@@ -161,7 +151,9 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
 
 def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDict[str, Tensor]:
     """The tensors in a ResNet's order and types; they must be that ResNet's and nothing else."""
-    layout = _layout(depth, stem)
+    deep_stem, avg_down = STEMS[stem]
+    with torch.device('meta'):
+        layout = _resnet()(depth, deep_stem=deep_stem, avg_down=avg_down).state_dict()
     if not any(name.endswith(_COUNTER) for name in weights):  # older than torch 0.4.1
         counters = {name: torch.tensor(0) for name in layout if name.endswith(_COUNTER)}
         weights = {**weights, **counters}
@@ -173,13 +165,6 @@ def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDi
     return OrderedDict((name, weights[name].to(layout[name].dtype)) for name in layout)
 
 
-def _layout(depth: int, stem: str) -> dict[str, Tensor]:
-    """Name, shape and type of each tensor before the final pooling, without their memory."""
-    deep_stem, avg_down = STEMS[stem]
-    with torch.device('meta'):
-        return _resnet()(depth, deep_stem=deep_stem, avg_down=avg_down).state_dict()
-
-
 def _resnet() -> type:
     """mmdet's ResNet, which is imported where it is needed, since that takes seconds."""
     install()
@@ -188,17 +173,15 @@ def _resnet() -> type:
     return ResNet
 
 
-def _merge_facts(
-    source: Path, found: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Style and preprocessing: what the file says and what the user gives must agree."""
-    for fact in sorted(found.keys() & given.keys()):
+def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Style and preprocessing, of what the file says and what the user gives; both must agree."""
+    for fact in sorted(found.keys() & given):
         if not same_fact(found[fact], given[fact]):
             raise UserError(
                 f'{source} was trained with {fact} {found[fact]}, given is {given[fact]}: leave '
                 'the option out, or give the file that it belongs to.'
             )
-    facts = {**given, **found}
+    facts = given | found
     missing = [] if 'style' in facts else [f'--style {"|".join(STYLES)}']
     if not {'mean', 'std', 'channel_order'} <= facts.keys():
         missing += [f'--preprocessing {"|".join(PREPROCESSINGS)}']
@@ -211,37 +194,29 @@ def _merge_facts(
 
 
 def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
-    """What the ``config.json`` says that timm keeps beside the weights in a model's folder."""
+    """What timm's ``config.json``, beside the weights in a model's folder, says."""
     path = source.with_name('config.json')
-    damaged = 'config.json beside it is damaged: take an intact one.'
+    found = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
     try:
         config = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(damaged) from error
-    if not isinstance(config, dict):
-        raise UserError(damaged)
-    if not {'architecture', 'pretrained_cfg'} <= config.keys():
-        return {}
+        if not {'architecture', 'pretrained_cfg'} <= config.keys():
+            return {}
+        for fact in ('mean', 'std'):
+            found[fact] = [255 * float(value) for value in config['pretrained_cfg'][fact]]
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError('config.json beside it is damaged: take an intact one.') from error
     expected = f'resnet{depth}{stem.removeprefix("v1")}'
     if config['architecture'] != expected:
         raise UserError(
             f'its tensors are those of {expected}, config.json beside it is of '
             f'{config["architecture"]}: only plain ResNets can be transferred.'
         )
-    found = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
-    try:
-        for fact in ('mean', 'std'):
-            found[fact] = [255 * float(value) for value in config['pretrained_cfg'][fact]]
-    except (TypeError, ValueError, LookupError) as error:
-        raise UserError(damaged) from error
     return found
 
 
 def _read_mmengine_config(content: Any) -> dict[str, Any]:
-    """What the config says that mmengine keeps in a checkpoint, as far as it says anything.
-
-    The config is Python text; its literals are read and nothing is run.
-    """
+    """What mmengine's config in a checkpoint says. It is Python text, whose literals are read; no
+    code in it is run."""
     text = _meta(content).get('cfg')
     if not isinstance(text, str):
         return {}

@@ -56,11 +56,10 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, config: Config, epochs: int) -> list[dict]:
-    """Those of a config's own classes and full length, which options may have changed."""
+    """The records of a config whose length, classes and network no option has changed."""
 
-    def kind(settings: Mapping[str, Any]) -> list:
-        network = settings['model']['network'] if config.task == 'classification' else {}
-        return [dict(network), list(settings.get('classes') or [])]
+    def kind(settings: Mapping[str, Any]) -> tuple:
+        return settings['model'].get('network'), settings.get('classes')
 
     return [
         record

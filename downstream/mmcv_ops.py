@@ -1,8 +1,8 @@
 """Run mmcv's operators on torchvision where mmcv's compiled extension is missing.
 
-``mmcv.ops`` is Python code around a compiled module, ``mmcv._ext``, which the ``mmcv-lite`` wheel
-lacks, so that ``import mmdet.models`` fails. :func:`install` provides one with the three operators
-that Faster R-CNN calls. All others can be imported and raise an error when they are called.
+``mmcv-lite`` lacks the compiled module ``mmcv._ext``, so that ``import mmdet.models`` fails.
+:func:`install` provides one with the three operators that Faster R-CNN calls. All others can be
+imported and raise an error when they are called.
 
 The functions have the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and return what mmcv's
 kernels return: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs. Half
@@ -45,11 +45,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         iou_threshold: rounded to float32 before it is compared.
         offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates. With 1 and
             fractional coordinates mmcv rounds at another step, so that a box whose IoU is within
-            rounding of the threshold may differ, as it does between mmcv's CPU and CUDA kernels.
+            rounding of the threshold may differ, as between mmcv's CPU and CUDA kernels.
 
     Returns:
-        ``(K,)`` int64 indices by descending score. Boxes with equal scores keep the order of the
-        input; in mmcv their order is undefined.
+        ``(K,)`` int64 indices by descending score; boxes with equal scores in the input's order,
+        which mmcv leaves undefined.
     """
     dtype = _compute_dtype(boxes, scores)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
@@ -76,11 +76,10 @@ def roi_align_forward(
     """Average-pool each region of interest into ``output``, in place.
 
     ``input`` is ``(B, C, H, W)``, ``output`` ``(K, C, aligned_height, aligned_width)`` and ``rois``
-    ``(K, 5)``: batch index, x1, y1, x2, y2, in image pixels, of which ``spatial_scale`` makes
-    feature pixels. A bin averages ``sampling_ratio`` samples along each axis; where that is 0 or
-    less, the number follows from the size of the bin. ``aligned`` shifts by half a pixel; False is
-    the legacy grid, whose sides are at least 1. ``argmax_y`` and ``argmax_x`` are for max pooling
-    and are not used.
+    ``(K, 5)``: batch index, x1, y1, x2, y2 in image pixels, which ``spatial_scale`` turns into
+    feature pixels. A bin averages ``sampling_ratio`` samples along each axis, or with 0 or less as
+    many as its size asks for. ``aligned`` shifts by half a pixel; False is the legacy grid, whose
+    sides are at least 1. ``argmax_y`` and ``argmax_x`` are for max pooling and are not used.
 
     Raises:
         NotImplementedError: ``pool_mode`` is not average.

@@ -23,7 +23,7 @@ def dataset_meta(metainfo: Mapping[str, Any]) -> dict[str, Any]:
     """``classes`` and ``palette`` of a data set, as a visualizer takes them."""
     meta = dict(metainfo)
     if len(meta['palette']) < len(meta['classes']):
-        del meta['palette']  # it is VOC's and too short; mmdet then chooses the colours
+        del meta['palette']  # VOC's is too short; mmdet then chooses the colours
     return meta
 
 
@@ -47,11 +47,7 @@ class PicturesHook(Hook):
 
     @master_only
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Sequence[BaseDataElement] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[BaseDataElement]
     ) -> None:
         if batch_idx not in self.chosen:
             return
@@ -59,12 +55,9 @@ class PicturesHook(Hook):
         if 'ignored_instances' in sample:
             sample.gt_instances = self._ground_truth(sample)
         source = Path(sample.img_path)
-        self.visualizer.add_datasample(
-            source.stem,
-            mmcv.imread(source, channel_order='rgb'),
-            sample,
-            out_file=str(Path(runner.work_dir) / 'pictures' / f'{source.stem}.png'),
-        )
+        image = mmcv.imread(source, channel_order='rgb')
+        file = Path(runner.work_dir) / 'pictures' / f'{source.stem}.png'
+        self.visualizer.add_datasample(source.stem, image, sample, out_file=str(file))
 
     def _ground_truth(self, sample: BaseDataElement) -> InstanceData:
         """All objects of an image, with the difficult ones, which mmdet's visualizer leaves out."""

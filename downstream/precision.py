@@ -23,8 +23,7 @@ POOLING = 'roi_head.bbox_roi_extractor'
 
 @RUNNERS.register_module()
 class DownstreamRunner(QuietRunner):
-    """One with the model in ``precision`` and in the memory format that convolutions are
-    fastest in."""
+    """Runs the model in ``precision`` and in channels_last, in which convolutions are fastest."""
 
     def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:
         model = super().build_model(model).to(memory_format=torch.channels_last)
@@ -33,8 +32,8 @@ class DownstreamRunner(QuietRunner):
 
 @HOOKS.register_module()
 class CropsOfOneSizeHook(Hook):
-    """Has cuDNN try its algorithms for the crops of training, and not anew for each size of the
-    whole pictures of validation."""
+    """Lets cuDNN search for its fastest algorithms in training, whose crops have one size, but not
+    in validation, where each size of picture would start another search."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         torch.backends.cudnn.benchmark = True
@@ -66,9 +65,8 @@ def set_precision(model: nn.Module, precision: str) -> nn.Module:
 def _float32(forward: Any) -> Any:
     @functools.wraps(forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return tree_map(
-            lambda x: x.float() if isinstance(x, Tensor) else x, forward(*args, **kwargs)
-        )
+        outputs = forward(*args, **kwargs)
+        return tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, outputs)
 
     return wrapped
 

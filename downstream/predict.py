@@ -1,5 +1,6 @@
-"""Pictures of the user's own, as a trained classifier, detector or segmenter sees them."""
+"""What a trained classifier, detector or segmenter finds in the user's own pictures."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,39 +47,35 @@ def predict(
 
     Args:
         checkpoint: of a pretraining or fine-tuning run of this suite.
-        pictures: their files.
+        pictures: the files.
         out: the folder for the drawn pictures, ``<name>_predicted.png``; by default each lies
             beside its picture.
         threshold: the least score of a detector's box.
 
     Yields:
-        A picture, the file with what was drawn, and what was found, the best first.
+        A picture, the drawn file, and what was found, the best first.
 
     Raises:
         UserError: before anything is predicted, if the checkpoint or a picture cannot be used, or
             two pictures have one name.
     """
     files = [(out or picture.parent) / f'{picture.stem}_predicted.png' for picture in pictures]
-    for picture, file in zip(pictures, files, strict=True):
-        _check(picture)
-        if files.count(file) > 1:
-            raise UserError(f'Two pictures would be drawn to {file}: predict one at a time.')
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise UserError(f'Two pictures would be drawn to {twice[0]}: predict one at a time.')
+    for picture in pictures:
+        if not picture.is_file():
+            raise UserError(f'No picture {picture}: give the path of an existing file.')
+        if (kind := check_picture(picture)) in UNUSABLE or mmcv.imread(picture) is None:
+            raise UserError(f'{picture} cannot be used ({kind or "OpenCV cannot read it"}).')
     trained = load_trained(checkpoint)
-    of_kind = _classify if trained.kind == 'classifier' else _find
-    predicted = of_kind(trained, threshold)
+    is_classifier = trained.kind == 'classifier'
+    predicted = _classify(trained) if is_classifier else _find(trained, threshold)
     for picture, file in zip(pictures, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         yield picture, file, predicted(picture, file)
 
 
-def _check(picture: Path) -> None:
-    if not picture.is_file():
-        raise UserError(f'No picture {picture}: give the path of an existing file.')
-    if (kind := check_picture(picture)) in UNUSABLE or mmcv.imread(picture) is None:
-        raise UserError(f'{picture} cannot be used ({kind or "OpenCV cannot read it"}).')
-
-
-def _classify(trained: Trained, _: float) -> Callable[[Path, Path], list[Found]]:
+def _classify(trained: Trained) -> Callable[[Path, Path], list[Found]]:
     model, classes = trained.model, trained.metainfo['classes']
     size = trained.settings.get('image_size', CIFAR_SIZE)
 
@@ -97,7 +94,7 @@ def _classify(trained: Trained, _: float) -> Callable[[Path, Path], list[Found]]
 
 
 def _write_below(picture: Path, file: Path, found: Sequence[Found]) -> None:
-    """Draw a picture with a line for each class below it."""
+    """Draw a picture and, below it, a line for each class."""
     image = Image.open(picture).convert('RGB')
     width, line = max(image.width, 320), max(14, image.width // 30)
     canvas = Image.new('RGB', (width, image.height + line * len(found) + line // 2), 'white')
@@ -122,9 +119,8 @@ def _find(trained: Trained, threshold: float) -> Callable[[Path, Path], list[Fou
         with torch.inference_mode():
             (result,) = trained.model.test_step(pseudo_collate([sample]))
         image = mmcv.imread(picture, channel_order='rgb')
-        visualizer.add_datasample(
-            picture.stem, image, result, draw_gt=False, out_file=str(file), **shown
-        )
+        drawing = dict(draw_gt=False, out_file=str(file), **shown)
+        visualizer.add_datasample(picture.stem, image, result, **drawing)
         return _boxes(result, meta['classes'], threshold) if detector else _areas(result, meta)
 
     return predicted

@@ -1,4 +1,4 @@
-"""The cheapest measure of transfer: nearest neighbours of frozen features; nothing is trained."""
+"""A measure of transfer without training: nearest neighbours of frozen features."""
 
 import json
 import os
@@ -26,12 +26,9 @@ CHUNK = 256  # pictures whose neighbours are searched at a time
 
 @RUNNERS.register_module()
 class ProbeRunner:
-    """Stands in for mmengine's Runner: computes the features of both splits, classifies the test
-    pictures and writes the record ``run.json``. A run that was stopped begins again. Of several
-    processes the first does it all.
-
-    Args:
-        config: prepared by :func:`downstream.build.prepare`.
+    """Takes the place of mmengine's Runner: computes the features of both splits, classifies the
+    test pictures and writes the record ``run.json``. A stopped run begins again. Of several
+    processes the first does it all. ``config`` is what :func:`downstream.build.prepare` returns.
     """
 
     def __init__(self, config: Config) -> None:
@@ -51,21 +48,15 @@ class ProbeRunner:
             for split in ('train', 'val')
         }
         bank, queries = (self._features(dataset) for dataset in sets.values())
-        labels = {name: torch.from_numpy(d.labels).long() for name, d in sets.items()}
-        accuracy = knn_accuracy(
-            bank,
-            labels['train'].to(bank.device),
-            queries,
-            labels['val'].to(bank.device),
-            config.neighbours,
-            config.temperature,
-        )
+        train, val = (torch.from_numpy(d.labels).long().to(bank.device) for d in sets.values())
+        settings = config.neighbours, config.temperature
+        accuracy = knn_accuracy(bank, train, queries, val, *settings)
         print(f'{METRIC} {accuracy:.2f}', flush=True)
         history = [{'epoch': 0, 'generation': 1, 'metrics': {METRIC: accuracy}}]
         record = describe(config) | {
             'status': 'finished',
             'started_from': None,
-            'data': {name: describe_data(d, config.data_root) for name, d in sets.items()},
+            'data': {split: describe_data(d, config.data_root) for split, d in sets.items()},
             'history': history,
             'generations': summarise(history, METRIC),
             'wall_seconds': time.monotonic() - start,
@@ -109,7 +100,7 @@ def knn_accuracy(
     """Classify by a vote of the nearest neighbours, weighted by exp(cosine similarity / T).
 
     As in "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al.,
-    2018, Section 3.4), whose 200 neighbours of ImageNet's million are fewer for smaller sets.
+    2018, Section 3.4); smaller sets than ImageNet need fewer than its 200 neighbours.
 
     Args:
         bank: float32 (N, D), the features of the training pictures.

@@ -1,7 +1,7 @@
-"""One pretraining with several seeds: how far its replicates spread, what a difference is worth.
+"""Pretrainings repeated with several seeds: how much they vary, and tests of differences.
 
-The model is a mixed one: value = method + pretraining (random) + fine-tuning (random). A method is
-known by its replicates, so each counts once, as the mean over its fine-tuning seeds.
+The model is a mixed one: value = method + pretraining (random) + fine-tuning (random). Each
+replicate of a method's pretraining counts once, as the mean over its fine-tuning seeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
     its own seed, as far as their files tell. Their weights must differ.
 
     Raises:
-        UserError: naming the facts that differ, or the seed that two of them have.
+        UserError: naming the facts that differ, or the seed that two of them share.
     """
     facts = {key: p.get(key) for p in provenances for key in p if key not in _OF_ITS_OWN}
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
@@ -50,17 +50,15 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
 
 
 def spreads(values: Iterable[Sequence[float]]) -> tuple[float | None, float | None]:
-    """The standard deviations between pretrainings and within one, between its fine-tunings.
+    """The standard deviations between pretrainings and between the fine-tunings of one, in the
+    unit of ``values``, which are the fine-tunings of each replicate.
 
-    These are the ANOVA estimates of the mixed model: the mean square within replicates, and what
-    that of their means exceeds it by, which is no less than 0. Both are in the values' unit.
-
-    Args:
-        values: the fine-tunings of each replicate.
+    These are the ANOVA estimates of the mixed model: from the mean square within replicates, and
+    from how much the mean square of their means exceeds it, which is no less than 0.
 
     Returns:
-        Between and within. Between is None with one replicate, within where no replicate was
-        fine-tuned twice; between then is that of the values, which contains both.
+        Between and within. Between is None with one replicate. Within is None if no replicate was
+        fine-tuned twice; between is then the deviation of the values, which contains both.
 
     Example:
         >>> spreads([[70.0, 71.0], [74.0, 75.0]])
@@ -84,12 +82,12 @@ class Comparison:
     """A label against the baseline.
 
     Attributes:
-        difference: in points; above 0 where the label is better, None without a common seed.
-        interval: of 95 % confidence; None with too few values, or where they do not vary.
-        p: the two-sided p-value of the t-test; None as the interval.
-        over: what it is taken over, and what is left out, in words.
-        method: whether both sides have replicates, so that the test speaks of the method; else it
-            is over fine-tuning seeds and speaks only of these backbones.
+        difference: in points; above 0 if the label is better, None without a common seed.
+        interval: of 95 % confidence; None with too few values, or if they do not vary.
+        p: the two-sided p-value of the t-test; None like the interval.
+        over: the seeds of both kinds that it is taken over, and what is left out, in words.
+        method: whether both sides have replicates, so that the test is about the method; else it
+            is over fine-tuning seeds and about these backbones alone.
     """
 
     difference: float | None
@@ -102,10 +100,9 @@ class Comparison:
     def of(cls, ours: Values, baseline: Values) -> 'Comparison':
         """Compare over the fine-tuning seeds that all replicates have.
 
-        With pretraining seeds in common, replicates are paired by them and the others left out.
-        With none in common the replicates are independent samples (Welch's test). With one
-        replicate on a side no variance between pretrainings is known, so the test is paired over
-        the fine-tuning seeds instead.
+        Replicates with common pretraining seeds are paired and the others left out. Without common
+        seeds they are independent samples (Welch's test). With one replicate on a side the variance
+        between pretrainings is unknown, so the test is paired over the fine-tuning seeds instead.
         """
         shared = [key for key in ours if key in baseline]
         arms = [[arm[key] for key in shared or arm] for arm in (ours, baseline)]
@@ -146,7 +143,7 @@ class Comparison:
         return f'{self.difference:+.2f}{interval}', format_p(self.p)
 
     def verdict(self) -> str:
-        """What the difference means, and what it does not, in words."""
+        """A sentence on what the difference means and what it does not."""
         if self.difference is None:
             return f'{self.over}: no comparison is possible.'
         difference, p = self.cells()
@@ -158,16 +155,13 @@ class Comparison:
             word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
-        covered = 'pretraining and fine-tuning' if self.method else 'fine-tuning alone'
-        caution = (
-            ''
-            if self.method
-            else ', so no claim about the method is possible, only about these backbones'
-        )
-        return (
-            f'{difference} over {self.over}{meaning}; this covers the variation of {covered}'
-            f'{caution}.'
-        )
+        covered = 'pretraining and fine-tuning'
+        if not self.method:
+            covered = (
+                'fine-tuning alone, so no claim about the method is possible, only about these '
+            )
+            covered += 'backbones'
+        return f'{difference} over {self.over}{meaning}; this covers the variation of {covered}.'
 
 
 def _count(number: int, what: str) -> str:

@@ -23,17 +23,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
-from pretrain.studies.curves import (
-    COLOURS,
-    FONT,
-    as_svg,
-    curves,
-    diagnostics,
-    error_figure,
-    generation_ends,
-    line_figure,
-    read_scalars,
-)
+from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
 from pretrain.studies.tables import backbone_of
 
@@ -131,7 +121,7 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
     page = template.from_string(TEMPLATE.read_text()).render(
         title='Snapshot Distillation: report of the runs',
         about=f'{len(runs)} runs, {finished} of them finished, in '
-        f'{", ".join(source.name for source in sources)}.',
+        f'{", ".join(source.resolve().name for source in sources)}.',
         sections=[s for s in sections if s.text or s.tables or s.figures or s.pictures],
     )
     write_atomically(out, page.encode())
@@ -208,7 +198,7 @@ def _first_of_each_label(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def _figure(figure: Figure, caption: str) -> dict[str, str]:
-    return {'caption': caption, 'svg': as_svg(figure, caption)}
+    return {'caption': caption, 'svg': curves.as_svg(figure, caption)}
 
 
 def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
@@ -228,13 +218,13 @@ def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
 
 
 def _gain_figure(gains: dict[str, Comparison]) -> Figure:
-    with matplotlib.rc_context(FONT):
+    with matplotlib.rc_context(curves.FONT):
         figure = Figure(figsize=(4.6, 0.9 + 0.45 * len(gains)), layout='constrained')
         axes = figure.subplots()
         for row, gain in enumerate(gains.values()):
             if gain.interval:
-                axes.plot(gain.interval, [row, row], color=COLOURS[0], lw=2)
-            axes.plot(gain.difference, row, 'o', color=COLOURS[0])
+                axes.plot(gain.interval, [row, row], color=curves.COLOURS[0], lw=2)
+            axes.plot(gain.difference, row, 'o', color=curves.COLOURS[0])
         axes.axvline(0, color='0.5', lw=0.8)
         names = [name.replace(' against', '\nagainst') for name in gains]
         axes.set_yticks(range(len(gains)), names)
@@ -268,7 +258,7 @@ def _curves(runs: Sequence[Run]) -> Section:
         by_length = defaultdict(list)  # runs of whole generations are longer than the others
         for run in group:
             length = _epochs(run.record)
-            if length > 1 and all(epochs for epochs, _ in curves(run.record).values()):
+            if length > 1 and all(epochs for epochs, _ in curves.curves(run.record).values()):
                 by_length[length].append(run)
         for length, mine in by_length.items():
             figures += _curves_of(f'{title}, {length} epochs', _first_of_each_label(mine))
@@ -276,21 +266,21 @@ def _curves(runs: Sequence[Run]) -> Section:
 
 
 def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
-    shown = dict([*first.items()][: len(COLOURS)])
+    shown = dict([*first.items()][: len(curves.COLOURS)])
     seeds = ', '.join(f'{label} with seed {run.seed}' for label, run in shown.items())
     if left_out := [label for label in first if label not in shown]:
         seeds += f'; not drawn: {", ".join(left_out)}'
     records = {label: run.record for label, run in shown.items()}
     caption = f'{title}: errors in training and testing, the last epochs magnified ({seeds})'
-    figures = [_figure(error_figure(records, stacked=True), caption)]
+    figures = [_figure(curves.error_figure(records, stacked=True), caption)]
     found = {
-        label: diagnostics(run.record, read_scalars(run.folder) if run.folder else [])
+        label: curves.diagnostics(run.record, curves.read_scalars(run.folder) if run.folder else [])
         for label, run in shown.items()
     }
     for axis in next(iter(found.values())):
         drawn = {label: panels[axis] for label, panels in found.items()}
         if any(x for panel in drawn.values() for x, _ in panel.values()):
-            figure = line_figure(drawn, axis, generation_ends(records))
+            figure = curves.line_figure(drawn, axis, curves.generation_ends(records))
             figures.append(_figure(figure, f'{title}: {axis}'))
     return figures
 
@@ -318,7 +308,7 @@ def _cost(runs: Sequence[Run]) -> Section:
 
 
 def _cost_table(caption: str, timed: dict[tuple[str, int, int], list[dict]]) -> Table:
-    """Records by label, number of mini-generations and length."""
+    """A row for each label, number of mini-generations and length; ``timed`` has their records."""
     most = max(count for _, count, _ in timed)
     rows, first_row = [], None
     for (label, count, _), records in timed.items():

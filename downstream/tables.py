@@ -1,4 +1,4 @@
-"""From run.json records to the transfer table (Table 5). Nothing else is read, nothing is typed."""
+"""From run.json records to the transfer table (Table 5). Nothing else is read."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -45,25 +45,23 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             differ in more than their seed.
     """
     labels = labels or backbones(records)
+    gains = comparisons(records, labels)
     rows, notes = [], []
-    for name, arms in _by_config(records, labels):
+    for name, arms, values in _by_config(records, labels):
         mine = [record for arm in arms.values() for record in arm]
-        config, metric = mine[0]['config'], mine[0]['paper']['metric']
-        _one_setting(config, mine)
         full = _size(mine[0]) == FULL.get(mine[0]['task'])
         paper = mine[0]['paper'] if full else {}
         shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
-        notes.append(shortened + _note(config, mine))
-        values = {label: _values(label, arm, metric) for label, arm in arms.items()}
+        notes.append(shortened + _note(mine))
         for label, arm in arms.items():
-            row = {'task': f'{name} {metric}', 'backbone': label}
+            row = {'task': f'{name} {mine[0]["paper"]["metric"]}', 'backbone': label}
             row |= _level(arm, values[label], paper.get(label))
             if label != labels[0]:
-                comparison = Comparison.of(values[label], values[labels[0]])
-                row |= zip(COLUMNS[-2:], comparison.cells(), strict=True)
+                title = f'{name}, {label} against {labels[0]}'
+                row |= zip(COLUMNS[-2:], gains[title].cells(), strict=True)
                 if {label, labels[0]} <= paper.keys():
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
-                notes.append(f'{name}, {label} against {labels[0]}: {comparison.verdict()}')
+                notes.append(f'{title}: {gains[title].verdict()}')
             rows.append(row)
     notes.append(ABOUT_SPREADS)
     if any('≤' in row.get('between', '') for row in rows):
@@ -82,38 +80,28 @@ def backbones(records: Sequence[dict]) -> list[str]:
 
 
 def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Comparison]:
-    """The gains of :func:`transfer_table`, each by what is compared with what."""
-    found = {}
-    for name, arms in _by_config(records, labels):
-        values = {
-            label: _values(label, arm, arm[0]['paper']['metric'])
-            for label, arm in arms.items()
-            if arm
-        }
-        for label in labels[1:]:
-            if {label, labels[0]} <= values.keys():
-                title = f'{name}, {label} against {labels[0]}'
-                found[title] = Comparison.of(values[label], values[labels[0]])
-    return found
+    """The gains of :func:`transfer_table`, such as of 'detection, SD against BL'."""
+    return {
+        f'{name}, {label} against {labels[0]}': Comparison.of(values[label], values[labels[0]])
+        for name, _, values in _by_config(records, labels)
+        for label in labels[1:]
+    }
 
 
 def _by_config(
     records: Sequence[dict], labels: Sequence[str]
-) -> Iterator[tuple[str, dict[str, list[dict]]]]:
-    """What the table calls each config, and the records of each backbone on it."""
+) -> Iterator[tuple[str, dict[str, list[dict]], dict[str, Values]]]:
+    """What the table calls each config, and of each backbone the records and values on it."""
     if not records:
         raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
     configs = sorted({(r['task'], r['config']) for r in records})
     tasks = [task for task, _ in configs]
     for task, config in configs:
-        name = task if tasks.count(task) == 1 else config
-        yield (
-            name,
-            {
-                label: [r for r in records if (r['config'], r['label']) == (config, label)]
-                for label in labels
-            },
-        )
+        mine = [r for r in records if r['config'] == config]
+        _one_setting(config, mine)
+        arms = {label: [r for r in mine if r['label'] == label] for label in labels}
+        values = {label: _values(label, arm) for label, arm in arms.items()}
+        yield task if tasks.count(task) == 1 else config, arms, values
 
 
 def _one_setting(config: str, records: Sequence[dict]) -> None:
@@ -132,7 +120,7 @@ def _size(record: dict) -> tuple[int, int, int, int]:
     return data['train']['count'], data['val']['count'], record['history'][-1]['epoch'], depth
 
 
-def _values(label: str, records: Sequence[dict], metric: str) -> Values:
+def _values(label: str, records: Sequence[dict]) -> Values:
     """The metric in percent after the last epoch, by replicate and fine-tuning seed."""
     backbones = {(b := r['identity']['backbone'])['weights_sha256']: b for r in records}
     check_replicates(label, [*backbones.values()])
@@ -144,12 +132,13 @@ def _values(label: str, records: Sequence[dict], metric: str) -> Values:
                 f'Two records are of {label}, {record["config"]} and the same seed: keep one of '
                 'them.'
             )
+        metric = record['paper']['metric']
         runs[seed] = record['generations'][-1]['last'][metric] * PERCENT[metric]
     return values
 
 
 def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:
-    """The cells of one backbone, of those that it has an entry for."""
+    """The cells of one backbone that have an entry."""
     row = {} if paper is None else {'paper': f'{paper:.2f}'}
     errors = {
         replicate(b): b['top1_error']
@@ -171,11 +160,9 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
     }
 
 
-def _note(config: str, records: Sequence[dict]) -> str:
+def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
     trained = f'{epochs} epochs' if epochs else 'nothing trained'
-    return (
-        f'{config}: ResNet-{depth}, {train} training and {val} test pictures, {trained}, on '
-        f'{devices}.'
-    )
+    pictures = f'{train} training and {val} test pictures'
+    return f'{records[0]["config"]}: ResNet-{depth}, {pictures}, {trained}, on {devices}.'

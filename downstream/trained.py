@@ -1,4 +1,4 @@
-"""A trained classifier, detector or segmenter, made of its checkpoint alone."""
+"""Rebuild a trained classifier, detector or segmenter from its checkpoint alone."""
 
 import json
 from pathlib import Path
@@ -40,13 +40,8 @@ class Trained(NamedTuple):
 
 
 def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
-    """Build the model that wrote a checkpoint and load its weights, every one of them.
-
-    Stem, stride, preprocessing and classes are the checkpoint's, whatever a config says.
-
-    Args:
-        path: of a checkpoint of this suite.
-        precision: 'bf16' or 'float32', in which it shall compute.
+    """Build the model that wrote a checkpoint of this suite, and load all its weights. It computes
+    in ``precision``, 'bf16' or 'float32'.
 
     Raises:
         UserError: if the checkpoint is missing, damaged or not of this suite.

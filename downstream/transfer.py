@@ -60,14 +60,17 @@ class Transfer:
         self._check()
         if self._pretrained:
             self._pretrain()
-        (records,) = self.launcher.finish(
-            [
-                self._fine_tuning(*replicate, config, seed)
-                for replicate in self._replicates
-                for config in self.configs
-                for seed in self._seeds(config)
-            ]
-        )
+        seeds = {
+            config: self.seeds[:1] if load_config(config).task == 'probe' else self.seeds
+            for config in self.configs  # a probe draws nothing at random
+        }
+        runs = [
+            self._fine_tuning(*replicate, config, seed)
+            for replicate in self._replicates
+            for config in self.configs
+            for seed in seeds[config]
+        ]
+        (records,) = self.launcher.finish(runs)
         table = transfer_table(records, list(self.backbones))
         write_atomically(self.work_dir / 'transfer.md', table.encode())
         return table
@@ -113,19 +116,21 @@ class Transfer:
     @cached_property
     def _pretrained(self) -> dict[str, Path]:
         """The config of each label that is pretrained here."""
-        configs = {label: s[0] for label, s in self.backbones.items() if any(map(_is_config, s))}
-        for label in configs:
-            if len(self.backbones[label]) > 1:
-                raise UserError(
-                    f'{label} is a config and more: give one config, which --pretrain-seeds '
-                    'repeats, or only files.'
-                )
+        configs = {}
+        for label, sources in self.backbones.items():
+            if any(source.suffix == '.py' for source in sources):
+                if len(sources) > 1:
+                    raise UserError(
+                        f'{label} is a config and more: give one config, which --pretrain-seeds '
+                        'repeats, or only files.'
+                    )
+                configs[label] = sources[0]
         return configs
 
     @cached_property
     def _replicates(self) -> list[tuple[str, Path, Path]]:
-        """Label, folder and backbone file of each, those of the first seed first, so that a study
-        that is stopped leaves whole pretrainings. Those of other libraries are imported here."""
+        """Label, folder and backbone file of each, the first of each label first, so that a stopped
+        study leaves whole pretrainings. Files of other libraries are imported here."""
         found = []
         for label, sources in self.backbones.items():
             if label in self._pretrained:
@@ -146,23 +151,14 @@ class Transfer:
     def _folder(self, label: str, pretraining: int) -> Path:
         return self.work_dir / label / f'pretraining{pretraining}'
 
-    def _seeds(self, config: Path) -> Sequence[int]:
-        """The seeds that a downstream config runs with: a probe draws nothing at random."""
-        return self.seeds[:1] if load_config(config).task == 'probe' else self.seeds
-
     def _options(self, config: Path, provenance: Mapping[str, Any]) -> list[str]:
         """The given options of a downstream config, and those that fit it to a backbone."""
         given = self.downstream_options
         return [*given, *fitting_options(load_config(config, given), provenance)]
 
     def _pretrain(self) -> None:
-        sweep = Sweep(
-            list(self._pretrained.values()),
-            self.pretrain_seeds,
-            self.work_dir / 'pretrain',
-            self.pretrain_options,
-            self.launcher,
-        )
+        configs, place = list(self._pretrained.values()), self.work_dir / 'pretrain'
+        sweep = Sweep(configs, self.pretrain_seeds, place, self.pretrain_options, self.launcher)
         sweep.run()
         for label, config in self._pretrained.items():
             for seed in self.pretrain_seeds:
@@ -178,7 +174,3 @@ class Transfer:
             print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
         options += [f'backbone_file={file}', f'label={label!r}', f'randomness.seed={seed}']
         return Run(title, config, folder / config.stem / f'seed{seed}', options)
-
-
-def _is_config(source: Path) -> bool:
-    return source.suffix == '.py'

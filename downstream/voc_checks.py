@@ -1,15 +1,14 @@
-"""VOC's classes, and checks of the files of its splits before a run: lists, pictures, boxes, masks.
+"""VOC's classes, and checks of a split before a run: its list, pictures, boxes and masks.
 
-Everything that is wrong is counted and named in one error; nothing is changed. The user's cache
-directory keeps what was found in a split until a file changes.
+One error counts and names all that is wrong; nothing is changed. The user's cache directory keeps
+what was found in a split until a file changes.
 """
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -22,7 +21,13 @@ from PIL import Image
 from downstream.mmcv_ops import install
 from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import cached, describe_findings, fingerprint, parallel_map
+from pretrain.runs.file_checks import (
+    cached,
+    counted,
+    describe_findings,
+    fingerprint,
+    parallel_map,
+)
 
 INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects
@@ -43,19 +48,21 @@ class Split(NamedTuple):
     labels: Path
 
 
-# What is wrong with the files of an image, as (kind, what), and the labels in its label file.
-_Checked = tuple[list, list]
+# Of an image: what is wrong with its files, as (kind, what); the labels in its label file, which
+# are classes of objects or ids of a mask; and of a mask with a palette the colour of each id.
+_Checked = tuple[list, list, list]
 
 
 class _Findings(NamedTuple):
-    """A split, its names, what is wrong with it in sentences, files that are wrong by kind, and the
-    labels in each label file: the classes of its objects, or (id, colour) of its mask."""
+    """A split, its names, what is wrong with it in sentences, the files that are wrong by kind, and
+    the labels and colours in each label file."""
 
     split: Split
     names: list[str]
     wrong: list[str]
     found: dict[str, list[str]]
     labels: dict[str, list]
+    colours: dict[str, list]
 
 
 def metainfo(library: str, dataset_type: str) -> dict[str, Any]:
@@ -76,12 +83,10 @@ def check_detection(
     classes: Sequence[str],
     drop_invalid_boxes: bool = False,
 ) -> list[int]:
-    """Check splits to train and to test on, whose boxes' corners count from 1 and belong to the
-    box.
+    """Check splits to train and to test on, whose objects may have the names in ``classes``.
 
-    A box of one pixel's width or height is empty: mmdet takes it so, and VOC has none. With
-    ``drop_invalid_boxes`` the inverted and empty boxes are printed and are no error. ``classes``
-    are the names that objects may have.
+    The corners of boxes count from 1 and belong to the box. A box of one pixel's width or height is
+    empty for mmdet. With ``drop_invalid_boxes`` inverted and empty boxes are printed, not raised.
 
     Returns:
         The number of images of each split, in order.
@@ -90,7 +95,7 @@ def check_detection(
         UserError: saying all that is wrong with the splits and their files.
     """
     findings = [_check_split(split, '.xml', _check_boxes) for split in (*train, *test)]
-    files = _files_by_label(findings, str)
+    files = _files_by_label(findings)
     errors = []
     if unknown := {name: found for name, found in files.items() if name not in classes}:
         errors.append(
@@ -98,7 +103,7 @@ def check_detection(
             f'classes are your own, add the option "classes={list(files)}".'
         )
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
-    return _conclude(findings, len(train), classes, str, tolerated, errors)
+    return _conclude(findings, len(train), {name: name for name in classes}, errors, tolerated)
 
 
 def check_segmentation(
@@ -109,70 +114,63 @@ def check_segmentation(
 ) -> list[int]:
     """Check splits with masks, whose pixels are the indices of classes or 255, which is ignored.
 
-    ``palette`` is the colour of each class, if the data set has fixed ones. A mask with a palette
-    must show these, or the grey of each id. Without a fixed palette all masks must agree. The rest
-    is as in :func:`check_detection`.
+    A mask with a palette must show each class in its colour of ``palette`` or in the grey of its
+    id; without ``palette`` all masks must agree. The rest is as in :func:`check_detection`.
     """
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
+    files = _files_by_label(findings)
     colours = dict(enumerate(map(list, palette)))
     errors = []
-    files = _files_by_label(findings, itemgetter(0))
     if unknown := {i: found for i, found in files.items() if i >= len(classes)}:
         errors.append(
             f'The masks have {_counts(unknown, "class ids")}. Correct these masks or, if all '
             'classes are your own, add the option "classes=[...]" with the names of the ids 0 '
             f'to {max(unknown)}, in this order.'
         )
-    for split, _, _, found, labels in findings:
-        for file, ids in labels.items():
-            for i, colour in ids:
-                if colour not in (None, [i] * 3) and colour != colours.setdefault(i, colour):
+    for part in findings:
+        for file, of_file in part.colours.items():
+            for i, colour in zip(part.labels[file], of_file, strict=False):
+                if colour not in ([], [i] * 3) and colour != colours.setdefault(i, colour):
                     what = f'{file}: {i} is {colour}, not {colours[i]}'
-                    found['masks whose palette gives a class id another colour'].append(what)
-        used = {i for ids in labels.values() for i, _ in ids}
-        if labels and len(used) < 2:
-            what = f'the class id {used.pop()} alone' if used else 'no class id'
+                    part.found['masks whose palette gives a class id another colour'].append(what)
+        used = {*chain.from_iterable(part.labels.values())}
+        if part.labels and len(used) < 2:
+            held = f'the class id {used.pop()} alone' if used else 'no class id'
             errors.append(
-                f'All masks of {split.list_file} hold {what}, beside 255, which is ignored: write '
-                'the id of its class into each pixel, 1 and not 255 for the objects of one class.'
+                f'All masks of {part.split.list_file} hold {held}, beside 255, which is ignored: '
+                'write the id of its class into each pixel, 1 and not 255 for a single class.'
             )
-    return _conclude(findings, len(train), classes, lambda label: classes[label[0]], (), errors)
+    return _conclude(findings, len(train), dict(enumerate(classes)), errors)
 
 
 def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
     """Each unknown label once, with the number of its files and the first of them."""
-    counts = (
-        f'{label!r} ({len(files):,}, first in {files[0]})' for label, files in unknown.items()
-    )
+    counts = [f'{name!r} ({len(files):,}, first in {files[0]})' for name, files in unknown.items()]
     return f'{len(unknown)} unknown {what}: {", ".join(counts)}'
 
 
-def _files_by_label(
-    findings: Iterable[_Findings], name_of: Callable[[Any], Any]
-) -> dict[Any, list[str]]:
-    """The label files that hold each label, in the order of the labels' names."""
+def _files_by_label(findings: Sequence[_Findings]) -> dict[Any, list[str]]:
+    """The label files that hold each label, in the order of the labels."""
     files = defaultdict(list)
     for part in findings:
         for file, labels in part.labels.items():
             for label in labels:
-                files[name_of(label)].append(file)
+                files[label].append(file)
     return dict(sorted(files.items()))
 
 
 def _conclude(
     findings: Sequence[_Findings],
     trained: int,
-    classes: Sequence[str],
-    class_of: Callable[[Any], str],
-    tolerated: Sequence[str],
+    classes: Mapping[Any, str],
     errors: list[str],
+    tolerated: Sequence[str] = (),
 ) -> list[int]:
-    """Raise all that is wrong, print what is tolerated or missing, and count the images. The first
-    ``trained`` splits are trained on, the others tested on."""
+    """Raise all that is wrong, or print what is tolerated or missing and count the images. The
+    first ``trained`` splits are trained on. ``classes`` has the name of each label."""
     train, test = findings[:trained], findings[trained:]
-    for split, names, wrong, found, _ in findings:
-        kinds = [kind for kind in found if kind not in tolerated]
-        if kinds:
+    for split, names, wrong, found, *_ in findings:
+        if kinds := [kind for kind in found if kind not in tolerated]:
             wrong.append(f'there are {describe_findings(found, kinds)}')
         if wrong and names:
             hint = ', or have such boxes ignored by drop_invalid_boxes=True'
@@ -185,14 +183,12 @@ def _conclude(
             errors += wrong
     for one, other in combinations(findings, 2):
         same_folder = one.split.pictures.resolve() == other.split.pictures.resolve()
-        if shared := sorted(set(one.names) & set(other.names)) if same_folder else []:
-            images = describe_findings({'images': shared}, ['images'])
-            effect = (
-                'be trained on and tested on' if one in train and other in test else 'count twice'
-            )
+        if shared := sorted({*one.names} & {*other.names}) if same_folder else []:
+            both = one in train and other in test
+            effect = 'be trained on and tested on' if both else 'count twice'
             errors.append(
-                f'{one.split.list_file} and {other.split.list_file} share {images}, which would '
-                f'{effect}: take them out of one list.'
+                f'{one.split.list_file} and {other.split.list_file} share '
+                f'{counted(shared, "images")}, which would {effect}: take them out of one list.'
             )
     if errors:
         raise UserError('\n'.join(errors))
@@ -200,8 +196,9 @@ def _conclude(
         if ignored := describe_findings(part.found, tolerated):
             print(f'Ignored in {part.split.list_file}: {ignored}.')
     for parts, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
-        present = _files_by_label(parts, class_of)
-        if parts and (absent := [name for name in classes if name not in present]):
+        present = _files_by_label(parts)
+        absent = [name for label, name in classes.items() if label not in present]
+        if parts and absent:
             files = ', '.join(str(part.split.list_file) for part in parts)
             print(
                 f'warning: {files}: these classes occur nowhere and {effect}: {", ".join(absent)}.',
@@ -238,35 +235,34 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     try:
         names = read_list(split.list_file)
     except UserError as error:
-        return _Findings(split, [], [str(error)], {}, {})
+        return _Findings(split, [], [str(error)], {}, {}, {})
     counts = Counter(names)
-    folders = {split.pictures: '.jpg', split.labels: suffix}
-    wrong, complete = [], set(counts)
-    for folder, ending in folders.items():
+    folders = (split.pictures, '.jpg'), (split.labels, suffix)
+    wrong, complete = [], {*counts}
+    for folder, ending in folders:
         there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-        missing = [name for name in counts if name + ending not in there]
-        complete -= set(missing)
-        if missing:
-            files = describe_findings({'files': [name + ending for name in missing]}, ['files'])
+        if missing := [name for name in counts if name + ending not in there]:
+            complete -= {*missing}
+            files = counted([name + ending for name in missing], 'files')
             wrong.append(f'{folder} lacks {files}')
     complete = sorted(complete)
-    pairs = [tuple(folder / (n + end) for folder, end in folders.items()) for n in complete]
+    pairs = [tuple(folder / (name + ending) for folder, ending in folders) for name in complete]
 
     def check() -> list[_Checked]:
         if len(complete) > 1_000:
             print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
         return list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
 
-    state = fingerprint(chain.from_iterable(pairs), 2)  # 3 when the kinds change
-    found, labels = defaultdict(list), {}
+    state = fingerprint(chain.from_iterable(pairs), 3)  # 4 when the kinds change
     results = cached(check_label.__name__.strip('_'), split.list_file.resolve(), state, check)
-    for name, (problems, theirs) in zip(complete, results, strict=True):
-        labels[name + suffix] = theirs
+    findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
+    for name, (problems, labels, colours) in zip(complete, results, strict=True):
+        findings.labels[name + suffix], findings.colours[name + suffix] = labels, colours
         for kind, what in problems:
-            found[kind].append(what)
+            findings.found[kind].append(what)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        found['names given twice'] = repeated
-    return _Findings(split, names, wrong, found, labels)
+        findings.found['names given twice'] = repeated
+    return findings
 
 
 def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path]) -> _Checked:
@@ -275,39 +271,35 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
     pictures = files if label.suffix == '.png' else (picture,)
     kinds = ((check_picture(path), path.name) for path in pictures)
     if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
-        return unusable, []
+        return unusable, [], []
     if (size := _size(picture)) is None:
-        return [('that OpenCV cannot read', picture.name)], []
+        return [('that OpenCV cannot read', picture.name)], [], []
     return check_label(label, picture.name, *size)
 
 
 def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Checked:
-    """Check the boxes of a picture; the labels are the classes of its objects."""
+    """Check the boxes of a picture of this width and height."""
     try:
         stated, objects = _read_annotation(annotation)
     except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
-        return [('unreadable annotations', f'{annotation.name}: {error}')], []
+        return [('unreadable annotations', f'{annotation.name}: {error}')], [], []
     problems = []
     if stated not in ((width, height), None):
         what = f'{picture}: {width}x{height}, not {stated[0]}x{stated[1]}'
         problems.append(('pictures of another size than their annotations say', what))
     for kind, (x1, y1, x2, y2) in objects:
-        what = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
+        box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
-            problems.append(('boxes outside the picture', f'{what} of {width}x{height}'))
+            problems.append(('boxes outside the picture', f'{box} of {width}x{height}'))
         elif x1 >= x2 or y1 >= y2:
-            problems.append((INVALID_BOXES, what))
-    return problems, [kind for kind, _ in objects]
+            problems.append((INVALID_BOXES, box))
+    return problems, [kind for kind, _ in objects], []
 
 
 def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[int]]]]:
     """The width and height that VOC's XML states, if it does, and the class and box of each object,
-    with numbers as mmdet reads them: a box's fractions are cut off.
-
-    Raises:
-        OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError: mmdet cannot read
-            it either, or would leave out an object or a box.
-    """
+    with numbers as mmdet reads them: a box's fractions are cut off. Raises one of the errors that
+    ``_check_boxes`` catches if mmdet cannot read it, or would leave out an object or a box."""
     root = ElementTree.parse(path).getroot()
     if root.tag != 'annotation':
         raise ValueError(f'its root is <{root.tag}> and not <annotation>')
@@ -344,33 +336,29 @@ def _text(node: ElementTree.Element, tag: str) -> str:
 
 
 def _check_mask(mask: Path, picture: str, width: int, height: int) -> _Checked:
-    """Check the mask of a picture; the labels are its class ids, each with its colour (red, green,
-    blue) where the mask has a palette, else None."""
+    """Check the mask of a picture of this width and height; a colour is red, green and blue."""
     with Image.open(mask) as image:
         # PIL multiplies the values of a grey PNG of fewer than 8 bits; byte 24 is their number.
         bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
         if image.format != 'PNG' or image.mode not in ('L', 'P') or bits != 8:
             what = f'{mask.name}: {image.mode} {image.format}'
-            return [('masks that are no 8-bit grey or palette PNG', what)], []
+            return [('masks that are no 8-bit grey or palette PNG', what)], [], []
         try:
             counts = image.histogram()
         except DECODE_ERRORS:
-            return [('truncated', mask.name)], []
-        colours = image.getpalette() or []
+            return [('truncated', mask.name)], [], []
+        palette = image.getpalette() or []
     problems = []
     if image.size != (width, height):
         what = f'{mask.name}: {image.width}x{image.height}, not {width}x{height}'
         problems.append(('masks of another size than their pictures', what))
     ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
-    return problems, [(i, colours[3 * i : 3 * i + 3] or None) for i in ids]
+    return problems, ids, [palette[3 * i : 3 * i + 3] for i in ids]
 
 
 def _size(picture: Path) -> tuple[int, int] | None:
     """Width and height as OpenCV, and with it mmdet and mmseg, reads a picture; None if it cannot.
-
-    The header tells the size of an ordinary JPEG. An APP1 segment may hold an orientation, which
-    OpenCV applies in its own way.
-    """
+    An APP1 segment may hold an orientation, which OpenCV applies in its own way."""
     with Image.open(picture) as image:
         ordinary = image.format == 'JPEG' and image.mode in ('L', 'RGB')
         if ordinary and 'APP1' not in dict(image.applist):

@@ -1,6 +1,6 @@
 """Check VOC2007, and VOC2012 with SBD, and convert SBD's masks. For tools/prepare_data.py.
 
-Nothing is downloaded, and no file that exists is changed.
+Nothing is downloaded, and no existing file is changed.
 """
 
 import io
@@ -14,17 +14,11 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from downstream.voc_checks import (
-    Split,
-    check_detection,
-    check_segmentation,
-    metainfo,
-    read_list,
-)
+from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo, read_list
 from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import describe_findings, parallel_map
+from pretrain.runs.file_checks import counted, parallel_map
 
 _LISTS = 'ImageSets/Segmentation'
 _BORDER = (224, 224, 192)  # VOC's colour of the id 255
@@ -39,20 +33,15 @@ def check_voc07(root: Path) -> None:
     Raises:
         UserError: naming every piece that is missing, or else every file that is damaged or wrong.
     """
-    trainval, test = 'VOCtrainval_06-Nov-2007.tar', 'VOCtest_06-Nov-2007.tar'
-    sources = {
-        'JPEGImages': f'{trainval} and {test}',
-        'Annotations': f'{trainval} and {test}',
-        'ImageSets/Main/trainval.txt': trainval,
-        'ImageSets/Main/test.txt': test,
-    }
-    year = root / 'VOC2007'
-    require_paths({year / k: f'{v} of PASCAL VOC 2007' for k, v in sources.items()})
-    official = {'trainval': 5_011, 'test': 4_952}
+    year, official = root / 'VOC2007', {'trainval': 5_011, 'test': 4_952}
     trainval, test = (
         Split(year / f'ImageSets/Main/{split}.txt', year / 'JPEGImages', year / 'Annotations')
         for split in official
     )
+    archives = 'VOCtrainval_06-Nov-2007.tar', 'VOCtest_06-Nov-2007.tar'
+    sources = dict.fromkeys((trainval.pictures, trainval.labels), ' and '.join(archives))
+    sources |= {trainval.list_file: archives[0], test.list_file: archives[1]}
+    require_paths({path: f'{archive} of PASCAL VOC 2007' for path, archive in sources.items()})
     counts = check_detection([trainval], [test], metainfo('mmdet', 'VOCDataset')['classes'])
     print_counts(dict(zip(official, counts, strict=True)), official)
 
@@ -87,9 +76,9 @@ def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
 
 def convert_sbd(sbd: Path, root: Path) -> None:
     """Write SBD's masks into ``VOC2012/SegmentationClassAug`` of the folder VOCdevkit, with VOC's
-    palette, and their names into ``aug.txt``: those of SBD's train and val that are in neither of
-    VOC2012's. To continue a stopped call, repeat it. ``sbd`` holds ``dataset/cls/*.mat``,
-    ``dataset/train.txt`` and ``dataset/val.txt``.
+    palette, and the names of their images into ``aug.txt``: those of SBD's train and val that are
+    in neither of VOC2012's. To continue a stopped call, repeat it. ``sbd`` holds
+    ``dataset/cls/*.mat``, ``dataset/train.txt`` and ``dataset/val.txt``.
 
     Raises:
         UserError: if SBD lacks a file or has a damaged one, or ``aug.txt`` has other names.
@@ -104,9 +93,8 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     if aug.exists() and set(read_list(aug)) != set(names):
         raise UserError(f'{aug} exists with other names: delete it to have it written anew.')
     present = {path.stem for path in files.glob('*.mat')}
-    missing = {'files': [f'{name}.mat' for name in names if name not in present]}
-    if lacking := describe_findings(missing, missing):
-        raise UserError(f'{files} lacks {lacking}: unpack {_SBD} again.')
+    if missing := [f'{name}.mat' for name in names if name not in present]:
+        raise UserError(f'{files} lacks {counted(missing, "files")}: unpack {_SBD} again.')
     palette = np.full((256, 3), _BORDER, np.uint8)
     colours = metainfo('mmseg', 'PascalVOCDataset')['palette']
     palette[: len(colours)] = colours
@@ -126,15 +114,7 @@ def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:
         ids = loadmat(source, variable_names=['GTcls'])['GTcls'][0]['Segmentation'][0]
         mask = Image.fromarray(ids.astype(np.uint8, casting='safe'))
         mask.putpalette(palette)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        MatReadError,
-        zlib.error,
-    ) as error:
+    except (OSError, ValueError, TypeError, LookupError, MatReadError, zlib.error) as error:
         raise UserError(f'{source} is damaged ({error}): unpack {_SBD} again.') from error
     buffer = io.BytesIO()
     mask.save(buffer, 'PNG')

@@ -113,15 +113,22 @@ def parallel_map(
         yield from pool.map(function, items, chunksize=chunk)
 
 
+def counted(names: Sequence[str], kind: str) -> str:
+    """Count the names of a kind and show up to ``SHOWN`` of them.
+
+    Example:
+        >>> counted(['a.jpg', 'b.jpg'], 'files')
+        '2 files (a.jpg, b.jpg)'
+    """
+    more = ', ...' if len(names) > SHOWN else ''
+    return f'{len(names):,} {kind} ({", ".join(names[:SHOWN])}{more})'
+
+
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Count the findings of the given kinds and name up to ``SHOWN`` of each kind.
+    """Count and show the findings of the given kinds, as :func:`counted` does.
 
     Example:
         >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], 'grey': ['c.jpg']}, ['empty'])
         '2 empty (a.jpg, b.jpg)'
     """
-    return ', '.join(
-        f'{len(names):,} {kind} ({", ".join(names[:SHOWN])}{", ..." if len(names) > SHOWN else ""})'
-        for kind in kinds
-        if (names := found.get(kind))
-    )
+    return ', '.join(counted(found[kind], kind) for kind in kinds if found.get(kind))

@@ -71,7 +71,7 @@ def test_annotations(voc: Path, tmp_path: Path, data: st.DataObject) -> None:
     """The objects of what is accepted have classes."""
     whole = (voc / 'VOC2007/Annotations/000001.xml').read_bytes()
     (tmp_path / '000001.xml').write_bytes(data.draw(damaged(whole)))
-    problems, classes = _check_boxes(tmp_path / '000001.xml', '000001.jpg', 64, 48)
+    problems, classes, _ = _check_boxes(tmp_path / '000001.xml', '000001.jpg', 64, 48)
     assert all(isinstance(part, str) for problem in problems for part in problem)
     assert problems or all(classes)
 

@@ -566,6 +566,20 @@ def test_the_size_is_the_one_that_opencv_reads(change: Callable, year: Path) -> 
         detect(year)
 
 
+def test_pictures_and_labels_may_share_a_folder(year: Path, masks: Path) -> None:
+    for parent, labels in ((year, 'Annotations'), (masks, 'SegmentationClass')):
+        for path in (parent / labels).iterdir():
+            path.rename(parent / 'JPEGImages' / path.name)
+    folders = year / 'JPEGImages', year / 'JPEGImages'
+    assert check_detection([Split(boxes(year).list_file, *folders)], [], CLASSES) == [8]
+    folders = masks / 'JPEGImages', masks / 'JPEGImages'
+    split = Split(masks / 'ImageSets/Segmentation/all.txt', *folders)
+    assert check_segmentation([split], [], [str(i) for i in range(21)]) == [8]
+    (masks / 'JPEGImages/000003.png').unlink()
+    with pytest.raises(UserError, match=r'JPEGImages lacks 1 files \(000003.png\)'):
+        check_segmentation([split], [], [str(i) for i in range(21)])
+
+
 @pytest.mark.parametrize(
     ('ids', 'held'), [((0, 255), '0 alone'), ((0,), '0 alone'), ((255,), 'no class')]
 )
