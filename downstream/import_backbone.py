@@ -92,9 +92,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
     """The backbone's tensors without what a trainer wraps around them and around their names."""
-    networks = list(_networks(content))
     # Our classifier in somebody's own run has a teacher beside it.
-    networks = [n for n in networks if 'teacher.' not in n[2]]
+    networks = [found for found in _networks(content) if 'teacher.' not in found[2]]
     if len(networks) > 1:
         raise UserError(
             f'holds several ResNets ({", ".join(place for place, _, _ in networks)}): save the '
@@ -117,8 +116,11 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' not in backbone:
         return backbone
-    parts = [(*name.rpartition('.'), tensor) for name, tensor in backbone.items()]
-    return {f'{_STEM_NAMES.get(layer, layer)}.{leaf}': t for layer, _, leaf, t in parts}
+    renamed = {}
+    for name, tensor in backbone.items():
+        layer, _, leaf = name.rpartition('.')
+        renamed[f'{_STEM_NAMES.get(layer, layer)}.{leaf}'] = tensor
+    return renamed
 
 
 def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Tensor], str]]:

@@ -59,7 +59,7 @@ def _records(path: Path, config: Config, epochs: int) -> list[dict]:
     """The records of a config whose length, classes and network no option has changed."""
 
     def kind(settings: Mapping[str, Any]) -> tuple:
-        return settings['model'].get('network'), settings.get('classes')
+        return settings['model'].get('network'), list(settings.get('classes') or ())
 
     return [
         record

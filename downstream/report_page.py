@@ -376,11 +376,9 @@ def _shown(value: Any) -> str:
 def _pictures(runs: Sequence[Run]) -> Section:
     found = []
     for config, group in _groups(runs, *TASKS):
-        folders = {
-            label: run.folder / 'pictures'
-            for label, run in _first_of_each_label(group).items()
-            if run.folder and (run.folder / 'pictures').is_dir()
-        }
+        drawn = [run for run in group if run.folder and (run.folder / 'pictures').is_dir()]
+        first = _first_of_each_label(drawn)
+        folders = {label: run.folder / 'pictures' for label, run in first.items()}
         names = [{path.name for path in folder.glob('*.png')} for folder in folders.values()]
         for name in sorted(set.intersection(*names))[:PICTURES] if names else ():
             title = f'{config}, image {Path(name).stem}'
@@ -389,7 +387,7 @@ def _pictures(runs: Sequence[Run]) -> Section:
             pictures = [('truth', truth), *((label, half) for label, (_, half) in halves.items())]
             found.append({'title': title, 'pictures': [_picture(*pair) for pair in pictures]})
     text = (
-        'What each backbone predicts for the same images, from its first fine-tuning run. Of '
+        'What each backbone predicts for the same images, from its first run with pictures. Of '
         f'detectors, boxes with a score above {SCORE_THRESHOLD} are drawn.'
     )
     return Section('Pictures', [text] if found else (), pictures=found)

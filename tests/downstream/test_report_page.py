@@ -236,6 +236,18 @@ def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
         assert max(abs(a - b) for a, b in zip(image.getpixel((9, 9)), colour, strict=True)) < 9
 
 
+def test_pictures_are_of_the_first_run_that_has_some(tmp_path: Path) -> None:
+    runs = [r for r in FINE_TUNED if r['label'] == 'BL'][:2]
+    for number, record in enumerate(runs):
+        (tmp_path / f'run{number}/pictures').mkdir(parents=True)
+        (tmp_path / f'run{number}/run.json').write_text(json.dumps(record))
+    (tmp_path / 'run0/pictures').rmdir()
+    Image.new('RGB', (60, 20), BLUE).save(tmp_path / 'run1/pictures/a.png')
+    write_report([tmp_path], tmp_path / 'out.html')
+    images = Page((tmp_path / 'out.html').read_text()).all('img')
+    assert [found['alt'].split(', ')[-1] for found, _ in images] == ['truth', 'BL']
+
+
 def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:
     page = Page(html)
     assert set(re.findall(r'https?://[^"/]+', html)) == {'http://www.w3.org'}  # namespaces
