@@ -2,6 +2,7 @@
 
 import shutil
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -30,15 +31,23 @@ PROVENANCE = {
 }
 
 
+@lru_cache(maxsize=1)
+def backbone_weights(depth: int) -> dict[str, torch.Tensor]:
+    """Of a random ResNet without its classifier; no statistic is a default."""
+    torch.manual_seed(0)
+    weights = getattr(torchvision.models, f'resnet{depth}')().state_dict()
+    return {
+        name: tensor + 0.01 * torch.rand_like(tensor) if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+        if not name.startswith('fc.')
+    }
+
+
 def write_backbone(path: Path, depth: int = 18, drop=(), add=(), **facts) -> str:
     """Write a backbone file; ``drop`` and ``add`` change its tensors, ``facts`` its provenance."""
-    torch.manual_seed(0)
-    weights = OrderedDict(getattr(torchvision.models, f'resnet{depth}')().state_dict())
-    for name in ('fc.weight', 'fc.bias', *drop):
+    weights = OrderedDict(backbone_weights(depth))
+    for name in drop:
         del weights[name]
-    for name, tensor in weights.items():
-        if tensor.is_floating_point():
-            weights[name] = tensor + 0.01 * torch.rand_like(tensor)  # no statistic is a default
     weights.update(dict(add))
     sums = {'weights_sha256': weights_sha256(weights)}
     weights.provenance = PROVENANCE | {'depth': depth} | sums | facts

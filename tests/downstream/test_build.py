@@ -1,6 +1,7 @@
 import math
 import shutil
 import signal
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -537,12 +538,19 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(('config', 'change'), CHANGES)
-def test_a_resumed_run_keeps_each_setting(config, change, voc, backbone_file, tmp_path):
-    before, after = (
-        prepare(with_files(config, voc, backbone_file, *options)).identity.to_dict()
-        for options in ([], [change])
+@pytest.fixture(scope='module')
+def identity(voc, backbone_file):
+    """``identity(config, 'key=value', ...)``: what a resumed run keeps."""
+    return cache(
+        lambda config, *options: prepare(
+            with_files(config, voc, backbone_file, *options)
+        ).identity.to_dict()
     )
+
+
+@pytest.mark.parametrize(('config', 'change'), CHANGES)
+def test_a_resumed_run_keeps_each_setting(config, change, identity, tmp_path):
+    before, after = identity(config), identity(config, change)
     path = str(tmp_path / 'epoch_1.pth')
     torch.save({'meta': {'epoch': 1, 'format': FORMAT, 'identity': before}}, path)
     check_resume(path, before)
