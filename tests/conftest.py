@@ -3,8 +3,10 @@
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
+import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,14 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps what is known of scanned folders out of the user's cache, in child processes too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def metafiles() -> Iterator[None]:
+    """mmengine reads all metafiles of mmdet or mmseg for each config that inherits from theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
         yield
 
 
