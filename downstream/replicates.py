@@ -157,10 +157,7 @@ class Comparison:
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
         covered = 'pretraining and fine-tuning'
         if not self.method:
-            covered = (
-                'fine-tuning alone, so no claim about the method is possible, only about these '
-            )
-            covered += 'backbones'
+            covered = 'fine-tuning alone: it is about these backbones, not about the method'
         return f'{difference} over {self.over}{meaning}; this covers the variation of {covered}.'
 
 

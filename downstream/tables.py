@@ -22,6 +22,7 @@ ABOUT_SPREADS = (
     'In percent; n is pretrainings × fine-tunings of each. Between and within are the standard '
     'deviations between pretrainings and between the fine-tunings of one, by analysis of variance.'
 )
+ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
 ABOUT_BOTH = 'After ≤ stands the spread of pretrainings fine-tuned once each, which contains both.'
 ABOUT_GAINS = (
     'Gains are in points, with their 95 % confidence interval, and paired by seed unless said '
@@ -63,7 +64,8 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 notes.append(f'{title}: {gains[title].verdict()}')
             rows.append(row)
-    notes.append(ABOUT_SPREADS)
+    errors = any('top-1 error' in row for row in rows)
+    notes.append(ABOUT_SPREADS + ABOUT_ERRORS * errors)
     if any('≤' in row.get('between', '') for row in rows):
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:
@@ -163,6 +165,6 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
-    trained = f'{epochs} epochs' if epochs else 'nothing trained'
+    trained = f'{epochs} epoch{"s" if epochs > 1 else ""}' if epochs else 'nothing trained'
     pictures = f'{train} training and {val} test pictures'
     return f'{records[0]["config"]}: ResNet-{depth}, {pictures}, {trained}, on {devices}.'

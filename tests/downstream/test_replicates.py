@@ -93,8 +93,7 @@ def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
     assert not result.method
     assert 'over 4 fine-tuning seeds, p' in result.verdict()
     assert result.verdict().endswith(
-        'this covers the variation of fine-tuning alone, so no claim about the method is possible, '
-        'only about these backbones.'
+        'the variation of fine-tuning alone: it is about these backbones, not about the method.'
     )
 
 
