@@ -21,7 +21,13 @@ import pretrain.runs.record
 import pretrain.runs.train_loop  # noqa: F401
 from downstream.backbone import backbone_parts, check_handoff, select, top_level
 from downstream.mmcv_ops import install
-from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import (
+    Split,
+    check_detection,
+    check_segmentation,
+    count_images,
+    metainfo,
+)
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import batch_per_process, check_counts
@@ -100,6 +106,12 @@ def fill(config: Config, world_size: int = 1) -> Config:
     config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
     config.default_hooks.record.generations = [config.train_cfg.max_epochs]
     return config
+
+
+def training_images(config: Config) -> list[int]:
+    """The number of training images that each class occurs in; ``config`` is filled."""
+    train, _ = _splits(config)
+    return count_images(train, _classes(config), config.task)
 
 
 def _hand_over(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from downstream.build import NOT_IDENTITY, fill
+from downstream.build import NOT_IDENTITY, fill, training_images
 from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
@@ -26,6 +26,7 @@ from pretrain.runs.tables import markdown
 # Settings that change what a checkpoint is tested on, or how.
 TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
 
+FREQUENT = 50  # training images of a class that can be learned
 # Metrics in percent, the titles of a class's count and metric, and both for each class.
 Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
 
@@ -85,8 +86,25 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
         [name, str(count), '–' if np.isnan(value) else f'{value:.2f}']
         for name, (count, value) in zip(ours, classes, strict=True)
     ]
+    if config.task != 'classification':
+        images = training_images(config)
+        columns = 'training images', *columns
+        rows = [[name, str(n), *row] for n, (name, *row) in zip(images, rows, strict=True)]
+        metrics |= _of_frequent_classes(next(iter(metrics)), [v for _, v in classes], images)
     line = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
     return f'{line}\n\n{markdown(["class", *columns], rows, ["In percent."], texts=1)}'
+
+
+def _of_frequent_classes(
+    metric: str, values: Sequence[float], images: Sequence[int]
+) -> dict[str, float]:
+    """The mean over the classes with at least ``FREQUENT`` training images, if others have fewer.
+    The others are hardly learned, and lower the mean over all."""
+    frequent = [v for v, n in zip(values, images, strict=True) if n >= FREQUENT]
+    if len(frequent) in (0, len(values)):
+        return {}
+    title = f'{metric} of the {len(frequent)} classes with {FREQUENT} training images or more'
+    return {title: float(np.nanmean(frequent))}
 
 
 def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:

@@ -143,6 +143,14 @@ def check_segmentation(
     return _conclude(findings, len(train), dict(enumerate(classes)), errors)
 
 
+def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> list[int]:
+    """The number of images that each class occurs in, over splits that a check has passed."""
+    check = {'detection': ('.xml', _check_boxes), 'segmentation': ('.png', _check_mask)}[task]
+    files = _files_by_label([_check_split(split, *check) for split in splits])
+    labels = classes if task == 'detection' else range(len(classes))
+    return [len({*files.get(label, ())}) for label in labels]
+
+
 def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
     """Each unknown label once, with the number of its files and the first of them."""
     counts = [f'{name!r} ({len(files):,}, first in {files[0]})' for name, files in unknown.items()]

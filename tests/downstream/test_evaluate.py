@@ -1,18 +1,22 @@
 """A checkpoint tested again gives what its run's record says; each class has its own row."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import METRICS
+from PIL import Image
 
 import downstream.evaluate as module
 from downstream.evaluate import evaluate
 from downstream.mmcv_ops import install
+from downstream.voc_checks import metainfo
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -24,14 +28,46 @@ CLASSIFIER = 'configs/demo/r18_bl.py'
 
 def rows(text: str) -> dict[str, tuple[str, str]]:
     """Count and metric of each class of a table."""
-    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
-    return {name: (count, value) for name, count, value in [c for c in cells if len(c) == 3][2:]}
+    return {name: (count, value) for name, *_, count, value in table(text)[2:]}
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of a Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
 
 
 def numbers(text: str) -> dict[str, float]:
     """The metrics of the first line."""
     pairs = re.findall(r'([\w ]+) ([\d.]+)', text.splitlines()[0])
     return {name.strip(): float(value) for name, value in pairs}
+
+
+def images_of_classes(finished: Finished) -> dict[str, int]:
+    """Counted file by file, as VOC lays them out."""
+    root = Path(next(o for o in finished.options if o.startswith('data_root=')).partition('=')[2])
+    images = Counter()
+    if 'faster_rcnn' in str(finished.config):
+        classes = metainfo('mmdet', 'VOCDataset')['classes']
+        for name in (root / 'VOC2007/ImageSets/Main/trainval.txt').read_text().split():
+            tree = ElementTree.parse(root / f'VOC2007/Annotations/{name}.xml')
+            images.update({node.text for node in tree.findall('object/name')})
+    else:
+        classes = metainfo('mmseg', 'PascalVOCDataset')['classes']
+        folder = root / 'VOC2012'
+        for names, masks in (('train', 'SegmentationClass'), ('aug', 'SegmentationClassAug')):
+            for name in (folder / f'ImageSets/Segmentation/{names}.txt').read_text().split():
+                ids = np.unique(Image.open(folder / masks / f'{name}.png'))
+                images.update(classes[i] for i in ids if i < 255)
+    return {name: images[name] for name in classes}
+
+
+def test_mean_over_classes_that_have_enough_training_images() -> None:
+    values, images = [10.0, 20.0, np.nan, 60.0], [49, 50, 70, 51]
+    title = 'mIoU of the 3 classes with 50 training images or more'
+    assert module._of_frequent_classes('mIoU', values, images) == {title: 40.0}
+    assert module._of_frequent_classes('mIoU', values, [50] * 4) == {}
+    assert module._of_frequent_classes('mIoU', values, [49] * 4) == {}
 
 
 def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
@@ -42,6 +78,9 @@ def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) ->
     else:
         assert numbers(text)['mIoU'] == pytest.approx(last['mIoU'], abs=0.01)
         assert numbers(text)['pixel accuracy'] == pytest.approx(last['aAcc'], abs=0.01)
+    header, _, *cells = table(text)
+    assert header[:2] == ['class', 'training images']
+    assert {name: int(images) for name, images, *_ in cells} == images_of_classes(finished)
     counts = {name: int(count) for name, (count, _) in rows(text).items()}
     assert counts['cat'] > 0
     assert counts['dog'] > 0
