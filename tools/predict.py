@@ -26,7 +26,7 @@ def main() -> None:
     from downstream.predict import predict
 
     for picture, file, found in predict(args.checkpoint, args.pictures, args.out, args.threshold):
-        print(f'{picture}: {len(found) or "no"} classes or objects, drawn in {file}')
+        print(f'{picture}: {"" if found else "nothing found, "}drawn in {file}')
         for name, score, where in found:
             print(f'  {score:6.1%}  {name}  {where}'.rstrip())
 

@@ -107,7 +107,7 @@ class Launcher:
                 # The pool has often begun the next task by the time that it learns of a failure.
                 return {} if failed.is_set() else task()
             except Exception as error:
-                if not failed.is_set():
+                if self.jobs > 1 and not failed.is_set():  # it is raised when the others have ended
                     print(f'{error}\nNo further run begins.', file=sys.stderr, flush=True)
                 failed.set()
                 raise

@@ -152,6 +152,7 @@ def test_no_run_begins_after_a_failure(jobs: int, capsys: pytest.CaptureFixture)
     with pytest.raises(UserError, match='no luck'):
         Launcher(jobs=jobs).each(tasks)
     assert not begun
+    assert jobs > 1 or capsys.readouterr().err == ''  # what is raised says it
     assert all('no luck\nNo further run begins' in text for text in printed)
 
 
