@@ -37,13 +37,8 @@ NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
-LOSS_SETTINGS = (
-    'teacher_weight',
-    'temperature',
-    'label_weight',
-    'symmetric',
-    'confidence_penalty',
-)
+TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
+LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
 
 # These settings act before any teacher takes part. All lengths are among them, because mmengine
 # goes on with the schedule that the checkpoint holds.
@@ -53,10 +48,9 @@ FROM_THE_START = ('generations', 'confidence_penalty', 'features', 'copy_every',
 def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and derive every part from the few settings that a config states.
 
-    ``epochs`` and ``algorithm`` become the loss, the learning-rate schedule and the hooks, so that
-    BL, SE, SD and the methods they are compared with differ only in those; ``data_root``,
-    ``batch_size`` and the seeds reach the loaders. ``identity`` is added: what must not change
-    while the run lasts, see :mod:`pretrain.runs.identity`.
+    ``epochs`` and ``algorithm`` become the loss, the learning rates and the hooks; ``data_root``,
+    ``batch_size`` and the seeds reach the loaders; ``identity`` says what must not change while the
+    run lasts (:mod:`pretrain.runs.identity`).
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
@@ -95,13 +89,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     )
     config.label = config.label or algorithm.name
     config.default_hooks.update(_hooks(config))
-    config.identity = identity_of(
-        config,
-        NOT_IDENTITY,
-        world_size=world_size,
-        data=data,
-        **hashes,
-    )
+    facts = dict(world_size=world_size, data=data, **hashes)
+    config.identity = identity_of(config, NOT_IDENTITY, **facts)
     if torch.cuda.is_available():
         config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
     return config
@@ -172,12 +161,8 @@ def _hooks(config: Config) -> dict[str, dict]:
         snapshot=dict(
             type='SnapshotHook',
             generations=algorithm.generations,
-            taught_after=algorithm.taught_after,
             teacher_file=config.teacher.checkpoint,
-            copy_every=algorithm.copy_every,
-            lag=algorithm.lag,
-            decay=algorithm.decay,
-            fresh_student=algorithm.fresh_student,
+            **{key: algorithm[key] for key in TEACHING},
             features=bool(algorithm.features),
             keep_epochs=config.keep_epochs,
             seed=config.randomness.seed,
@@ -196,11 +181,7 @@ def _hooks(config: Config) -> dict[str, dict]:
 
 
 def _check_model(config: Config) -> None:
-    """Build the model without memory: an impossible setting is an error here, not in each process.
-
-    Raises:
-        UserError: naming it.
-    """
+    """Build the model without memory, so that an impossible setting is an error here, once."""
     with torch.device('meta'):
         model = _built(config.model, 'model')
         if model.features:
@@ -220,10 +201,7 @@ def _built(settings: dict, name: str) -> nn.Module:
 
 def _check_other_runs(config: Config) -> dict[str, str | None]:
     """The hashes of what other runs have trained: the teacher, and what Net2Net starts from.
-
-    Raises:
-        UserError: if one cannot work here, or a setting needs one and there is none.
-    """
+    UserError if one cannot work here, or is needed and not given."""
     teacher, initial, algorithm = config.teacher, config.initial, config.algorithm
     if teacher.checkpoint and not (algorithm.teacher_weight > 0 or algorithm.features):
         raise UserError(

@@ -38,7 +38,7 @@ class SnapshotClassifier(BaseModel):
     no teacher at all.
 
     Args:
-        network: config of the network, images (N, 3, H, W) to logits (N, C).
+        network: config of a network from images (N, 3, H, W) to logits (N, C).
         loss: config of :class:`pretrain.losses.SnapshotDistillationLoss`.
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
         precision: 'bf16' or 'float32', in which both networks compute. Weights, statistics and the
@@ -50,12 +50,10 @@ class SnapshotClassifier(BaseModel):
 
     Attributes:
         student: the network being trained.
-        teacher: a frozen network in evaluation mode, an earlier student as a rule, or None. It is
-            what a checkpoint holds; what computes is a copy of it with its batch normalisation
-            folded into the convolutions.
+        teacher: a frozen network in evaluation mode, as a rule an earlier student, or None.
+            Checkpoints hold it; a folded copy (:func:`pretrain.teacher.fold`) computes.
         teaching: whether the teacher takes part in the loss; the hook sets it.
-        imitating: whether the student learns the teacher's features and nothing else; the hook
-            sets it.
+        imitating: whether the student learns the teacher's features alone; the hook sets it.
         statistics: of the training batches since the hook last cleared it.
     """
 

@@ -39,7 +39,7 @@ def export(
         The provenance, see :func:`export_backbone`.
 
     Raises:
-        UserError: if the checkpoint cannot be exported so, or the folder exists.
+        UserError: if the checkpoint cannot be exported like this, or the folder exists.
 
     Example:
         >>> snapshot = 'work_dirs/r152_sd/snapshot_2.pth'
@@ -67,9 +67,9 @@ def export(
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
     """Write the student's layers before the final pooling (Section 4.3) to ``out``.
 
-    The file is a plain dict of tensors under torchvision's names, without ``fc``; it loads
-    unchanged in the ResNets of torchvision, timm, mmdet and mmseg. What downstream must agree on
-    travels as the dict's attribute ``provenance``, which pickles with it.
+    The file is a plain dict of tensors under torchvision's names, without ``fc``, as the ResNets of
+    torchvision, timm, mmdet and mmseg load it. Its attribute ``provenance``, which pickles with it,
+    says what downstream must agree on.
 
     Args:
         checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth`` of a ResNet run.
@@ -108,18 +108,14 @@ def _drop_classifier(weights: OrderedDict[str, Tensor]) -> None:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Read a pretraining checkpoint.
-
-    Raises:
-        UserError: if it is missing, damaged or not of a network pretrained here.
-    """
+    """Read a checkpoint; UserError if it is missing, damaged or not of pretraining here."""
     checkpoint = load_from_disk(str(path))
     try:
         identity, meta = identity_in(checkpoint, path), checkpoint['meta']
     except UserError as error:
         raise UserError(
-            f'{error} Of a ResNet of another run, tools/import_backbone.py {path} OUT makes a '
-            'backbone file.'
+            f'{error} tools/import_backbone.py {path} OUT makes a backbone file of a ResNet that '
+            'another program trained.'
         ) from error
     if identity['task'] != 'classification':
         raise UserError(f'{path} is not a checkpoint of a ResNet pretrained here.')
@@ -155,6 +151,8 @@ def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, An
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:
         return {}
-    metrics = {entry['epoch']: entry.get('metrics', {}) for entry in record['history']}
-    errors = metrics.get(epoch, {})
-    return {'data': record['data']} | {k: v for k, v in errors.items() if k == 'top1_error'}
+    facts = {'data': record['data']}
+    for entry in record['history']:
+        if entry['epoch'] == epoch and 'metrics' in entry:
+            facts['top1_error'] = entry['metrics']['top1_error']
+    return facts

@@ -74,15 +74,8 @@ class HintLoss(nn.Module):
         self.regressor = nn.Conv2d(*channels, 1)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Mean squared error, a scalar.
-
-        Args:
-            student: the guided layer's output, (N, C_s, H, W), alone in a list.
-            teacher: the hint layer's, (N, C_t, H, W).
-
-        Raises:
-            UserError: if the sizes do not fit.
-        """
+        """Mean squared error, a scalar, of the guided layer's output (N, C_s, H, W) and the hint
+        layer's (N, C_t, H, W), each alone in a list; UserError if the sizes do not fit."""
         (guided,), (hint,) = student, teacher
         expected = self.regressor.in_channels, self.regressor.out_channels
         if (guided.shape[1], hint.shape[1]) != expected or guided.shape[2:] != hint.shape[2:]:
@@ -113,15 +106,8 @@ class FSPLoss(nn.Module):
         self.teacher_layers = self.student_layers
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            student: the features of the layers of all pairs, one pair after the other.
-            teacher: the same of the teacher.
-
-        Raises:
-            UserError: if the two of a pair differ in height or width, or the networks in channels.
-        """
+        """The loss, a scalar, of the features of all pairs, one pair after the other; UserError if
+        the two of a pair differ in height or width, or the networks in channels."""
         total = student[0].new_zeros(())
         for first in range(0, len(student), 2):
             names = self.student_layers[first : first + 2]

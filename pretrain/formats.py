@@ -4,7 +4,6 @@ Only ONNX needs a package of its own to be written; the others are files of weig
 """
 
 import importlib.util
-import io
 import json
 import re
 import tempfile
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pretrain.models  # noqa: F401, registers the networks
-from pretrain.runs.checkpoint import seal, write_atomically
+from pretrain.runs.checkpoint import save_sealed, write_atomically
 from pretrain.runs.errors import UserError
 
 PAPER = 'Snapshot Distillation: Teacher-Student Optimization in One Generation'
@@ -81,7 +80,7 @@ class Snapshot(NamedTuple):
 
 def write_torchvision(snapshot: Snapshot, out: Path) -> None:
     """The state dict of a torchvision ResNet with its classifier."""
-    _save(dict(snapshot.weights), out)
+    save_sealed(dict(snapshot.weights), out)
 
 
 def write_timm(snapshot: Snapshot, out: Path) -> None:
@@ -96,11 +95,8 @@ def write_timm(snapshot: Snapshot, out: Path) -> None:
         'pretrained_cfg': {
             'num_classes': count,
             'input_size': [3, snapshot.image_size, snapshot.image_size],
-            'fixed_input_size': False,
-            'pool_size': None,
             'interpolation': 'bilinear',
             'crop_pct': CROP,
-            'crop_mode': 'center',
             'mean': mean,
             'std': std,
             'first_conv': 'conv1',
@@ -120,18 +116,14 @@ def write_timm(snapshot: Snapshot, out: Path) -> None:
 def write_huggingface(snapshot: Snapshot, out: Path) -> None:
     """A folder for ``AutoModel.from_pretrained`` of transformers, or for the Hub."""
     bottleneck = 'layer1.0.conv3.weight' in snapshot.weights
-    stages = [_blocks(snapshot.weights, stage) for stage in range(1, 5)]
+    convolutions = re.findall(r'layer(\d)\.\d+\.conv1\.weight', ' '.join(snapshot.weights))
     kind = 'ResNetForImageClassification' if snapshot.with_classifier else 'ResNetModel'
     config = {
         'architectures': [kind],
         'model_type': 'resnet',
-        'num_channels': 3,
-        'embedding_size': 64,
         'hidden_sizes': [64 * 2**stage * (4 if bottleneck else 1) for stage in range(4)],
-        'depths': stages,
+        'depths': [convolutions.count(str(stage)) for stage in range(1, 5)],
         'layer_type': 'bottleneck' if bottleneck else 'basic',
-        'hidden_act': 'relu',
-        'downsample_in_first_stage': False,
         'downsample_in_bottleneck': False,  # the stride is on the 3x3 convolution
         'dtype': 'float32',
     }
@@ -146,10 +138,6 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
         'resample': 2,  # bilinear
         'image_mean': mean,
         'image_std': std,
-        'do_resize': True,
-        'do_rescale': True,
-        'rescale_factor': 1 / 255,
-        'do_normalize': True,
     }
     prefix = 'resnet.' if snapshot.with_classifier else ''
     weights = {_huggingface_name(name, prefix): t for name, t in snapshot.weights.items()}
@@ -239,7 +227,7 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
         ]
     usage = f"mmpretrain.get_model('{out.name}/config.py', pretrained='{out.name}/model.pth')"
     with _new_folder(out) as folder:
-        _save({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
+        save_sealed({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
         config.dump(folder / 'config.py')
         metafile = {'Collections': [COLLECTION], 'Models': [model]}
         (folder / 'metafile.yml').write_text(yaml.safe_dump(metafile, sort_keys=False))
@@ -302,12 +290,6 @@ WRITERS: Mapping[str, Callable[[Snapshot, Path], None]] = {
 }
 
 
-def _save(content: Any, out: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(out, seal(buffer.getvalue()))
-
-
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` when all its files are written."""
@@ -323,10 +305,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2) + '\n'
-
-
-def _blocks(weights: Mapping[str, Tensor], stage: int) -> int:
-    return sum(bool(re.fullmatch(rf'layer{stage}\.\d+\.conv1\.weight', name)) for name in weights)
 
 
 def _features(snapshot: Snapshot) -> int:

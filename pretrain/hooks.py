@@ -2,6 +2,7 @@
 is in :mod:`pretrain.classifier`."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,21 +24,20 @@ from pretrain.runs.saving import iterations_done, save, unwrap
 from pretrain.schedule import boundaries, generation, teacher_step
 
 
-@HOOKS.register_module()
+@HOOKS.register_module()  # priority NORMAL: SaveHook (LOWEST) then saves averaged statistics
+@dataclass(eq=False)
 class SnapshotHook(Hook):
     """Hands the teachers over and writes the snapshots M_#L'k (Section 3.3.4).
 
     At the end of mini-generation k it writes the whole training state to ``snapshot_k.pth``. Before
-    each iteration l it sees to it that the teacher has the weights of step c_l (Eqn 4;
-    :func:`pretrain.schedule.teacher_step`). Which weights these are follows from the number of
-    finished iterations. Its only state is the copies that are not old enough to teach yet: they
-    wait in the host's memory, and checkpoints hold them.
+    each iteration l it gives the teacher the weights of step c_l (Eqn 4;
+    :func:`pretrain.schedule.teacher_step`). Its only state is the copies that are not old enough to
+    teach yet: they wait in the host's memory, and checkpoints hold them.
 
     Args:
         generations: L_1, ..., L_K in epochs.
         taught_after: number of epochs after which the teacher takes part; L_1 with the teachers of
-            Eqn 4. The teacher of ``copy_every`` takes part from the first epoch on that has one
-            when it begins.
+            Eqn 4. With ``copy_every`` there must also be a copy when the epoch begins.
         teacher_file: checkpoint of the one teacher of all epochs (Section 3.3.2); without it the
             teachers are the run's own students.
         copy_every: iterations between the copies of the student; None: the ends of the
@@ -52,33 +52,21 @@ class SnapshotHook(Hook):
         seed: of the new weights of ``fresh_student``.
     """
 
-    # Before SaveHook (LOWEST), so that its file holds the averaged statistics.
-    priority = 'NORMAL'
+    generations: Sequence[int]
+    taught_after: int
+    teacher_file: str | None = None
+    copy_every: int | None = None
+    lag: int | None = None
+    decay: float | None = None
+    fresh_student: bool = False
+    features: bool = False
+    keep_epochs: Sequence[int] = ()
+    seed: int = 0
+    waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, init=False)
 
-    def __init__(
-        self,
-        generations: Sequence[int],
-        taught_after: int,
-        teacher_file: str | None = None,
-        copy_every: int | None = None,
-        lag: int | None = None,
-        decay: float | None = None,
-        fresh_student: bool = False,
-        features: bool = False,
-        keep_epochs: Sequence[int] = (),
-        seed: int = 0,
-    ) -> None:
-        self.generations = tuple(generations)
-        self.taught_after = taught_after
-        self.teacher_file = teacher_file
-        self.copy_every = copy_every
-        self.lag = lag or 1
-        self.decay = decay or 0.0
-        self.fresh_student = fresh_student
-        self.features = features
-        self.keep_epochs = tuple(keep_epochs)
-        self.seed = seed
-        self.waiting: list[tuple[int, dict[str, Tensor]]] = []  # steps and copies, oldest first
+    def __post_init__(self) -> None:
+        self.lag = self.lag or 1
+        self.decay = self.decay or 0.0
 
     def before_train(self, runner: Runner) -> None:
         self._plan(runner)
@@ -90,7 +78,7 @@ class SnapshotHook(Hook):
             for k, end in enumerate(boundaries(self.generations), start=1)
             if end <= runner.epoch
         }
-        # Rank 0 looks for all: another process might find the file that rank 0 is saving below.
+        # Rank 0 looks for all: another process could find a file that rank 0 has just saved below.
         lacking = [
             [end for end, path in paths.items() if not (path.exists() and is_whole(path))]
             if is_main_process()
@@ -171,9 +159,8 @@ class SnapshotHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
 
-        SE and SD share generation 1, so the model or the checkpoint may be without a teacher. No
-        teacher is in use then (``pretrain.build.may_differ`` refuses the other cases): the model
-        keeps its own, or it is left out.
+        SE and SD share generation 1, so the model or the checkpoint may have no teacher. None is in
+        use then; ``pretrain.build.may_differ`` refuses the other cases.
         """
         self.waiting = list(checkpoint.get('waiting_copies', []))
         weights, own = checkpoint['state_dict'], unwrap(runner).state_dict()
@@ -188,8 +175,7 @@ class SnapshotHook(Hook):
 
 
 def _average_statistics(model: SnapshotClassifier) -> None:
-    """Each rank has seen other images. Without this each would have a teacher of its own, and a
-    checkpoint would hold the statistics of rank 0."""
+    """Make the running statistics, of other images on each rank, the same for all ranks."""
     statistics = [b for b in model.student.buffers() if b.is_floating_point()]
     all_reduce_params(statistics, op='mean')
 
@@ -213,6 +199,7 @@ def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tens
 
 
 @HOOKS.register_module()
+@dataclass(eq=False)
 class EnsembleHook(Hook):
     """Evaluates the snapshots of a run together when it has ended, for its record.
 
@@ -221,9 +208,8 @@ class EnsembleHook(Hook):
         temperature: T.
     """
 
-    def __init__(self, generations: int, temperature: float) -> None:
-        self.generations = generations
-        self.temperature = temperature
+    generations: int
+    temperature: float
 
     @torch.no_grad()
     def after_train(self, runner: Runner) -> None:

@@ -7,6 +7,7 @@ by 0. Both hold for batch statistics and for running statistics.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from mmengine.hooks import Hook
@@ -60,16 +61,14 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
 
 
 def net2net(small: nn.Module, large: nn.Module, noise: float = NOISE) -> None:
-    """Give ``large`` weights with which it computes what ``small`` does.
-
-    Random numbers come from torch's generator.
+    """Give ``large`` weights with which it computes what ``small`` does. Random numbers come from
+    torch's generator.
 
     Args:
         small: a ResNet of :mod:`pretrain.models`.
         large: one with at least as many channels and blocks everywhere; it is filled.
-        noise: what is added to the weights of repeated channels, in standard deviations of the
-            layer's weights, so that the copies learn different things, as the paper advises;
-            with 0 the two networks compute the same.
+        noise: standard deviation of what is added to the weights of repeated channels, in those of
+            the layer's weights, so that copies learn different things; 0: the two compute the same.
 
     Example:
         >>> net2net(build_cifar_resnet(14, 100), large := build_cifar_resnet(20, 100))
@@ -103,9 +102,9 @@ def _fill_block(small: nn.Module, large: nn.Module, inputs: Tensor, noise: float
         outputs = torch.cat([inputs, _repeat(torch.arange(first, before), after - len(inputs))])
     channels = inputs
     for number, (conv, wider) in enumerate(zip(old, new, strict=True), start=1):
-        last = number == len(old)
-        repeated = _repeat(torch.arange(conv.out_channels), wider.out_channels)
-        given = outputs if last else repeated
+        given = _repeat(torch.arange(conv.out_channels), wider.out_channels)
+        if number == len(old):
+            given = outputs
         norms = (getattr(block, f'bn{number}') for block in (small, large))
         _fill(conv, wider, *norms, channels, given, noise)
         channels = given
@@ -154,6 +153,7 @@ def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
 
 
 @HOOKS.register_module()
+@dataclass(eq=False)
 class Net2NetHook(Hook):
     """Fills the student of a new run from a smaller network that another run has trained.
 
@@ -163,10 +163,9 @@ class Net2NetHook(Hook):
         seed: of the channels that are repeated, and of their noise.
     """
 
-    def __init__(self, network: dict, checkpoint: str, seed: int) -> None:
-        self.network = network
-        self.checkpoint = checkpoint
-        self.seed = seed
+    network: dict
+    checkpoint: str
+    seed: int
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter:

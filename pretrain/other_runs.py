@@ -24,8 +24,8 @@ def check_other_run(path: str, network: dict, config: Config) -> str:
     """Make sure that a checkpoint holds a network that can work beside this run's student.
 
     Args:
-        path: a checkpoint of this suite, or a file with the weights alone. Such a file does not
-            tell the preprocessing that the network was trained with.
+        path: a checkpoint of this suite, or a file with the weights alone, which does not tell the
+            preprocessing.
         network: the config that the network must have.
         config: of the run.
 

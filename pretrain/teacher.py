@@ -12,9 +12,8 @@ from torch.fx.experimental.optimization import fuse
 def freeze(network: nn.Module) -> nn.Module:
     """Turn every parameter of ``network`` into a buffer, in place.
 
-    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these;
-    saving, loading and moving to a device work as usual. The optimizer's state of a run with a
-    teacher therefore fits a run without one.
+    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these, so
+    that the optimizer's state fits runs with a teacher and without one.
     """
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -26,9 +25,9 @@ def freeze(network: nn.Module) -> nn.Module:
 def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """A copy of a network in evaluation mode that gives its logits with fewer kernels.
 
-    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here,
-    once; autocast would cast them at each forward, since it keeps only the casts of weights that
-    need a gradient. A network that torch.fx cannot trace is copied as it is, and a warning says so.
+    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here;
+    autocast would cast weights without gradient at each forward. A network that torch.fx cannot
+    trace is copied as it is, and a warning says so.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.

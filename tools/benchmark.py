@@ -1,6 +1,5 @@
 """Measure speed, as ratios within one run, on whatever device is there.
 
-python tools/benchmark.py all --minutes 60 --json FILE                   # what matters most first
 python tools/benchmark.py step      [CONFIG] [--cfg-options KEY=VALUE ...]  # BL and SD steps
 python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a run's whole loop
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
@@ -11,31 +10,16 @@ python tools/benchmark.py finetune  CONFIG   [--cfg-options KEY=VALUE ...]  # mm
 python tools/benchmark.py show FILE [FILE ...]                              # what --json wrote
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from pretrain.runs.cli import add_options, positive, run
+from pretrain.runs.cli import add_options, positive, run, tool_parser
 
 DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
-# What ``all`` measures, in this order.
-ALL = [
-    'step',
-    'runner',
-    'runner configs/pretrain/cifar100/resnet20_bl.py',
-    'step configs/pretrain/cifar100/resnet20_sd_t3.py',
-    'kernels',
-    'kernels configs/pretrain/cifar100/resnet20_sd_t3.py',
-    'finetune configs/downstream/deeplabv3_r152_voc12aug.py',
-    'finetune configs/downstream/faster_rcnn_r152_voc07.py',
-    'saving',
-    'libraries',
-]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parts = parser.add_subparsers(dest='part', required=True)
     for name in ('step', 'runner', 'kernels', 'saving', 'libraries', 'loader', 'finetune'):
         part = parts.add_parser(name)
@@ -47,44 +31,31 @@ def main() -> None:
             add_options(part)
         part.add_argument('--rounds', type=positive, default=5, help='timings of each step')
         part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
-    part = parts.add_parser('all')
-    part.add_argument('--minutes', type=float, required=True)
-    part.add_argument('--json', type=Path, required=True, metavar='FILE')
     part = parts.add_parser('show')
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
     args = parser.parse_args()
-    from pretrain.studies.benchmark import (
-        read_rows,
-        report,
-        report_all,
-        runner_rows,
-        saving_rows,
-        show,
-        step_rows,
-    )
-    from pretrain.studies.kernels import kernel_rows
+    from pretrain.studies import benchmark
 
     if args.part == 'show':
-        rows = [line for path in args.files for line in read_rows(path)]
-        print(show([line for line in rows if line['goal'] is not None or not args.goals]))
-        return
-    if args.part == 'all':
-        commands = [[sys.executable, __file__, *part.split()] for part in ALL]
-        report_all(commands, args.minutes, args.json)
+        rows = [line for path in args.files for line in benchmark.read_rows(path)]
+        goals = [line for line in rows if line['goal'] is not None]
+        print(benchmark.show(goals if args.goals else rows))
         return
     if args.part == 'loader':
         from pretrain.studies.libraries import loader_rows
 
-        report(loader_rows(args.photos, args.rounds), args.json)
+        benchmark.report(loader_rows(args.photos, args.rounds), args.json)
         return
-    measures = {'step': step_rows, 'runner': runner_rows, 'kernels': kernel_rows}
-    measure = (measures | {'saving': saving_rows}).get(args.part)
-    if args.part == 'libraries':
+    if args.part == 'kernels':
+        from pretrain.studies.kernels import kernel_rows as measure
+    elif args.part == 'libraries':
         from pretrain.studies.libraries import step_rows as measure
-    if args.part == 'finetune':
+    elif args.part == 'finetune':
         from downstream.benchmark import finetune_rows as measure  # loads mmdet and mmseg
-    report(measure(args.config, args.cfg_options, args.rounds), args.json)
+    else:
+        measure = getattr(benchmark, f'{args.part}_rows')
+    benchmark.report(measure(args.config, args.cfg_options, args.rounds), args.json)
 
 
 if __name__ == '__main__':

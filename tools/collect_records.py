@@ -3,14 +3,13 @@
 python tools/collect_records.py WORK_DIR configs/pretrain/cifar100/results/table3.jsonl
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
     args = parser.parse_args()

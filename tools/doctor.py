@@ -3,14 +3,13 @@
 python tools/doctor.py [--data DIR] [--work-dir DIR]
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('--data', type=Path, default=Path('data'), help='holds the data sets')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='gets the runs')
     args = parser.parse_args()

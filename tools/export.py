@@ -3,15 +3,13 @@
 python tools/export.py CHECKPOINT OUT [--format FORMAT] [--classifier]
 """
 
-import argparse
-
-from pretrain.runs.cli import run, written
+from pretrain.runs.cli import run, tool_parser, written
 
 FORMATS = ('torchvision', 'timm', 'mmpretrain', 'huggingface', 'onnx')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('checkpoint', help='epoch_*.pth or snapshot_*.pth of a pretraining run')
     parser.add_argument('out', help='the file to write; timm, mmpretrain, huggingface: the folder')
     parser.add_argument(

@@ -3,14 +3,12 @@
 python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME]
 """
 
-import argparse
-
 from downstream.preprocessings import PREPROCESSINGS, STYLES
-from pretrain.runs.cli import run, written
+from pretrain.runs.cli import run, tool_parser, written
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('source', help='a .pth or .safetensors file')
     parser.add_argument('out', help='the backbone file to write')
     parser.add_argument(

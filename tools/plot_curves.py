@@ -7,10 +7,9 @@ The second form takes one of many records, by config and seed: RECORDS is a fold
 files, or a .jsonl file of tools/collect_records.py.
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import named_path, run
+from pretrain.runs.cli import named_path, run, tool_parser
 from pretrain.runs.errors import UserError
 
 
@@ -30,7 +29,7 @@ def one_record(run: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
     parser.add_argument('out', type=Path, help='the picture to write: .png, .pdf or .svg')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')

@@ -3,14 +3,13 @@
 python tools/predict.py CHECKPOINT PICTURE ... [--out FOLDER] [--threshold SCORE]
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
     parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE')
     parser.add_argument(

@@ -10,14 +10,13 @@ pictures as the paper used, that is printed and is no error. Nothing is download
 file is changed.
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import positive, run
+from pretrain.runs.cli import positive, run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     commands = parser.add_subparsers(dest='dataset', required=True)
     imagenet = commands.add_parser(
         'imagenet',

@@ -6,7 +6,6 @@ A table stands between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-
 the command prints, run in the repository.
 """
 
-import argparse
 import contextlib
 import functools
 import io
@@ -16,6 +15,8 @@ import shlex
 import sys
 from pathlib import Path
 from unittest.mock import patch
+
+from pretrain.runs.cli import tool_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [
@@ -46,7 +47,7 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == '__main__':
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    tool_parser(__doc__).parse_args()
     from downstream.metafiles import metafiles
 
     for path in READMES:

@@ -3,23 +3,18 @@
 python tools/report.py WORK_DIR ... -o report.html
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, tool_parser
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = tool_parser(__doc__)
     parser.add_argument(
         'sources', type=Path, nargs='+', help='folders with runs, or .jsonl files of records'
     )
     parser.add_argument('-o', '--out', type=Path, default=Path('report.html'))
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     from downstream.report_page import write_report
 
     write_report(args.sources, args.out)

@@ -3,16 +3,15 @@
 python tools/similarity.py --work-dir work_dirs/table2    # DenseNet-100, 300 epochs, 2 seeds
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_study_arguments, run
+from pretrain.runs.cli import add_study_arguments, run, tool_parser
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('--config', type=Path, default=CONFIGS / 'densenet100_bl.py')
     parser.add_argument('--shared-epochs', type=int, nargs='+', default=[0, 75, 150])
     add_study_arguments(parser, [0, 1], 'work_dirs/table2', ['--cfg-options'])

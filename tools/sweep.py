@@ -4,14 +4,13 @@ python tools/sweep.py configs/pretrain/cifar100/resnet20_{bl,se,sd_t2,sd_t3}.py 
     --seeds 0 1 2 --jobs 4
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_study_arguments, run
+from pretrain.runs.cli import add_study_arguments, run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('configs', type=Path, nargs='+', help='pretraining configs')
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/sweep', ['--cfg-options'])
     args = parser.parse_args()

@@ -6,14 +6,13 @@ python tools/table.py {1,2,4,5,errors,schedules,teachers} RECORDS
 RECORDS is a folder with run.json files, or a .jsonl file of tools/collect_records.py.
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import run
+from pretrain.runs.cli import run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     tables = ['1', '2', '3', '4', '5', 'errors', 'schedules', 'teachers']
     parser.add_argument(
         'table',

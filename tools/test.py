@@ -3,13 +3,11 @@
 python tools/test.py CONFIG CHECKPOINT [--cfg-options KEY=VALUE ...]
 """
 
-import argparse
-
-from pretrain.runs.cli import add_options, run
+from pretrain.runs.cli import add_options, run, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument('config', help='names the pictures and the metric')
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
     add_options(parser)

@@ -4,17 +4,16 @@ python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
     --backbone SD=work_dirs/r152_sd/backbone.pth --seeds 0 1 2 --gpus 8
 """
 
-import argparse
 from pathlib import Path
 
-from pretrain.runs.cli import add_study_arguments, named_path, run
+from pretrain.runs.cli import add_study_arguments, named_path, run, tool_parser
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
 TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tool_parser(__doc__)
     parser.add_argument(
         '--backbone',
         type=named_path,

@@ -40,8 +40,7 @@ class Cifar100(Dataset):
     pixels and mirrored with probability 1/2. Test pictures are not changed.
 
     Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
-    them, and depend on (seed, epoch, index) alone: neither the batch, nor the number of processes,
-    nor a resume changes one. Loader workers would gain nothing.
+    them, and depend on (seed, epoch, index) alone, not on the batch, processes or a resume.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
@@ -85,11 +84,7 @@ class Cifar100(Dataset):
     def check(
         root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
     ) -> tuple[int, list[str], Callable[[], dict[str, str]]]:
-        """Check the folder ``cifar-100-python`` before a run.
-
-        Args and errors are those of :meth:`pretrain.datasets.image_folder.ClassFolder.check`; the
-        official files have no picture to skip.
-        """
+        """As :meth:`pretrain.datasets.image_folder.ClassFolder.check`; there is nothing to skip."""
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
@@ -100,8 +95,8 @@ class Cifar100(Dataset):
         return len(self.labels)
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """A whole batch of B pairs (epoch, index) of one epoch. Torch's loader calls this and hands
-        the result to the collate function, which must be :func:`whole_batch`.
+        """A batch of B pairs (epoch, index) of one epoch. Torch's loader hands it to the collate
+        function, which must be :func:`whole_batch`.
 
         Returns:
             ``inputs``, uint8 (B, 3, 32, 32) RGB in the memory format channels_last, and

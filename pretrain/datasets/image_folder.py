@@ -16,18 +16,12 @@ from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import (
-    content_sha256,
-    describe_findings,
-    fingerprint,
-    paths_within,
-)
+from pretrain.runs.file_checks import content_sha256, describe_findings, fingerprint, paths_within
 from pretrain.runs.randomness import stable_seed, torch_seed
 
 
 class PictureList(NamedTuple):
-    """The pictures of a split, in arrays: the workers of a loader share them with their parent, but
-    would copy a million Python objects each.
+    """The pictures of a split in arrays: loader workers would each copy a million Python objects.
 
     Attributes:
         classes: the sorted names of the class folders.
@@ -41,9 +35,8 @@ class PictureList(NamedTuple):
 
 
 def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
-    """List the files of a split, in ``root/<split>/<class>/`` at any depth, that torchvision's
-    ImageFolder takes for pictures, in its order. Those in ``skip``, paths relative to ``root``, are
-    left out.
+    """List the pictures in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
+    ImageFolder, but for those in ``skip``, paths relative to ``root``.
 
     Raises:
         UserError: if there is no class, a class has no picture, a folder is hidden or is a link to
@@ -96,20 +89,19 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
 @DATASETS.register_module()
 class ClassFolder(Dataset):
     """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
-    ``data_samples``, mmengine's name for the target: here the class index. A sample to train on has
-    ``augmentation`` as well, for :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
+    ``data_samples``, the class index. A sample to train on has ``augmentation`` as well, for
+    :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
     Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
-    them, and depend on (seed, epoch, index) alone: neither the number of workers or processes, nor
-    a resume changes one.
+    them, and depend on (seed, epoch, index) alone, not on workers, processes or a resume.
 
     Args:
         root: the folder that holds the splits.
         split: 'train' or 'val'.
         seed: of the augmentation.
         size: side of the output in pixels.
-        crop_area: the least and the greatest share of a picture that a random crop keeps; without
-            it the sample is the centre crop.
+        crop_area: the least and the greatest share of a picture that a random crop keeps; None for
+            the centre crop.
         skip: pictures to leave out, by their paths relative to ``root``.
     """
 
@@ -160,15 +152,14 @@ class ClassFolder(Dataset):
 
         Args:
             root: the folder that holds both splits.
-            batch_size: at least so many training pictures must be there.
-            processes: at least so many test pictures must be there.
+            batch_size: the least number of training pictures.
+            processes: the least number of test pictures.
             skip_unusable: print which pictures cannot be trained with instead of raising an error.
             workers: processes that look at the pictures; without it as many as there are cores.
 
         Returns:
-            The number of classes; the pictures to skip, sorted paths relative to ``root``; and what
-            gives a hash over the names and the bytes of each split's pictures, all of which it
-            reads the first time.
+            The number of classes; the pictures to skip, sorted paths relative to ``root``; and a
+            function that reads all pictures for a hash of each split's names and bytes.
 
         Raises:
             UserError: naming what is missing, differs between the splits or cannot be used.
@@ -204,10 +195,7 @@ class ClassFolder(Dataset):
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
 
         def content() -> dict[str, str]:
-            return {
-                split: content_sha256(place / split, place, names, states[split])
-                for split, names in lists.items()
-            }
+            return {s: content_sha256(place / s, place, lists[s], states[s]) for s in lists}
 
         return len(train.classes), skip, content
 

@@ -29,10 +29,14 @@ _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 def check_pictures(
     root: Path, names: Sequence[bytes], state: str, processes: int | None = None
 ) -> dict[str, list[str]]:
-    """Find the pictures that a run would fail on and those that it converts, by their paths
-    relative to ``root``. The user's cache directory keeps the result until their ``state`` changes,
-    a :func:`pretrain.runs.file_checks.fingerprint`. There are as many ``processes`` as cores unless
-    they are given.
+    """Find the pictures that a run would fail on and those that it converts.
+
+    Args:
+        root: the folder that holds the pictures.
+        names: their paths relative to it.
+        state: their :func:`pretrain.runs.file_checks.fingerprint`; until it changes, the user's
+            cache directory keeps the result.
+        processes: default: as many as there are cores.
 
     Returns:
         The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; a picture is of
@@ -55,8 +59,7 @@ def check_pictures(
 
 
 def check_picture(path: str | Path) -> str | None:
-    """Return the kind of ``UNUSABLE`` or ``CONVERTED`` that a file is, None for an ordinary
-    picture."""
+    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file is; None for an ordinary picture."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)

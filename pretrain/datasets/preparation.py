@@ -23,20 +23,16 @@ def require_paths(sources: Mapping[Path, str]) -> None:
 
 
 def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None:
-    """Print the number of pictures of each split, and whether it is the paper's.
-    Another number is no error: a part of the data is good enough for trying things out."""
+    """Print the number of pictures of each split, and whether it is the paper's; it need not be."""
     for split, count in counts.items():
-        paper = official[split]
-        verdict = (
-            'as in the paper' if count == paper else f"not the paper's data, which has {paper:,}"
-        )
+        other = f"not the paper's data, which has {official[split]:,}"
+        verdict = 'as in the paper' if count == official[split] else other
         print(f'{split}: {count:,} pictures, {verdict}')
 
 
 def check_imagenet(root: Path, processes: int | None = None) -> None:
     """Check all pictures of ImageNet's classification challenge of 2012, in ``train/<class>/`` and
-    ``val/<class>/``, and print how many there are. There are as many ``processes`` as cores unless
-    they are given.
+    ``val/<class>/``, and print how many there are. Default ``processes``: one a core.
 
     Raises:
         UserError: naming each folder that is missing and each picture that is damaged.

@@ -19,12 +19,8 @@ from pretrain.runs.file_checks import parallel_map
 
 
 def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = None) -> None:
-    """Write the pictures of an ImageNet-style root, with shorter sides of at most ``max_side``
-    pixels, into ``out`` under their own names, and print the progress. To continue a stopped call,
-    repeat it.
-
-    A picture with a longer *shorter* side is shrunk to it, with its aspect ratio. There are as many
-    ``processes`` as cores unless they are given.
+    """Copy an ImageNet-style root to ``out``, and shrink pictures whose shorter side is over
+    ``max_side`` pixels. To continue a stopped call, repeat it. Default ``processes``: one a core.
 
     Raises:
         UserError: if ``root`` is no such folder or has unusable pictures, ``out`` holds anything

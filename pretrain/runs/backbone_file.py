@@ -1,17 +1,15 @@
 """Backbone files: weights that say where they come from and how they were trained."""
 
 import hashlib
-import io
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pretrain.runs.checkpoint import load_from_disk, seal, weights_sha256, write_atomically
+from pretrain.runs.checkpoint import load_from_disk, save_sealed, weights_sha256
 from pretrain.runs.errors import Contents, UserError
 
 
@@ -34,20 +32,14 @@ def write_backbone_file(
     """
     check_finite(weights, source)
     provenance = {'format': 1, **facts, **origin(weights, source)}
-    # Of plain dicts and lists, which alone are loaded: a record's parts have a class of their own.
+    # As plain dicts and lists, which can be loaded safely; a record's have a class of their own.
     weights.provenance = json.loads(json.dumps(provenance))
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    write_atomically(out, seal(buffer.getvalue()))
+    save_sealed(weights, out)
     return weights.provenance
 
 
 def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
-    """Make sure that the weights of the file ``source`` can be used.
-
-    Raises:
-        UserError: naming a tensor that is not finite.
-    """
+    """Raise a UserError that names a tensor of the file ``source`` that is not finite."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise UserError(f'{source}: {name} is not finite: take another checkpoint.')

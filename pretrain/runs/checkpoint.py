@@ -1,6 +1,7 @@
 """Checkpoints that are safe to load, and whole or absent."""
 
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -50,9 +51,7 @@ def install() -> None:
 
 
 def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
-    """Load a local checkpoint without running code that it carries.
-
-    mmengine's own loader unpickles whatever it finds.
+    """Load a local checkpoint without running code that it carries, unlike mmengine's loader.
 
     Raises:
         UserError: if the file is missing or damaged, holds more than tensors and plain values, or
@@ -84,15 +83,19 @@ def _is_zip(path: str | Path) -> bool:
 
 
 def seal(data: bytes) -> bytes:
-    """Add a checksum to a file that ``torch.save`` made.
-
-    It is the SHA-256 of all bytes before it and stands in the comment of the zip archive, so that
-    every program can still read the file.
-    """
+    """Add a checksum to a file that ``torch.save`` made: the SHA-256 of all bytes before it, in the
+    comment of the zip archive, so that every program can still read the file."""
     sealed = bytearray(data)
     sealed[-2:] = struct.pack('<H', _SEAL_LENGTH)  # the length of the comment that follows
     sealed += _SEAL + hashlib.sha256(sealed).hexdigest().encode()
     return bytes(sealed)
+
+
+def save_sealed(content: Any, path: str | Path) -> None:
+    """What ``torch.save`` writes, sealed, in one step."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, seal(buffer.getvalue()))
 
 
 _SEAL = b'sha256:'
@@ -102,9 +105,8 @@ _SEAL_LENGTH = len(_SEAL) + 64
 def is_whole(path: str | Path) -> bool:
     """Whether a file of ``torch.save`` holds the bytes that were written.
 
-    A sealed file (see :func:`seal`) is compared with its checksum, so that a change of any bit is
-    found. A file of another program is compared with the checksums that zip keeps of each record
-    and ``torch.load`` ignores.
+    A change of any bit of a sealed file (see :func:`seal`) is found. A file of another program is
+    compared with the checksums that zip keeps of each record and ``torch.load`` ignores.
 
     Raises:
         OSError: if the file cannot be read.
@@ -132,8 +134,8 @@ def _records_are_whole(path: str | Path) -> bool:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader, or a run after a power cut, sees the old file
-    or the new one, never a part.
+    """Write ``data`` to ``path``. A reader, also one after a power cut, sees the old file or the
+    new one, never a part.
 
     Raises:
         OSError: naming ``path``, if there is no room or no right to write; the old file stays.
@@ -154,8 +156,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, whole or absent: a run killed while saving loses nothing.
-    Checkpoints are sealed."""
+    """mmengine's local files, written by :func:`write_atomically`; checkpoints are sealed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(filepath, seal(obj) if str(filepath).endswith('.pth') else obj)
@@ -194,12 +195,8 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 def tensor_mismatch(
     given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str
 ) -> str | None:
-    """Say how the tensors of a file differ in names and shapes from those of a network; None if
-    they do not.
-
-    ``given`` are those of the file, ``wanted`` those of the network, which may be on the meta
-    device; ``owner`` is what to call the network.
-    """
+    """How the tensors ``given`` in a file differ in names and shapes from those ``wanted``, of a
+    network that may be on the meta device; None if they do not. The message calls it ``owner``."""
     shapes = {
         name: f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
         for name, tensor in wanted.items()

@@ -24,11 +24,11 @@ LOG_BACKENDS = {
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; what goes wrong is one sentence on stderr and exit code 1.
+    """Call ``main``. An error is one sentence on stderr, and the exit code is 1.
 
-    A mistake of the user's, a file that cannot be read and a full disk need no more. A fault of
-    the program's is shown with its traceback. ``--traceback`` on the command line shows every
-    error that way. Ctrl-C ends it with exit code 130.
+    A fault of the program is shown with its traceback as well; with ``--traceback`` on the command
+    line so is a mistake of the user's, a file that cannot be read or a full disk. Ctrl-C ends
+    it with exit code 130.
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
@@ -53,8 +53,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _find_home() -> None:
-    """Give a user without HOME and without an entry in the list of users a folder, which several
-    libraries want when they are imported."""
+    """Give a user without a home directory one: several libraries look for it when imported."""
     try:
         Path.home()
     except RuntimeError:
@@ -75,12 +74,16 @@ def _sentence(error: Exception) -> str:
 
 
 def report_to_torchrun(sentence: str) -> bool:
-    """Hand an error to the torchrun that started this process, which shows it; False if none
-    has."""
+    """Have the torchrun that started this process show an error; False if none started it."""
     if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
         return False
     Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
     return True
+
+
+def tool_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a tool, whose help is the first line of its docstring."""
+    return argparse.ArgumentParser(description=doc.splitlines()[0])
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -115,8 +118,8 @@ def written(out: str, provenance: Mapping[str, Any]) -> str:
 def add_study_arguments(
     parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
 ) -> None:
-    """What the tools that start many runs have in common: seeds, place, ``--gpus`` and ``--jobs``
-    of :class:`pretrain.runs.launch.Launcher`, a cluster, and overrides of configs."""
+    """The arguments of all tools that start many runs; ``options`` are names of config overrides.
+    :func:`pretrain.runs.cluster.launcher_of` reads ``--gpus``, ``--jobs`` and the cluster's."""
     shown = ' '.join(map(str, seeds))
     parser.add_argument(
         '--seeds', type=int, nargs='+', default=seeds, help=f'one run for each (default: {shown})'
@@ -133,11 +136,7 @@ def add_study_arguments(
     parser.add_argument(
         '--jobs', type=positive, help='runs at a time (default: 1; on a cluster: all)'
     )
-    parser.add_argument(
-        '--cluster',
-        choices=['slurm'],
-        help='submit each run as a job and start none here',
-    )
+    parser.add_argument('--cluster', choices=['slurm'], help='submit each run as a job')
     parser.add_argument(
         '--cluster-options',
         nargs='*',

@@ -23,10 +23,10 @@ KILL_WAIT = 60  # seconds; by then Slurm has ended the processes of a job that i
 
 
 class Job:
-    """What a job does: it runs a command and appends its output to a log.
+    """Runs a command and appends its output to a log.
 
-    When the time of the job is up or its place is needed, submitit calls :meth:`checkpoint`, saves
-    what that returns and has Slurm requeue the job.
+    When the time of the job is up or its place is needed, submitit calls :meth:`checkpoint` and has
+    Slurm requeue what that returns.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -34,8 +34,8 @@ class Job:
         self.log = log
 
     def __call__(self) -> int:
-        """Run the command, and run it again each time that a warning has stopped it. Return the
-        exit code of the last run."""
+        """Run the command, again each time that a warning has stopped it, and return the exit code
+        of the last run."""
         while True:
             with self.log.open('a') as file:
                 self.process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
@@ -120,12 +120,9 @@ class ClusterLauncher(Launcher):
                 return job
         asked = {'gpus_per_node': self.gpus, 'cpus_per_task': self.gpus} if self.gpus else {}
         try:
-            executor = submitit.AutoExecutor(
-                folder, cluster=self.cluster, slurm_max_num_timeout=1000
-            )
-            executor.update_parameters(
-                name=run.config.stem, timeout_min=24 * 60, **asked | self.options
-            )
+            settings = {'name': run.config.stem, 'timeout_min': 24 * 60} | asked | self.options
+            executor = submitit.AutoExecutor(folder, self.cluster, slurm_max_num_timeout=1000)
+            executor.update_parameters(**settings)
             job = executor.submit(do)
         except (NameError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'No job for {run.title}: {lines_of(error)[0]}') from error

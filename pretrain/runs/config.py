@@ -61,9 +61,9 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 
 def stage_of(config: Config) -> ModuleType:
-    """The module that finishes configs of this kind: ``pretrain.build`` or ``downstream.build``. It
-    has ``prepare(config, world_size)``, ``install()`` and, if its runs can have epochs in common,
-    the rule ``may_differ`` of :func:`pretrain.runs.resume.check_resume`."""
+    """``pretrain.build`` or ``downstream.build``: the module with this config's ``prepare(config,
+    world_size)``, ``install()`` and, if its runs can have epochs in common, the rule ``may_differ``
+    of :func:`pretrain.runs.resume.check_resume`."""
     return importlib.import_module(f'{config.stage}.build')
 
 
@@ -112,11 +112,7 @@ _KINDS = {
 
 
 def _value(key: str, text: str, present: Any) -> Any:
-    """The value that an option gives to a key in place of the present one.
-
-    Raises:
-        UserError: if a value of this kind cannot stand there.
-    """
+    """The value of an option for a key that has the present one; UserError if its kind is wrong."""
     value = literal(text)
     if isinstance(present, str) and isinstance(value, bool | int | float):
         return text  # such as a folder called 2012
@@ -141,12 +137,8 @@ WHOLE_NUMBERS = {
 
 
 def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
-    """Make sure that settings are whole numbers: those whose dotted keys ``least`` gives the least
-    value of, where the config has them.
-
-    Raises:
-        UserError: naming one that is not.
-    """
+    """Raise a UserError if a setting is no whole number, or below the one that ``least`` has under
+    its dotted key. Settings that the config does not have are left out."""
     values = dict(_walk(config.to_dict()))
     for key, at_least in least.items():
         value = values.get(key, at_least)
@@ -173,8 +165,8 @@ def batch_per_process(config: Config, world_size: int) -> int:
 
 
 def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
-    """Make sure that there are enough pictures to fill a batch, which counts all processes, and
-    that no process is without a test picture; else UserError."""
+    """Raise a UserError if there are too few training pictures for a batch, which counts all
+    processes, or fewer test pictures than processes."""
     if train < batch_size:
         raise UserError(
             f'{root} has {train} training pictures, less than batch_size={batch_size}: '

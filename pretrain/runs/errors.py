@@ -5,8 +5,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the user's that one sentence can explain; command-line tools print it and
-    exit 1, without a traceback."""
+    """A mistake of the user's, in a sentence that says what to do; tools print it alone."""
 
 
 def lines_of(error: Exception) -> list[str]:

@@ -18,10 +18,10 @@ SHOWN = 20  # names of each kind in a message
 
 
 def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -> Any:
-    """Return ``check()``, or what it returned the last time if the fingerprint was the same.
+    """Return ``check()``, which must fit into JSON, or what it returned for the same fingerprint.
 
     The user's cache directory holds the latest result of each ``name`` and ``place``, a resolved
-    path. The result must fit into JSON.
+    path.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]

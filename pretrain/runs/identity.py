@@ -93,7 +93,7 @@ def covers(keys: Iterable[str], key: str) -> bool:
 
 
 def in_words(found: Differences, they: str, we: str) -> str:
-    """Name each key with both values.
+    """Each key with both values.
 
     Example:
         >>> in_words({'seed': (0, 1)}, 'was trained with', 'this run asks for')
@@ -116,17 +116,15 @@ def upgrade(identity: dict, written_as: int) -> dict:
     return new
 
 
-def identity_in(checkpoint: Any, path: object) -> dict:
+def identity_in(checkpoint: dict, path: object) -> dict:
     """The identity of the run that wrote a checkpoint, which was loaded from ``path``.
 
     Raises:
         UserError: if this suite did not write it.
     """
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    parts = {'identity': dict, 'epoch': int}
-    if not isinstance(meta, dict) or any(
-        not isinstance(meta.get(name), kind) for name, kind in parts.items()
-    ):
+    meta = checkpoint.get('meta')
+    ours = isinstance(meta, dict) and isinstance(meta.get('identity'), dict)
+    if not ours or not isinstance(meta.get('epoch'), int):
         raise UserError(
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )

@@ -36,14 +36,13 @@ _SHOWN = re.compile(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of :mod:`pretrain.runs.start`: what the progress lines call it, its config file, the
-    folder where it lives, ``key=value`` overrides, and another run's checkpoint to begin with."""
+    """One run of :mod:`pretrain.runs.start`, which the lines of progress call ``title``."""
 
     title: str
     config: Path
     work_dir: Path
-    options: Sequence[str] = ()
-    start_from: Path | None = None
+    options: Sequence[str] = ()  # key=value overrides of the config
+    start_from: Path | None = None  # another run's checkpoint
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,8 @@ class Launcher:
             )
 
     def finish(self, *stages: Sequence[Run]) -> list[list[dict]]:
-        """Finish the runs of each stage before those of the next; return the records of each. The
-        titles are numbered.
-
-        Raises:
-            UserError: as :meth:`run`.
-        """
+        """Finish the runs of each stage before those of the next, with numbered titles; return the
+        records of each. Errors are those of :meth:`run`."""
         number, total = count(1), sum(map(len, stages))
         return [
             self.each(
@@ -98,13 +93,13 @@ class Launcher:
         ]
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
-        """Call the tasks, ``jobs`` at a time, and return what they return, in their order. After
-        the first failure no further task begins; those that have begun are waited for."""
+        """Call the tasks, ``jobs`` at a time, and return their results in order. After the first
+        failure no further task begins; those that have begun are waited for."""
         slots, failed = count(), threading.Event()
 
         def call(task: Callable[[], dict]) -> dict:
             try:
-                # The pool has often begun the next task by the time that it learns of a failure.
+                # The pool has often begun the next task before it knows of a failure.
                 return {} if failed.is_set() else task()
             except Exception as error:
                 if self.jobs > 1 and not failed.is_set():  # it is raised when the others have ended
@@ -129,21 +124,20 @@ class Launcher:
         if record is None or record['status'] != 'finished':
             self._launch(run)
             record = read_record(run.work_dir / 'run.json')
-        elif found := differences(record['identity'], self._identity(run), self.found_out):
-            raise UserError(
-                f'{run.work_dir} holds a finished run with other settings: '
-                f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or delete '
-                'that run.'
-            )
+        else:
+            with _PREPARING:
+                config = prepare(load_config(run.config, run.options), self.gpus or 1)
+            ours = config.identity.to_dict()
+            if found := differences(record['identity'], ours, self.found_out):
+                raise UserError(
+                    f'{run.work_dir} holds a finished run with other settings: '
+                    f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or '
+                    'delete that run.'
+                )
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
         _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')
         return record
-
-    def _identity(self, run: Run) -> dict:
-        with _PREPARING:
-            config = prepare(load_config(run.config, run.options), self.gpus or 1)
-        return config.identity.to_dict()
 
     def _environment(self) -> dict[str, str]:
         """The environment of the runs that this thread starts: their share of cores and GPUs."""
@@ -221,7 +215,7 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
 
 
 def progress(line: str) -> str | None:
-    """Where a run is, how fast and how good, by a line of its log that says so.
+    """Where a run is, how fast and how good, if a line of its log says so.
 
     Example:
         >>> progress('INFO - Epoch(train) [1][10/62]  lr: 3e-2  eta: 0:04:46  time: 1  loss: 4.1')

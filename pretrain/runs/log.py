@@ -26,11 +26,7 @@ SHOWN = 16  # files in a message
 
 
 def add_log_backends(config: Config, programs: Sequence[str]) -> None:
-    """Have a run write its curves for other programs as well, through mmengine's backends.
-
-    Args:
-        config: of the run.
-        programs: keys of :data:`pretrain.runs.cli.LOG_BACKENDS`.
+    """Have a run write its curves for other ``programs`` too, by their names in ``LOG_BACKENDS``.
 
     Raises:
         UserError: if one is not installed.
@@ -87,11 +83,10 @@ class DeferredLogHook(RuntimeInfoHook):
     """Keeps the losses on the device until a line of the log is due, and stops a run whose loss is
     not finite before it spoils a checkpoint.
 
-    It takes the place of mmengine's RuntimeInfoHook, which reads each value from the device at each
-    iteration, so that the host waits for the GPU. Here one transfer brings the values of all
-    iterations since the last line, which are then the means over all processes. The log's buffers,
-    which mmengine copies at each entry and keeps in every checkpoint, hold what the log shows and
-    no more.
+    mmengine's RuntimeInfoHook reads each value from the device at each iteration, so that the host
+    waits for the GPU. Here one transfer brings the means over all processes of all iterations since
+    the last line. The log's buffers, which mmengine copies at each entry and keeps in every
+    checkpoint, hold only what the log shows.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -114,7 +109,8 @@ class DeferredLogHook(RuntimeInfoHook):
         """Bring the values to the host; every process must call it at the same iteration."""
         if not self.waiting:
             return
-        own = self._stack()
+        waiting = [value for values in self.waiting for value in values.values()]
+        own = torch.stack(waiting).view(len(self.waiting), -1)
         values = own.clone()
         all_reduce(values, op='mean')
         rows = values.tolist()
@@ -127,24 +123,17 @@ class DeferredLogHook(RuntimeInfoHook):
             for value in column:
                 runner.message_hub.update_scalar(f'train/{name}', value)
         self.waiting.clear()
-        self._bound(runner)
+        # A line shows a window of training, or the whole of a validation.
+        longest = max(runner.log_processor.window_size, len(runner.val_dataloader))
+        for buffer in runner.message_hub.log_scalars.values():
+            buffer.max_length = longest
         # Before LoggerHook, which resets CUDA's peak at each line.
         peak = max(runner.message_hub.get_info('peak_memory_mb', 0.0), peak_memory_mb())
         runner.message_hub.update_info('peak_memory_mb', peak)
 
-    def _stack(self) -> Tensor:
-        """The values since the last line, (iterations, names)."""
-        values = [value for values in self.waiting for value in values.values()]
-        return torch.stack(values).view(len(self.waiting), -1)
-
     def _stop(self, runner: Runner, batch_idx: int, row: list[float], finite: bool) -> NoReturn:
-        """End a run whose loss is not finite; name the pictures of the processes that it began in.
-
-        Args:
-            runner: the run.
-            batch_idx: of the iteration, from 0.
-            row: its values, means over the processes.
-            finite: whether this process's own loss is finite.
+        """End a run whose loss is not finite at iteration ``batch_idx``, whose means over the
+        processes are ``row``; name the pictures of the processes whose own loss is not ``finite``.
         """
         values = dict(zip(self.waiting[0], row, strict=True))
         loss = values.pop('loss')
@@ -159,12 +148,6 @@ class DeferredLogHook(RuntimeInfoHook):
             f'(lr {rate:.4g}{parts}): lower optim_wrapper.optimizer.lr or look at the data of this '
             f'batch ({", ".join(names[:SHOWN])}{more}). The checkpoints so far are kept.'
         )
-
-    def _bound(self, runner: Runner) -> None:
-        # A line shows a window of training, or the whole of a validation.
-        longest = max(runner.log_processor.window_size, len(runner.val_dataloader))
-        for buffer in runner.message_hub.log_scalars.values():
-            buffer.max_length = longest
 
 
 def _files(runner: Runner, batch_idx: int) -> list[str]:

@@ -26,8 +26,7 @@ def usable_gpus() -> int:
     """The number of GPUs that a run can use; 0 on a machine without any.
 
     Raises:
-        UserError: if there are GPUs, but torch cannot compute on them. A run would train on the
-            CPU otherwise, which nobody asked for.
+        UserError: if there are GPUs, but torch cannot compute on them.
     """
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
     count = torch.cuda.device_count()
@@ -83,8 +82,8 @@ def check_processes(count: int) -> None:
 def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     """Run a Python command in several processes with torchrun, and wait for them.
 
-    Several nodes find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without a
-    port, jobs of Slurm take one by their number, so that two can share a node.
+    Several ``nodes`` find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without
+    a port, jobs of Slurm take one by their number, so that two can share a node.
 
     Args:
         command: arguments of Python, such as ``['-m', 'pretrain.runs.start', 'config.py']``.
@@ -92,8 +91,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         nodes: their number.
 
     Raises:
-        UserError: if there are several nodes and no ``MASTER_ADDR``, or what a process raised, in
-            place of torchrun's report.
+        UserError: what a process raised, or that ``MASTER_ADDR`` is missing.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -173,12 +171,12 @@ def ddp_settings(find_unused_parameters: bool = False) -> dict:
 
 
 class Processes:
-    """The processes of a run before they have a process group, which can agree on a decision.
+    """Lets the processes of a run agree on decisions before they have a process group.
 
     Args:
         rank: of this process.
-        count: of all nodes.
-        store: where they leave what they decide; not needed by a single process.
+        count: of all processes on all nodes.
+        store: where they leave what they decide; a single process needs none.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, store: distributed.Store | None = None):
@@ -194,14 +192,10 @@ class Processes:
         return cls(rank, count, distributed.PrefixStore('start', store))
 
     def decided_by(self, leader: int, decide: Callable[[], T]) -> T:
-        """What ``decide`` returns in one process; every process must call this.
+        """What ``decide`` returns, which must be picklable, in the process of rank ``leader``.
 
-        A UserError or OSError is raised in all processes, so that none waits for the others in
-        vain.
-
-        Args:
-            leader: rank of the process that decides for this one. Others may have another leader.
-            decide: called by leaders only; what it returns must be picklable.
+        Every process must call this, with any leader. A UserError or OSError is raised in all, so
+        that none waits for the others in vain.
         """
         if self.count == 1:
             return decide()

@@ -54,15 +54,8 @@ class EpochSampler(DefaultSampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set of mmdet or mmseg, with augmentation that follows from (seed, epoch, index).
-
-    Samples are asked for by (epoch, index), as :class:`EpochSampler` gives them: the number of
-    workers, a resume or a second process change none.
-
-    Args:
-        dataset: its config.
-        seed: the run's seed.
-    """
+    """A data set of mmdet or mmseg, of this config, whose augmentation follows from (seed, epoch,
+    index) alone. Samples are requested by (epoch, index), as :class:`EpochSampler` gives them."""
 
     def __init__(self, dataset: dict, seed: int) -> None:
         self.dataset = DATASETS.build(dataset)

@@ -11,7 +11,6 @@ import subprocess
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import Contents, UserError
 from pretrain.runs.identity import FORMAT, upgrade
 from pretrain.runs.log import is_flushed
+from pretrain.runs.packages import version_of
 from pretrain.runs.saving import iterations_done
 
-PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation')
+PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
 def read_record(path: Path) -> dict | None:
@@ -94,11 +94,6 @@ def _is_record(content: Any) -> bool:
         return False
     epochs = [content[key] for key in ('history', 'generations') if key in content]
     return content['status'] != 'finished' or all(epochs)
-
-
-def is_better(metric: str, new: float, old: float) -> bool:
-    """Whether ``new`` beats ``old``: lower is better for errors, higher for everything else."""
-    return new < old if metric.endswith('error') else new > old
 
 
 @HOOKS.register_module()
@@ -204,10 +199,9 @@ class RunRecordHook(Hook):
             self._write(runner)  # the time so far
 
     def _validation_is_due(self, runner: Runner) -> bool:
-        loop = runner.train_loop
         last = runner.epoch == runner.max_epochs
-        due = runner.epoch > 0 and (last or runner.epoch % loop.val_interval == 0)
-        return due and not iterations_done(runner)
+        due = last or runner.epoch % runner.train_loop.val_interval == 0
+        return runner.epoch > 0 and due and not iterations_done(runner)
 
     def _entry(self, runner: Runner, epoch: int) -> dict:
         history = self.record['history']
@@ -235,27 +229,25 @@ def describe(config: Config) -> dict:
         'identity': config.identity.to_dict(),
         'accepted_changes': config.get('accepted_changes', []),
         'git_commit': _git_commit(),
-        'versions': {p: v for p in PACKAGES if (v := _version(p)) is not None},
+        'versions': {p: v for p in PACKAGES if (v := version_of(p)) is not None},
         'device': torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores',
         'world_size': get_world_size(),
     }
 
 
 def summarise(history: list[dict], metric: str) -> list[dict]:
-    """The last and the best metrics of each mini-generation, where ``metric`` says which is best,
-    and its median seconds per iteration."""
+    """The last and the best metrics of each mini-generation, and its median seconds per iteration.
+    The best are those of the epoch with the best ``metric``: the lowest error, or the highest
+    value of another."""
     rows = []
     for k in sorted({entry['generation'] for entry in history}):
         entries = [entry for entry in history if entry['generation'] == k]
         validated = [entry for entry in entries if metric in entry.get('metrics', {})]
         seconds = [e['seconds_per_iter'] for e in entries if 'seconds_per_iter' in e]
-        pace = statistics.median(seconds) if seconds else None
-        row = {'generation': k, 'seconds_per_iter': pace}
+        row = {'generation': k, 'seconds_per_iter': statistics.median(seconds) if seconds else None}
         if validated:
-            best = validated[0]
-            for entry in validated[1:]:
-                if is_better(metric, entry['metrics'][metric], best['metrics'][metric]):
-                    best = entry
+            better = min if metric.endswith('error') else max
+            best = better(validated, key=lambda entry: entry['metrics'][metric])
             row |= {'last': validated[-1]['metrics'], 'last_epoch': validated[-1]['epoch']}
             row |= {'best': best['metrics'], 'best_epoch': best['epoch']}
         rows.append(row)
@@ -282,10 +274,3 @@ def _git_commit() -> str | None:
         return None
     changed = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True)
     return commit.stdout.strip() + ('-modified' if changed.stdout else '')
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -27,11 +27,10 @@ MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 
 def choose_start(config: Config, args: Namespace) -> None:
-    """Set where a run begins: with its own last checkpoint that is whole, else with the checkpoint
-    of ``--start-from``, else with new weights.
+    """Set ``load_from``, ``resume`` and ``accepted_changes`` of a prepared config.
 
-    ``load_from``, ``resume`` and ``accepted_changes`` of the prepared config are set, as
-    ``resume``, ``start_from`` and ``accept_change`` of the command line say.
+    A run begins with its own last whole checkpoint, else with that of ``--start-from``, else with
+    new weights.
 
     Raises:
         UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.

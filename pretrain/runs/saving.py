@@ -45,7 +45,7 @@ def _receive(number: int, _: object) -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a worker, let SIGTERM end it, as pools do, and ignore the signals meant for the run."""
+    """Have a worker end at SIGTERM, as pools send it, and ignore the other signals to the run."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is _receive:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
@@ -93,8 +93,8 @@ class SaveHook(Hook):
     The two newest checkpoints are kept. An older one is deleted once the new one has been read
     back. A checkpoint with a value that is not finite is not written.
 
-    Each process tells the others at each iteration whether to stop. It reads their answer at
-    its next iteration, so that none waits, and all stop at the same one.
+    The processes exchange at each iteration whether to stop, and read the answer at the next one,
+    so that none waits and all stop at the same iteration.
 
     Args:
         minutes: the longest time between two checkpoints, but for the length of a validation.

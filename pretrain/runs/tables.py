@@ -21,11 +21,8 @@ def find_records(source: Path, tasks: Sequence[str] = ('classification',)) -> li
 
 
 def collect_records(source: Path, out: Path) -> int:
-    """Write the finished records of ``source`` to the ``.jsonl`` file ``out``, a record a line, and
-    return how many there are.
-
-    The lines are sorted by config, label and seed, so that the same runs give the same file.
-    ``source`` is as in :func:`pretrain.runs.record.read_records`.
+    """Write the finished records of ``source`` to the ``.jsonl`` file ``out``, a record a line,
+    sorted by config, label and seed, and return how many there are.
 
     Raises:
         UserError: if there is no finished record, or ``out`` is not called ``.jsonl``.
@@ -44,14 +41,8 @@ def collect_records(source: Path, out: Path) -> int:
 
 
 def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
-    """Make sure that runs may stand in one table.
-
-    ``settings`` are the identity of each run and what else is compared, but for the keys in
-    ``may_differ`` and all below them. The message calls the runs ``records``.
-
-    Raises:
-        UserError: naming the keys that differ, with both values.
-    """
+    """Raise a UserError if runs do not belong in one table: if their ``settings`` differ in other
+    keys than ``may_differ`` and those below. The message calls the runs ``records``."""
     for other in settings[1:]:
         if found := differences(settings[0], other, may_differ):
             values = ', '.join(f'{key} ({a} and {b})' for key, (a, b) in found.items())

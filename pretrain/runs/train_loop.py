@@ -25,9 +25,8 @@ def train_in_micro_batches(
 ) -> dict[str, Tensor]:
     """One iteration whose gradient is that of the whole batch, with the memory of a micro-batch.
 
-    An iteration stays an update, unlike with mmengine's ``accumulative_counts``: schedule, log and
-    epoch know nothing of the micro-batches. Batch normalisation takes its statistics from each
-    micro-batch, as it does from each GPU's share of a batch.
+    An iteration stays an update, unlike with mmengine's ``accumulative_counts``. Each micro-batch
+    is normalised by its own statistics.
 
     Args:
         model: a classifier, detector or segmenter, or what distributes it.

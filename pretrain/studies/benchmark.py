@@ -5,7 +5,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,9 +51,11 @@ def row(
     at_least: float | None = None,
 ) -> dict:
     """A line of the report, with its goal if it has one."""
-    met, goal = None, at_most if at_least is None else at_least
-    if goal is not None:
-        met = value <= goal if at_least is None else value >= goal
+    goal, met = None, None
+    if at_most is not None:
+        goal, met = at_most, value <= at_most
+    if at_least is not None:
+        goal, met = at_least, value >= at_least
     return {'name': name, 'value': value, 'unit': unit, 'goal': goal, 'met': met}
 
 
@@ -96,35 +97,6 @@ def report(rows: Sequence[dict], path: Path | None) -> None:
         write_atomically(path, (json.dumps(machine | {'rows': rows}, indent=1) + '\n').encode())
 
 
-def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) -> None:
-    """Run benchmarks in turn, each in a process of its own, and write the rows of all to one file.
-
-    The file is written after each of them. One that fails does not stop the others.
-
-    Args:
-        commands: each without its ``--json FILE``, in the order of what matters most.
-        minutes: for all of them together; the one that runs then is killed, and no other begins.
-        path: the JSON file, which is replaced.
-
-    Raises:
-        UserError: at the end, if one failed or the time was over before it had ended.
-    """
-    end, rows, missing = time.monotonic() + 60 * minutes, [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        for number, command in enumerate(commands):
-            part = Path(scratch) / f'{number}.json'
-            with suppress(subprocess.TimeoutExpired):
-                left = max(0, end - time.monotonic())
-                subprocess.run([*command, '--json', str(part)], timeout=left, check=False)
-            if part.exists():
-                rows += read_rows(part)
-                report(rows, path)
-            else:
-                missing.append(' '.join(command[2:]))
-    if missing:
-        raise UserError(f'Without rows, failed or out of time: {"; ".join(missing)}.')
-
-
 # ------------------------------------------------------------------------------------------- time
 
 
@@ -135,8 +107,8 @@ def synchronize() -> None:
 
 
 def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each step. They take turns of ``STRETCH`` steps, so that a slow spell
-    hits all of them; the first turn warms up and does not count."""
+    """The median time of each step. They take turns of ``STRETCH`` steps, so that all share the
+    machine's slow times; the first turn does not count."""
     times = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -157,8 +129,8 @@ def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
     """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here: 4
-    pictures of 224 pixels square for each gigabyte of a GPU; on a CPU 8, so that a step takes
-    seconds. ``pixels`` is the area of a picture, ``least`` what the network needs."""
+    pictures of 224 x 224 for each gigabyte of a GPU, or 8 on a CPU, and fewer if they have more
+    ``pixels``; but at least ``least``, as the network needs."""
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
     return min(wanted, max(least, fitting))
@@ -201,8 +173,8 @@ class OneBatch(Dataset):
 
 
 def without_data(path: str | Path, options: Sequence[str]) -> Config:
-    """A config of pretraining as its run prepares it, but on one random batch. Unless ``options``
-    have a ``batch_size`` it fits this machine."""
+    """A config of pretraining as its run prepares it, but on one random batch, which fits this
+    machine unless ``options`` have a ``batch_size``."""
     config = load_config(path, options)
     if not any(option.startswith('batch_size=') for option in options):
         config.batch_size = fitting_batch(config.batch_size, config.get('image_size', 32) ** 2)
@@ -218,12 +190,7 @@ def without_data(path: str | Path, options: Sequence[str]) -> Config:
 
 
 def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]:
-    """The SD config of ``path`` without data, after the baseline, which differs only in the
-    teacher.
-
-    Raises:
-        UserError: if the config has no teacher.
-    """
+    """The baseline and the SD config of ``path``, without data; UserError if it has no teacher."""
     distilled = without_data(path, options)
     if not distilled.algorithm.teacher_weight > 0:
         raise UserError(f'{path} has no teacher: give the config of an SD row.')
@@ -274,7 +241,7 @@ def our_step(config: Config, teaching: bool) -> Callable[[], object]:
 
 
 def peak_megabytes(step: Callable[[], object]) -> float:
-    """The peak memory of a step on a GPU, once cuDNN has chosen its algorithms."""
+    """The peak memory of a step on a GPU; the steps before let cuDNN choose its algorithms."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()

@@ -25,19 +25,11 @@ Runs = Mapping[str, Mapping[str, Points]]  # by the label of a run and the name 
 
 
 def curves(record: dict) -> dict[str, Points]:
-    """The epochs and top-1 errors (percent) of a run.
-
-    Returns:
-        ``train``: the mean error over the augmented batches of an epoch, measured while the weights
-        change. ``test``: the error after the epoch.
-    """
-    history = record['history']
-    return {
-        'train': _points((e['epoch'], e['train']['error']) for e in history if 'train' in e),
-        'test': _points(
-            (e['epoch'], e['metrics']['top1_error']) for e in history if 'metrics' in e
-        ),
-    }
+    """The epochs and top-1 errors (percent) of a run: ``train``, the mean over the batches of an
+    epoch while the weights change, and ``test``, after the epoch."""
+    train = ((e['epoch'], e['train']['error']) for e in record['history'] if 'train' in e)
+    test = ((e['epoch'], e['metrics']['top1_error']) for e in record['history'] if 'metrics' in e)
+    return {'train': _points(train), 'test': _points(test)}
 
 
 def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Points]]:
@@ -57,12 +49,9 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
     def measured(key: str) -> Points:
         return _points((e['epoch'], e['train'][key]) for e in epochs if key in e.get('train', {}))
 
+    losses = {'loss': 'loss', 'cross-entropy': 'cross_entropy', 'KL divergence': 'kl'}
     return {
-        'loss': {
-            'loss': logged('loss'),
-            'cross-entropy': logged('cross_entropy'),
-            'KL divergence': logged('kl'),
-        },
+        'loss': {name: logged(key) for name, key in losses.items()},
         'entropy (nats)': {'student': measured('entropy'), 'teacher': measured('teacher_entropy')},
         'agreement with the teacher (%)': {'agreement': measured('agreement')},
         'learning rate': {'learning rate': logged('lr')},
@@ -72,8 +61,7 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
 def read_scalars(work_dir: Path) -> list[dict]:
     """What a run has logged of its training, in the order of its iterations.
 
-    Each session has written a file of its own. Where two tell of the same iteration, because the
-    later session began before the end of the earlier one, the later counts.
+    Each session has written a file of its own; of an iteration that is in two, the later counts.
     """
     found = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
@@ -83,9 +71,8 @@ def read_scalars(work_dir: Path) -> list[dict]:
 
 
 def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None = None) -> None:
-    """Draw the curves of several runs by their labels, such as BL and SD in Figure 1: all epochs on
-    the left, those from ``first_epoch`` on the right, magnified (default: the last third). The
-    suffix of ``out`` chooses the format.
+    """Draw the curves of several runs by their labels, as in Figure 1: all epochs on the left, from
+    ``first_epoch`` on magnified on the right (default: the last third).
 
     Raises:
         UserError: if a run, or the magnified part, has no epochs.
@@ -128,13 +115,8 @@ def error_figure(
 
 
 def line_figure(runs: Runs, ylabel: str, ends: Sequence[int]) -> Figure:
-    """Curves over the epochs.
-
-    Args:
-        runs: the curves; a run keeps its colour where it has none.
-        ylabel: the title of the axis.
-        ends: of :func:`generation_ends`.
-    """
+    """Curves over the epochs, and ``ends`` of mini-generations. A run without curves keeps its
+    colour."""
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(4.6, 2.4), layout='constrained')
         axes = figure.subplots()
@@ -156,12 +138,8 @@ def generation_ends(records: Mapping[str, dict]) -> list[int]:
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """A figure as an ``<svg>`` element of an HTML page, whose ink has the colour of the page's.
-
-    Args:
-        figure: what is drawn.
-        title: what a screen reader says in its place; different for each figure of a page.
-    """
+    """A figure as an ``<svg>`` element of an HTML page, whose ink has the colour of the page's. A
+    screen reader reads its ``title``, which differs from those of the page's other figures."""
     text = io.StringIO()
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})

@@ -75,8 +75,7 @@ class Counter(TorchDispatchMode):
 
 
 class CountHook(Hook):
-    """Notes a counter's values after each iteration, and ends the run when it has counted
-    ``iterations`` of them."""
+    """Notes a counter's values after each of ``iterations``, and then ends the run."""
 
     def __init__(self, counter: Counter, iterations: int) -> None:
         self.counter, self.iterations = counter, iterations

@@ -56,11 +56,7 @@ class Similarity:
         shared = list(self.shared_epochs)
         if config.algorithm.generations != [config.epochs] or config.algorithm.teacher_weight:
             raise UserError(f'{self.config} is not of a baseline: choose one with generations=1.')
-        if (
-            not shared
-            or shared != sorted({*shared})
-            or not 0 <= shared[0] <= shared[-1] < config.epochs
-        ):
+        if not shared or shared != sorted({*shared} & {*range(config.epochs)}):
             raise UserError(
                 f'The shared epochs are {shared}: give different ones in ascending order, from 0 '
                 f'to less than epochs={config.epochs}.'

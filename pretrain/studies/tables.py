@@ -36,7 +36,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
     """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
 
     Args:
-        records: as :func:`find_records` gives them.
+        records: as :func:`pretrain.runs.tables.find_records` gives them.
         configs: of the rows, in their order; a row without a record is shown as missing.
 
     Raises:
@@ -116,11 +116,10 @@ def _rows(
 def table_1(records: Sequence[dict], configs: Sequence[Config]) -> str:
     """The attributes, the error and the cost of each method, as measured.
 
-    The attributes follow from the config: a method with another network than the student's has not
-    the same architecture, and one with whole generations or with another run's network is not
-    within one generation. Iterations and seconds are those of training alone, over all generations
-    of the run; each is a mean over the seeds. The first config is the baseline. Args and errors
-    raised are those of :func:`table_3`.
+    A method with another network than the student's has not the same architecture, and one with
+    whole generations or another run's network is not within one generation. Iterations and seconds
+    are those of training, over all generations, and means over the seeds. The first config is the
+    baseline. Args and errors are those of :func:`table_3`.
     """
     arms, notes, _ = _arms(records, configs)
     base = arms[0][1]
@@ -153,8 +152,7 @@ def teachers_table(records: Sequence[dict]) -> str:
     Agreement and KL are means over the training pictures of all epochs with a teacher: how often
     both put the same class first, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
 
-    Args:
-        records: as :func:`find_records` gives them, of runs whose teachers are their own students.
+    The records are those of runs whose teachers are their own students, among others perhaps.
 
     Raises:
         UserError: if there are none, or they do not belong in one table.
@@ -168,24 +166,15 @@ def teachers_table(records: Sequence[dict]) -> str:
         group = [r for r in mine if r['label'] == label]
         algorithm = group[0]['identity']['algorithm']
         taught = [means for r in group for means in _taught(r)]
-        means = {
-            name: statistics.fmean(entry[name] for entry in taught)
+        means = [
+            f'{statistics.fmean(entry[name] for entry in taught):.2f}'
             for name in ('teacher_error', 'agreement', 'difference')
-        }
-        rows.append(
-            [
-                label,
-                _c_l(algorithm),
-                *(f'{value:.2f}' for value in means.values()),
-                mean_std([_last(r, -1) for r in group]),
-                str(len(group)),
-            ]
-        )
+        ]
+        error = mean_std([_last(r, -1) for r in group])
+        rows.append([label, _c_l(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
-    described = f'{backbone_of(mine[0]["identity"])}: {_describe(mine)}'
-    notes = [described if full else f'{SHORTENED}{described}']
-    return markdown([*header, 'error (%)', 'n'], rows, notes, texts=2)
+    return markdown([*header, 'error (%)', 'n'], rows, [_describe(mine, full)], texts=2)
 
 
 def has_own_teacher(record: dict) -> bool:
@@ -215,9 +204,6 @@ def errors_table(records: Sequence[dict]) -> str:
 
     A column without an entry, such as the top-5 error of five classes or fewer, is left out.
 
-    Args:
-        records: as :func:`find_records` gives them.
-
     Raises:
         UserError: if there are none, or those of a network do not belong in one table.
     """
@@ -227,20 +213,17 @@ def errors_table(records: Sequence[dict]) -> str:
     for backbone in sorted({backbone_of(r['identity']) for r in records}):
         mine = [r for r in records if backbone_of(r['identity']) == backbone]
         _one_setting(mine)
-        notes.append(f'{backbone}: {_describe(mine)}')
+        notes.append(_describe(mine))
         labels = sorted({r['label'] for r in mine}, key=lambda label: (label != 'BL', label))
         arms = {label: [r for r in mine if r['label'] == label] for label in labels}
         base = arms.get('BL', [])
         for label, arm in arms.items():
             ends = [r['generations'][-1]['last'] for r in arm]
             top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
-            row = {
-                'network': backbone,
-                'label': label,
-                'top-1 error': mean_std([_last(r, -1) for r in arm]),
-            }
-            row |= {'top-5 error': mean_std(top5)} if top5 else {}
-            row['n'] = str(len(arm))
+            row = {'network': backbone, 'label': label, 'n': str(len(arm))}
+            row['top-1 error'] = mean_std([_last(r, -1) for r in arm])
+            if top5:
+                row['top-5 error'] = mean_std(top5)
             if label != 'BL' and base:
                 row['gain over BL'], row['p'] = _gain(arm, base)
             rows.append(row)
@@ -278,10 +261,8 @@ def table_2(records: Sequence[dict]) -> str:
     if not mine:
         raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
     _one_setting(mine)
-    backbone = backbone_of(mine[0]['identity'])
-    notes = [_describe(mine)]
-    if not (full := _epochs(mine[0]) == TABLE_2_EPOCHS and backbone == 'DenseNet-100'):
-        notes = [f'{SHORTENED}{backbone}: {notes[0]}']
+    full = _epochs(mine[0]) == TABLE_2_EPOCHS
+    full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
     for student in teachers:
@@ -295,6 +276,7 @@ def table_2(records: Sequence[dict]) -> str:
         )
         rows.append([f'student #{student}', 'ours', *values])
     counts = sorted({len(values) for values in cells.values()})
+    notes = [_describe(mine, full)]
     notes.append(f'Accuracy in percent, n = {" or ".join(map(str, counts))}.')
     return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
 
@@ -302,9 +284,8 @@ def table_2(records: Sequence[dict]) -> str:
 def _arms(
     records: Sequence[dict], configs: Sequence[Config]
 ) -> tuple[list[tuple[Config, list[dict]]], list[str], bool]:
-    """The records of each config, notes on what they are, and whether they are as long as the
-    configs say and on all pictures. A record tells itself what it is of: the config file may have
-    been overridden."""
+    """The records of each config, notes on what they are, and whether all are as long as the
+    configs say and on all pictures. A record's identity, not its file's name, says what it is."""
     kinds = [_kind(config) for config in configs]
     arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
     for config, mine in arms:
@@ -321,12 +302,10 @@ def _arms(
             continue
         _one_setting([record for _, mine in found for record in mine])
         config, mine = found[0]
-        note = f'{backbone}: {_describe(mine)}'
         pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
-        if _epochs(mine[0]) != config.epochs or mine[0]['data']['train']['count'] != pictures:
-            full = False
-            note = f'{SHORTENED}{note}'
-        notes.append(note)
+        whole = _epochs(mine[0]) == config.epochs and mine[0]['data']['train']['count'] == pictures
+        notes.append(_describe(mine, whole))
+        full = full and whole
     others = (r['identity'] for r in records if _kind(r['identity']) not in kinds)
     names = Counter(f'{backbone_of(i)}, {i["algorithm"]["name"]}' for i in others)
     if names:
@@ -338,9 +317,9 @@ def _arms(
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
-    """What makes a config or an identity a row of its own: network and method, but for names,
-    lengths, and what the other run's network is."""
-    # Records tell nothing of settings that came after them.
+    """What makes a config or an identity a row of its own: network and method, whatever the names,
+    the lengths and the weights of another run's network."""
+    # Records do not have settings that were added later.
     algorithm = _defaults() | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')
     for name in ('name', 'taught_after'):
@@ -366,13 +345,14 @@ def _one_setting(records: Sequence[dict]) -> None:
     check_alike('The records', settings, MAY_DIFFER)
 
 
-def _describe(records: Sequence[dict]) -> str:
+def _describe(records: Sequence[dict], full: bool = True) -> str:
+    """What runs of one setting are of, and whether they are as long as the paper's."""
     record = records[0]
     devices = ', '.join(sorted({r['device'] for r in records}))
     return (
-        f'{_epochs(record)} epochs a run, {record["data"]["train"]["count"]} training and '
-        f'{record["data"]["val"]["count"]} test pictures, batch {record["identity"]["batch_size"]},'
-        f' on {devices}.'
+        f'{"" if full else SHORTENED}{backbone_of(record["identity"])}: {_epochs(record)} epochs a '
+        f'run, {record["data"]["train"]["count"]} training and {record["data"]["val"]["count"]} '
+        f'test pictures, batch {record["identity"]["batch_size"]}, on {devices}.'
     )
 
 
@@ -418,6 +398,5 @@ def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str,
 
     if not known(records):
         return MISSING, MISSING
-    return f'{total(records):.0f}', f'{total(records) / total(base):.2f}' if known(
-        base
-    ) else MISSING
+    ratio = f'{total(records) / total(base):.2f}' if known(base) else MISSING
+    return f'{total(records):.0f}', ratio

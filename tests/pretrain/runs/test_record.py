@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import FORMAT, is_better, read_record, read_records, summarise
+from pretrain.runs.record import FORMAT, read_record, read_records, summarise
 from tests.conftest import ROOT
 
 
@@ -145,10 +145,15 @@ def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert read_record(tmp_path / 'run.json')['status'] == 'running'
 
 
-def test_which_way_is_better() -> None:
-    assert is_better('top1_error', 1.0, 2.0)
-    assert is_better('mAP', 2.0, 1.0)
-    assert not is_better('mIoU', 1.0, 1.0)
+@pytest.mark.parametrize(
+    ('metric', 'epoch'), [('top1_error', 2), ('mAP', 1), ('mIoU', 1), ('top1_accuracy', 1)]
+)
+def test_which_way_is_better(metric: str, epoch: int) -> None:
+    """Lower is better for errors alone; of equal epochs the first is the best."""
+    values = enumerate((2.0, 1.0, 2.0, 1.0), start=1)
+    history = [{'epoch': e, 'generation': 1, 'metrics': {metric: value}} for e, value in values]
+    (row,) = summarise(history, metric)
+    assert row['best_epoch'] == epoch
 
 
 def test_a_record_of_a_later_version_is_refused_by_its_line(tmp_path: Path) -> None:
