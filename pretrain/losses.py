@@ -60,7 +60,7 @@ def snapshot_distillation_loss(
     log_teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
     softened = logits if student_temperature == 1 else logits / student_temperature
     cross_entropy = F.nll_loss(log_student, labels)
-    # F.kl_div negates twice, and its gradient once: three kernels more.
+    # As F.kl_div, but with one kernel less in the gradient. Nor has alpha = 1 a kernel of its own.
     log_ratio = F.log_softmax(softened, dim=1) - log_teacher
     kl = (log_teacher.exp() * log_ratio).sum() / -len(labels)
     loss = torch.add(label_weight * cross_entropy, kl, alpha=teacher_weight)

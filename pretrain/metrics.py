@@ -52,9 +52,9 @@ class TrainingStatistics(nn.Module):
     shown, ``agreement``, how often in percent both put the same class first, and ``difference`` =
     KL[softmax(z_T) ‖ softmax(z)] in nats.
 
-    Agreement and difference measure how similar teacher and student are (Section 3.3.2): no
-    temperature has a part in them. They are not 100 and 0 for the same weights, since the teacher
-    normalises with running statistics and the student with those of the batch.
+    Agreement and difference measure how similar teacher and student are (Section 3.3.2), without a
+    temperature. They are not 100 and 0 for the same weights, since the teacher normalises with
+    running statistics and the student with those of the batch.
     """
 
     def __init__(self) -> None:

@@ -75,9 +75,8 @@ def _is_complete(head: bytes, tail: bytes, size: int) -> bool | None:
     """Whether a file ends as its format does; None if its head and tail cannot tell.
 
     The pixels of a JPEG contain no marker, so an FFD9 in its tail ends them, whatever comes after.
-    Only a thumbnail in the header has an FFD9 of its own; the FFDA that begins the pixels comes
-    after that one, or is missing. The decoder decides where the end is not in the tail. Damage in
-    the middle is not found.
+    A thumbnail in the header has an FFD9 too, but the FFDA that begins the pixels comes after it.
+    If the end is not in the tail, the decoder decides. Damage in the middle is not found.
     """
     if head.startswith(b'\xff\xd8\xff'):
         return tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')

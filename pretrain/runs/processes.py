@@ -187,7 +187,7 @@ class Processes:
 
     @classmethod
     def of_launcher(cls) -> 'Processes':
-        """Those that torchrun, or what sets its variables, has started."""
+        """Those that torchrun, or a launcher that sets the same variables, has started."""
         (store, rank, count) = next(distributed.rendezvous('env://', timeout=timedelta(hours=1)))
         return cls(rank, count, distributed.PrefixStore('start', store))
 

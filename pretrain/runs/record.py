@@ -106,12 +106,11 @@ class RunRecordHook(Hook):
     ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
     ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
     ``seconds_per_iter`` of training, ``train``, which are the means of
-    :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; of a run that
-    started from another's checkpoint it begins with the other's), ``generations`` (last and best
-    metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
-    together), ``peak_memory_mb`` (of rank 0 while training, on a GPU; of its whole process on a
-    CPU), ``wall_seconds`` and ``sessions`` (the time of all starts of the run together, and how
-    many there were).
+    :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; a run that
+    started from another's checkpoint begins with the other's entries), ``generations`` (last and
+    best metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
+    together), ``peak_memory_mb`` (of rank 0: of its GPU while training, or of its process on a
+    CPU), ``sessions`` (how often the run was started) and ``wall_seconds`` (of all together).
 
     Args:
         generations: the lengths of the run's mini-generations in epochs; fine-tuning has one.

@@ -58,11 +58,11 @@ def iterations_done(runner: Runner) -> int:
 
 def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
     """Write a checkpoint ``name`` to the run's folder and read it back; every process must call it.
-    ``done`` are its finished ``epoch`` and ``iter``.
+    ``done`` has the finished ``epoch`` and ``iter``.
 
     Raises:
-        UserError: in the main process, if it cannot be written or a value is not finite. The
-            others then end without a word.
+        UserError: in the main process, if it cannot be written or a value is not finite. The other
+            processes then exit silently.
     """
     path = Path(runner.work_dir) / name
     failure = None
@@ -209,7 +209,7 @@ class SaveHook(Hook):
 
 
 def _changing_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that training changes in a process: running statistics and sums."""
+    """The buffers of a process that training changes: running statistics and sums."""
     return {
         f'{path}.{name}': buffer.cpu()
         for path, module in model.named_modules()

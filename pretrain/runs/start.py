@@ -36,8 +36,8 @@ from pretrain.runs.saving import stop_when_told
 def launched_processes() -> int | None:
     """How many processes a launcher has started for this run; None without a launcher.
 
-    torchrun and ``tools/dist_train.sh`` tell each process all that it needs. Other launchers, or
-    what they left in a shell, say less.
+    torchrun and ``tools/dist_train.sh`` set all variables that a process needs. Other launchers set
+    fewer, and may leave them in a shell.
 
     Raises:
         UserError: if there seem to be several processes that do not know of each other.
