@@ -5,6 +5,8 @@ pictures. It trains the student alone in the first mini-generation (``algorithm.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,25 +34,21 @@ def forward_to_layers(
     """
     modules = dict(network.named_modules())
     seen: dict[str, Tensor] = {}
-    handles = []
-    for name in layers:
-        if name not in modules:
-            known = ', '.join(child for child, _ in network.named_children())
-            raise UserError(
-                f'algorithm.features names a layer {name}, which the network does not have: choose '
-                f'among {known} and the layers in them.'
-            )
-        # A copy: the next layer may be a ReLU that works in place.
-        handles.append(
-            modules[name].register_forward_hook(
-                lambda _, __, output, name=name: seen.__setitem__(name, output.float().clone())
-            )
-        )
-    try:
+
+    def keep(name: str, _: nn.Module, inputs: tuple, output: Tensor) -> None:
+        seen[name] = output.float().clone()  # the next layer may be a ReLU that works in place
+
+    with ExitStack() as stack:
+        for name in layers:
+            if name not in modules:
+                known = ', '.join(child for child, _ in network.named_children())
+                raise UserError(
+                    f'algorithm.features names a layer {name}, which the network does not have: '
+                    f'choose among {known} and the layers in them.'
+                )
+            handle = modules[name].register_forward_hook(partial(keep, name))
+            stack.callback(handle.remove)
         logits = network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return logits, [seen[name] for name in layers]
 
 

@@ -46,17 +46,14 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
             'many stages.'
         )
     for k, (stage, old) in enumerate(zip(ours, theirs, strict=True), start=1):
-        if len(stage) < len(old):
-            raise UserError(
-                f'initial.network: layer{k} of the student has {len(stage)} blocks, that of the '
-                f'smaller network {len(old)}: Net2Net makes networks deeper, not shallower.'
-            )
-        for conv, before in zip(_convolutions(stage[0]), _convolutions(old[0]), strict=True):
-            if conv.out_channels < before.out_channels:
+        pairs = zip(_convolutions(stage[0]), _convolutions(old[0]), strict=True)
+        channels = [('channels', conv.out_channels, its.out_channels) for conv, its in pairs]
+        for what, mine, its in [('blocks', len(stage), len(old)), *channels]:
+            if mine < its:
                 raise UserError(
-                    f'initial.network: layer{k} of the student has {conv.out_channels} channels, '
-                    f'that of the smaller network {before.out_channels}: Net2Net makes networks '
-                    'wider, not narrower.'
+                    f'initial.network: layer{k} of the student has {mine} {what}, that of the '
+                    f'smaller network {its}: Net2Net makes networks deeper and wider, not narrower '
+                    'and not shallower.'
                 )
 
 
