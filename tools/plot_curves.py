@@ -12,6 +12,8 @@ from pathlib import Path
 from pretrain.runs.cli import named_path, run, tool_parser
 from pretrain.runs.errors import UserError
 
+SUFFIXES = '.png', '.pdf', '.svg'
+
 
 def one_record(run: Path) -> dict:
     """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names."""
@@ -31,14 +33,21 @@ def one_record(run: Path) -> dict:
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
-    parser.add_argument('out', type=Path, help='the picture to write: .png, .pdf or .svg')
+    parser.add_argument('out', type=Path, help=f'the picture to write: {", ".join(SUFFIXES)}')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
     args = parser.parse_args()
     from pretrain.studies.curves import COLOURS, plot_curves
 
-    if len(args.runs) > len(COLOURS):
-        raise UserError(f'{len(args.runs)} runs: at most {len(COLOURS)} can be told apart.')
-    plot_curves({name: one_record(run) for name, run in args.runs}, args.out, args.from_epoch)
+    runs = dict(args.runs)
+    if len(runs) < len(args.runs):
+        raise UserError('A name is given twice: give each run its own.')
+    if args.out.suffix not in SUFFIXES:
+        raise UserError(
+            f'{args.out} is no picture that can be written: choose {", ".join(SUFFIXES)}.'
+        )
+    if len(runs) > len(COLOURS):
+        raise UserError(f'{len(runs)} runs: at most {len(COLOURS)} can be told apart.')
+    plot_curves({name: one_record(run) for name, run in runs.items()}, args.out, args.from_epoch)
     print(f'The curves are in {args.out}.')
 
 

@@ -294,24 +294,21 @@ class Enough(Exception):  # noqa: N818 - no error
     """Ends a run that has been measured."""
 
 
-class Stopwatch(Hook):
-    """Times stretches of a run's iterations, everything between two of them included, and ends the
-    run after ``rounds`` stretches and one to warm up."""
+class Until(Hook):
+    """Ends a run when ``enough``, which is called after each iteration, is true."""
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
-        self.ticks: list[float] = []
+    priority = 'LOWEST'
+
+    def __init__(self, enough: Callable[[Runner], bool]) -> None:
+        self.enough = enough
 
     def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
-        if (runner.iter + 1) % STRETCH == 0:
-            synchronize()
-            self.ticks.append(time.perf_counter())
-            if len(self.ticks) > self.rounds:
-                raise Enough
+        if self.enough(runner):
+            raise Enough
 
 
-def run_until_enough(config: Config, hook: Hook) -> None:
-    """Run a prepared config in a scratch folder until the hook raises :class:`Enough`."""
+def run_until(config: Config, enough: Callable[[Runner], bool]) -> None:
+    """Run a prepared config in a scratch folder until ``enough`` is true, see :class:`Until`."""
     config = copy.deepcopy(config)
     config.log_level = 'WARNING'
     config.optim_wrapper.optimizer.lr = 0.0  # the loss on random pictures stays finite
@@ -319,47 +316,46 @@ def run_until_enough(config: Config, hook: Hook) -> None:
         config.work_dir = config.experiment_name = scratch
         install()
         runner = RUNNERS.build(config)
-        runner.register_hook(hook, priority='LOWEST')
+        runner.register_hook(Until(enough))
         with suppress(Enough):
             runner.train()
 
 
 def run_seconds(config: Config, rounds: int) -> float:
-    """The median iteration of a run of the config, in seconds."""
-    watch = Stopwatch(rounds)
-    run_until_enough(config, watch)
-    return statistics.median(b - a for a, b in pairwise(watch.ticks)) / STRETCH
+    """The median iteration of a run of the config in seconds, all between two iterations included:
+    of ``rounds`` stretches, after one to warm up."""
+    ticks: list[float] = []
 
-
-class SaveTimer(Hook):
-    """Saves a run's first iteration ``rounds`` times, notes the seconds and the size of the file in
-    MB, and ends the run."""
-
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
-
-    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
-        self.seconds = []
-        for _ in range(self.rounds):
+    def enough(runner: Runner) -> bool:
+        if (runner.iter + 1) % STRETCH == 0:
             synchronize()
-            start = time.perf_counter()
-            path = save(runner, 'epoch_0_iter_1.pth', dict(epoch=0, iter=1))
-            self.seconds.append(time.perf_counter() - start)
-        self.megabytes = path.stat().st_size / 1e6
-        raise Enough
+            ticks.append(time.perf_counter())
+        return len(ticks) > rounds
+
+    run_until(config, enough)
+    return statistics.median(b - a for a, b in pairwise(ticks)) / STRETCH
 
 
 def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
     """The time in which a checkpoint is written, flushed to the disk and read back, while all
     processes wait, and its share of a run."""
     config = without_data(path, [*options, 'batch_size=2'])
-    timer = SaveTimer(rounds)
-    run_until_enough(config, timer)
-    spent, title = statistics.median(timer.seconds), f'{Path(path).stem}: a checkpoint'
-    share = spent / (60 * config.default_hooks.checkpoint.minutes)
+    spent, sizes = [], []
+
+    def enough(runner: Runner) -> bool:
+        synchronize()
+        start = time.perf_counter()
+        file = save(runner, 'epoch_0_iter_1.pth', dict(epoch=0, iter=1))
+        spent.append(time.perf_counter() - start)
+        sizes.append(file.stat().st_size / 1e6)
+        return len(spent) == rounds
+
+    run_until(config, enough)
+    title, seconds = f'{Path(path).stem}: a checkpoint', statistics.median(spent)
+    share = seconds / (60 * config.default_hooks.checkpoint.minutes)
     return [
-        row(f'{title}, size', timer.megabytes, 'MB'),
-        row(f'{title}, saving and verifying', spent, 's'),
+        row(f'{title}, size', sizes[-1], 'MB'),
+        row(f'{title}, saving and verifying', seconds, 's'),
         row(f'{title}, share of the time between two', share, at_most=0.01),
     ]
 

@@ -15,14 +15,13 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.runs.config import load_config
-from pretrain.studies.benchmark import GPU, Enough, bl_and_sd, row, run_until_enough
+from pretrain.studies.benchmark import GPU, bl_and_sd, row, run_until
 
 WARM_UP, PROFILED = 2, 20  # iterations
 ALLOWED = 520  # of SD beyond BL: the 514 kernels of ResNet-152's forward pass, folded, and the loss
@@ -74,23 +73,14 @@ class Counter(TorchDispatchMode):
         return call
 
 
-class CountHook(Hook):
-    """Notes a counter's values after each of ``iterations``, and then ends the run."""
-
-    def __init__(self, counter: Counter, iterations: int) -> None:
-        self.counter, self.iterations = counter, iterations
-        self.totals: list[tuple[int, int]] = []
-
-    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
-        self.totals.append((self.counter.kernels, self.counter.waits))
-        if len(self.totals) == WARM_UP + self.iterations:
-            raise Enough
-
-
 def count(config: Config, iterations: int) -> tuple[float, float]:
     """Kernels and waits of an iteration of a prepared config's run, between two log lines."""
-    counter = Counter()
-    hook = CountHook(counter, iterations)
+    counter, totals = Counter(), []
+
+    def enough(runner: Runner) -> bool:
+        totals.append((counter.kernels, counter.waits))
+        return len(totals) == WARM_UP + iterations
+
     with ExitStack() as stack:
         for name in ('cpu', 'numpy', 'tolist'):  # no operator, if the tensor is a CPU's
             stack.enter_context(mock.patch.object(torch.Tensor, name, counter.waiting(name)))
@@ -98,16 +88,16 @@ def count(config: Config, iterations: int) -> tuple[float, float]:
             config.model.precision = 'bf16'  # as ``prepare`` sets it on a GPU
             config.optim_wrapper.optimizer.fused = True
         stack.enter_context(counter)
-        run_until_enough(config, hook)
-    (kernels, waits), last = hook.totals[WARM_UP - 1], hook.totals[-1]
+        run_until(config, enough)
+    (kernels, waits), last = totals[WARM_UP - 1], totals[-1]
     return (last[0] - kernels) / iterations, (last[1] - waits) / iterations
 
 
-class ProfileHook(Hook):
-    """Profiles a GPU and ends the run: kernels an iteration, and the share of the time in which the
-    GPU computes."""
+class Profile:
+    """Profiles a run on a GPU until it is called after the last iteration that counts: kernels an
+    iteration, and the share of the time in which the GPU computes."""
 
-    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+    def __call__(self, runner: Runner) -> bool:
         if runner.iter + 1 == PROFILED:  # As many have warmed up.
             torch.cuda.synchronize()
             self.profiler = profile(activities=[ProfilerActivity.CUDA])
@@ -120,7 +110,7 @@ class ProfileHook(Hook):
             kernels = [e for e in self.profiler.key_averages() if e.device_type == DeviceType.CUDA]
             self.kernels = sum(e.count for e in kernels) / PROFILED
             self.utilisation = sum(e.self_device_time_total for e in kernels) / 1e6 / spent
-            raise Enough
+        return runner.iter + 1 == 2 * PROFILED
 
 
 def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
@@ -137,8 +127,8 @@ def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
         rows.append(row(f'{title}, kernels an iteration', launched))
         rows.append(row(f'{title}, waits an iteration between log lines', waits, at_most=0))
         if GPU:
-            profiled = ProfileHook()
-            run_until_enough(config, profiled)
+            profiled = Profile()
+            run_until(config, profiled)
             rows.append(row(f'{title}, kernels an iteration, profiled', profiled.kernels))
             rows.append(row(f'{title}, utilisation of the GPU', profiled.utilisation))
     goal = ALLOWED if config.model.network.get('depth') == 152 else None
