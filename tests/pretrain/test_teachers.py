@@ -213,7 +213,7 @@ def test_teacher_of_another_architecture(
     record = read_record(tmp_path / 'kd/run.json')
     assert record['identity']['teacher'] == weights_sha256(weights)
     assert record['identity']['model']['teacher_network'] == network
-    assert all('kl' in entry['train'] for entry in record['history'])
+    assert all('difference' in entry['train'] for entry in record['history'])
     alone = train('bl', tmp_path / 'bl', 'algorithm.generations=1')
     mine, theirs = (r.model.student.state_dict()['0.weight'] for r in (runner, alone))
     assert not torch.equal(mine, theirs)
@@ -330,7 +330,7 @@ def test_features_alone_train_the_first_mini_generation(
             runner.model.student.state_dict()[key], tensor, atol=2e-4, rtol=2e-3, msg=key
         )
     record = read_record(tmp_path / 'fitnet/run.json')
-    assert [('kl' in entry['train']) for entry in record['history']] == [False, True, True]
+    assert [('difference' in entry['train']) for entry in record['history']] == [False, True, True]
     assert 'ensemble' not in record
 
 

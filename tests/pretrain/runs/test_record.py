@@ -23,7 +23,7 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
     assert all(e['seconds_per_iter'] > 0 for e in record['history'])
     assert [e['iterations'] for e in record['history']] == [4, 4, 4]
     assert all(e['seconds'] >= e['seconds_per_iter'] for e in record['history'])
-    taught = ('teacher_error', 'teacher_entropy', 'kl', 'agreement', 'difference')
+    taught = ('teacher_error', 'teacher_entropy', 'agreement', 'difference')
     assert list(record['history'][0]['train']) == ['error', 'entropy']
     assert list(record['history'][1]['train']) == ['error', 'entropy', *taught]
     first, second = record['generations']
