@@ -22,17 +22,8 @@ MODELS.register_module(module=SnapshotDistillationLoss)  # whose module needs no
 
 @MODELS.register_module()
 class SnapshotClassifier(BaseModel):
-    """Algorithm 1's f(x; θ_l) and f(x; θ_{c_l}).
-
-    The Runner's loop, with our part of it marked::
-
-        for epoch in range(max_epochs):
-            SnapshotHook: set teaching and imitating                                 # <-
-            for batch in dataloader:
-                SnapshotHook: set_teacher() if the teacher is another one now, and,  # <- Eqn 4
-                    for the methods of whole generations, renew_student()            # <-
-                losses = model(**batch, mode='loss')                                 # <- Eqn 3
-                optimizer step; step of the learning rate                            #    Eqn 5
+    """Algorithm 1's f(x; θ_l) and f(x; θ_{c_l}). Its loop is mmengine's, where
+    :class:`pretrain.hooks.SnapshotHook` hands the teachers over; see :mod:`pretrain`.
 
     Baseline and snapshot ensemble are the same model with ``teacher_weight`` 0, which then holds
     no teacher at all.

@@ -148,7 +148,10 @@ class RunRecordHook(Hook):
         }
         # A checkpoint is written before its epoch is validated. A run that was stopped in between,
         # or starts from the snapshot of another run, validates the epoch now.
-        if self._validation_is_due(runner) and 'metrics' not in self._entry(runner, runner.epoch):
+        last = runner.epoch == runner.max_epochs
+        due = last or runner.epoch % runner.train_loop.val_interval == 0
+        due = due and runner.epoch > 0 and not iterations_done(runner)
+        if due and 'metrics' not in self._entry(runner, runner.epoch):
             runner.val_loop.run()
         self._write(runner)
 
@@ -196,11 +199,6 @@ class RunRecordHook(Hook):
         checkpoint['meta'].update(format=FORMAT, identity=runner.cfg.identity.to_dict())
         if iterations_done(runner):
             self._write(runner)  # the time so far
-
-    def _validation_is_due(self, runner: Runner) -> bool:
-        last = runner.epoch == runner.max_epochs
-        due = last or runner.epoch % runner.train_loop.val_interval == 0
-        return runner.epoch > 0 and due and not iterations_done(runner)
 
     def _entry(self, runner: Runner, epoch: int) -> dict:
         history = self.record['history']

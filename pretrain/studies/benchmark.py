@@ -40,9 +40,6 @@ GPU = torch.cuda.is_available()
 STRETCH = 20 if GPU else 1
 
 
-# ------------------------------------------------------------------------------------- the report
-
-
 def row(
     name: str,
     value: float,
@@ -97,9 +94,6 @@ def report(rows: Sequence[dict], path: Path | None) -> None:
         write_atomically(path, (json.dumps(machine | {'rows': rows}, indent=1) + '\n').encode())
 
 
-# ------------------------------------------------------------------------------------------- time
-
-
 def synchronize() -> None:
     """Wait until the GPU, if there is one, has finished."""
     if GPU:
@@ -134,9 +128,6 @@ def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
     return min(wanted, max(least, fitting))
-
-
-# --------------------------------------------------------------------------------- training steps
 
 
 @DATASETS.register_module()
@@ -285,9 +276,6 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
         row(f'{title}: SD step / BL step', ratio, at_most=1.22 if GPU else 1.26),
         row(f'{title}: BL step / bare loop', median['BL'] / median['bare loop']),
     ]
-
-
-# ------------------------------------------------------------------------------------- whole runs
 
 
 class Enough(Exception):  # noqa: N818 - no error
