@@ -90,8 +90,7 @@ def test_two_processes_share_a_teacher(options: list[str], tmp_path: Path) -> No
         )
         for rank in ('0', '1')
     ]  # fmt: skip
-    for wait in processes:
-        result = wait()
+    for result in [wait() for wait in processes]:
         assert result.returncode == 0, result.stdout + result.stderr
     first, second = (torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in (0, 1))
     snapshot = load_from_disk(tmp_path / 'run/snapshot_1.pth')['state_dict']
