@@ -100,7 +100,8 @@ def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_program_is_named(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=r'a\.pth was not written by this suite'):
+    fault = 'was not written by this suite' if isinstance(content, dict) else 'holds a .*no dict'
+    with pytest.raises(UserError, match=rf'a\.pth {fault}'):
         check_resume(str(tmp_path / 'a.pth'), {})
 
 
