@@ -161,7 +161,8 @@ def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
         for name, (epochs, values) in run.items():
             if epochs:
                 text = label if name == ylabel else f'{label}, {name}'
-                axes.plot(epochs, values, STYLES.get(name, '-'), color=colour, label=text, lw=1.2)
+                style = STYLES.get(name, '-') if len(epochs) > 1 else 'o'  # a line needs two points
+                axes.plot(epochs, values, style, color=colour, label=text, lw=1.2)
     for number, end in enumerate(ends):
         label = '' if number else 'a mini-generation ends'
         axes.axvline(end, color='0.5', lw=0.8, ls=(0, (1, 2)), label=label)

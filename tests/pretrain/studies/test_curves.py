@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pretrain.runs.errors import UserError
 from pretrain.studies.curves import (
@@ -11,6 +13,7 @@ from pretrain.studies.curves import (
     diagnostics,
     error_figure,
     generation_ends,
+    line_figure,
     plot_curves,
     read_scalars,
 )
@@ -46,6 +49,21 @@ def test_picture_shows_both_runs(first_epoch: int | None, tmp_path: Path) -> Non
         difference = abs(image[..., :3] - [c / 255 for c in colour]).max(axis=2)
         for half in (difference[:, :675], difference[:, 675:]):  # the whole and the part
             assert (half < 0.02).sum() > 50
+
+
+def test_each_number_of_points_can_be_seen() -> None:
+    """Such as the one epoch with a teacher of a short run."""
+    for points in range(1, 4):
+        run = {'agreement': ([*range(points)], [50.0] * points)}
+        figure = line_figure({'SD': run}, 'agreement', [])
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+        (axes,) = figure.axes
+        left, bottom, right, top = map(int, axes.get_window_extent().extents)
+        inside = picture[-top:-bottom, left:right]
+        coloured = inside.max(axis=2) - inside.min(axis=2) > 0.2  # the grid is grey
+        assert coloured.sum() > 10
 
 
 def test_runs_without_a_curve(tmp_path: Path) -> None:
