@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +11,8 @@ from pretrain.schedule import balanced_label_weight
 
 class LossParts(NamedTuple):
     """Eqn 3 and its two terms before weighting, scalar tensors in nats, batch means; and the
-    log-probabilities (N, C) that they compare. Without a teacher there is no KL divergence.
+    log-probabilities (N, C) that they compare. Without a teacher, ``kl`` and ``log_teacher`` are
+    None.
     """
 
     loss: Tensor
@@ -58,12 +58,12 @@ def snapshot_distillation_loss(
     """
     log_student = F.log_softmax(logits, dim=1)
     log_teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    softened = logits if student_temperature == 1 else logits / student_temperature
+    softened = log_student
+    if student_temperature != 1:
+        softened = F.log_softmax(logits / student_temperature, dim=1)
     cross_entropy = F.nll_loss(log_student, labels)
-    # As F.kl_div, but with one kernel less in the gradient. Nor has alpha = 1 a kernel of its own.
-    log_ratio = F.log_softmax(softened, dim=1) - log_teacher
-    kl = (log_teacher.exp() * log_ratio).sum() / -len(labels)
-    loss = torch.add(label_weight * cross_entropy, kl, alpha=teacher_weight)
+    kl = F.kl_div(softened, log_teacher, reduction='batchmean', log_target=True)
+    loss = label_weight * cross_entropy + teacher_weight * kl
     return LossParts(loss, cross_entropy, kl, log_student, log_teacher)
 
 

@@ -1,5 +1,6 @@
 """Measure speed, as ratios within one run, on whatever device is there.
 
+python tools/benchmark.py all --minutes 60 --json FILE                   # what matters most first
 python tools/benchmark.py step      [CONFIG] [--cfg-options KEY=VALUE ...]  # BL and SD steps
 python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a run's whole loop
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
@@ -10,12 +11,26 @@ python tools/benchmark.py finetune  CONFIG   [--cfg-options KEY=VALUE ...]  # mm
 python tools/benchmark.py show FILE [FILE ...]                              # what --json wrote
 """
 
+import sys
 from pathlib import Path
 
 from pretrain.runs.cli import add_options, positive, run, tool_parser
 
 DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
+# What ``all`` measures, in this order.
+ALL = [
+    'step',
+    'runner',
+    'runner configs/pretrain/cifar100/resnet20_bl.py',
+    'step configs/pretrain/cifar100/resnet20_sd_t3.py',
+    'kernels',
+    'kernels configs/pretrain/cifar100/resnet20_sd_t3.py',
+    'finetune configs/downstream/deeplabv3_r152_voc12aug.py',
+    'finetune configs/downstream/faster_rcnn_r152_voc07.py',
+    'saving',
+    'libraries',
+]
 
 
 def main() -> None:
@@ -31,6 +46,9 @@ def main() -> None:
             add_options(part)
         part.add_argument('--rounds', type=positive, default=5, help='timings of each step')
         part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
+    part = parts.add_parser('all')
+    part.add_argument('--minutes', type=positive, required=True)
+    part.add_argument('--json', type=Path, required=True, metavar='FILE')
     part = parts.add_parser('show')
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
     part.add_argument('--goals', action='store_true', help='only the rows that have one')
@@ -41,6 +59,10 @@ def main() -> None:
         rows = [line for path in args.files for line in benchmark.read_rows(path)]
         goals = [line for line in rows if line['goal'] is not None]
         print(benchmark.show(goals if args.goals else rows))
+        return
+    if args.part == 'all':
+        commands = [[sys.executable, __file__, *part.split()] for part in ALL]
+        benchmark.report_all(commands, args.minutes, args.json)
         return
     if args.part == 'loader':
         from pretrain.studies.libraries import loader_rows

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,6 +93,35 @@ def report(rows: Sequence[dict], path: Path | None) -> None:
     print(', '.join(f'{key} {value}' for key, value in machine.items()), show(rows), sep='\n\n')
     if path:
         write_atomically(path, (json.dumps(machine | {'rows': rows}, indent=1) + '\n').encode())
+
+
+def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) -> None:
+    """Run benchmarks in turn, each in a process of its own, and write the rows of all to one file.
+
+    The file is written after each of them. One that fails does not stop the others.
+
+    Args:
+        commands: each without its ``--json FILE``, in the order of what matters most.
+        minutes: for all of them together; the one that runs then is killed, and no other begins.
+        path: the JSON file, which is replaced.
+
+    Raises:
+        UserError: at the end, if one failed or the time was over before it had ended.
+    """
+    end, rows, missing = time.monotonic() + 60 * minutes, [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, command in enumerate(commands):
+            part = Path(scratch) / f'{number}.json'
+            with suppress(subprocess.TimeoutExpired):
+                left = max(0, end - time.monotonic())
+                subprocess.run([*command, '--json', str(part)], timeout=left, check=False)
+            if part.exists():
+                rows += read_rows(part)
+                report(rows, path)
+            else:
+                missing.append(' '.join(command[2:]))
+    if missing:
+        raise UserError(f'Without rows, failed or out of time: {"; ".join(missing)}.')
 
 
 def synchronize() -> None:

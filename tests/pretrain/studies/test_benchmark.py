@@ -41,6 +41,25 @@ def test_a_stretch_of_steps_waits_for_the_device_once(monkeypatch: pytest.Monkey
     assert ''.join(calls) == 'aaa.bbb.' * 2
 
 
+def test_all_goes_on_after_a_failure_and_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, ran = tmp_path / 'all.json', []
+
+    def measure(command: list[str], timeout: float, check: bool) -> None:
+        ran.append((command[2], timeout))
+        if command[2] != 'fails':
+            benchmark.report([benchmark.row(command[2], 1.0)], Path(command[-1]))
+
+    monkeypatch.setattr(benchmark.subprocess, 'run', measure)
+    commands = [['python', 'benchmark.py', name] for name in ('one', 'fails', 'two')]
+    with pytest.raises(UserError, match='Without rows, failed or out of time: fails'):
+        benchmark.report_all(commands, 5, file)
+    assert [line['name'] for line in benchmark.read_rows(file)] == ['one', 'two']
+    assert [name for name, _ in ran] == ['one', 'fails', 'two']
+    assert 0 < ran[2][1] <= ran[0][1] <= 300
+
+
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '{"rows": [{"name": "x"}]}', '\0'])
 def test_a_file_of_another_program_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / 'a.json').write_text(text)
