@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import pretrain
-from downstream.metafiles import metafiles
+from downstream.studies.metafiles import metafiles
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
@@ -27,7 +27,7 @@ by_path = pytest.mark.parametrize('path', READMES, ids=lambda path: str(path.rel
 # Each command of a README is parsed by its tool, below. This is where it is run as a whole, at test
 # size, or why it is not.
 RUN_BY = {
-    'bash tools/demo.sh': 'takes minutes; tests/downstream/test_transfer.py is the same, smaller',
+    'bash tools/demo.sh': 'takes minutes; smaller: tests/downstream/studies/test_transfer.py',
     'bash tools/gpu_check.sh': 'takes 25 minutes; tests/tools/test_gpu_check.py reads its list',
     'bash tools/soak.sh': 'takes minutes; tests/tools/test_soak.py is the same, shorter',
     'bash tools/test.sh': 'runs these tests',
@@ -43,14 +43,14 @@ RUN_BY = {
     'python tools/plot_curves.py': 'tests/tools/test_tables.py',
     'python tools/predict.py': 'tests/downstream/test_predict.py calls all it calls',
     'python tools/prepare_data.py': 'tests/tools/test_prepare_data.py',
-    'python tools/report.py': 'tests/downstream/test_report_page.py calls all it calls',
+    'python tools/report.py': 'tests/downstream/studies/test_report_page.py calls all it calls',
     'python tools/readme_tables.py': 'this file calls all it calls',
     'python tools/similarity.py': 'tests/pretrain/studies/test_similarity.py calls all it calls',
     'python tools/sweep.py': 'tests/pretrain/studies/test_sweep.py calls all it calls',
     'python tools/table.py': 'tests/tools/test_tables.py',
     'python tools/test.py': 'tests/downstream/test_evaluate.py calls all it calls',
     'python tools/train.py': 'tests/tools/test_train.py',
-    'python tools/transfer.py': 'tests/downstream/test_transfer.py calls all it calls',
+    'python tools/transfer.py': 'tests/downstream/studies/test_transfer.py calls all it calls',
 }
 
 

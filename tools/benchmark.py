@@ -74,7 +74,7 @@ def main() -> None:
     elif args.part == 'libraries':
         from pretrain.studies.libraries import step_rows as measure
     elif args.part == 'finetune':
-        from downstream.benchmark import finetune_rows as measure  # loads mmdet and mmseg
+        from downstream.studies.benchmark import finetune_rows as measure  # loads mmdet and mmseg
     else:
         measure = getattr(benchmark, f'{args.part}_rows')
     benchmark.report(measure(args.config, args.cfg_options, args.rounds), args.json)

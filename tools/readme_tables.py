@@ -48,7 +48,7 @@ def with_tables(text: str) -> str:
 
 if __name__ == '__main__':
     tool_parser(__doc__).parse_args()
-    from downstream.metafiles import metafiles
+    from downstream.studies.metafiles import metafiles
 
     for path in READMES:
         path.write_text(with_tables(path.read_text()))

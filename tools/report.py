@@ -15,7 +15,7 @@ def main() -> None:
     )
     parser.add_argument('-o', '--out', type=Path, default=Path('report.html'))
     args = parser.parse_args()
-    from downstream.report_page import write_report
+    from downstream.studies.report_page import write_report
 
     write_report(args.sources, args.out)
     print(f'The report is in {args.out}.')

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('--backbones', nargs='+', help='those of Table 3 (default: all)')
     args = parser.parse_args()
-    from downstream.tables import TASKS, transfer_table
+    from downstream.studies.tables import TASKS, transfer_table
     from pretrain.runs.tables import find_records
     from pretrain.studies.paper_tables import BACKBONES, paper_table
 

@@ -40,8 +40,8 @@ def main() -> None:
     options = ['--pretrain-options', '--downstream-options']
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)
     args = parser.parse_args()
-    from downstream.report_page import write_report
-    from downstream.transfer import Transfer
+    from downstream.studies.report_page import write_report
+    from downstream.studies.transfer import Transfer
     from pretrain.runs.cluster import launcher_of
 
     backbones = {}

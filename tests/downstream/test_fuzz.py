@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downstream.import_backbone import import_backbone
-from downstream.tables import transfer_table
+from downstream.studies.tables import transfer_table
 from downstream.voc_checks import _check_boxes, read_list
 from pretrain.build import prepare
 from pretrain.export import export_backbone

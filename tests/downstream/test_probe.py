@@ -12,9 +12,9 @@ from torch import nn
 
 from downstream.build import prepare
 from downstream.probe import ProbeRunner, knn_accuracy
-from downstream.report_page import write_report
-from downstream.tables import TASKS
-from downstream.transfer import Transfer
+from downstream.studies.report_page import write_report
+from downstream.studies.tables import TASKS
+from downstream.studies.transfer import Transfer
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError

@@ -12,9 +12,9 @@ import torchvision
 from mmengine.config import Config
 from safetensors.torch import save_file
 
-import downstream.transfer as transfer_module
+import downstream.studies.transfer as transfer_module
 import pretrain.runs.launch as launch_module
-from downstream.transfer import Transfer
+from downstream.studies.transfer import Transfer
 from pretrain.runs.checkpoint import weights_sha256
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError

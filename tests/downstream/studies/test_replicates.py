@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
-from downstream.replicates import Comparison, check_replicates, replicate, spreads
+from downstream.studies.replicates import Comparison, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
 
 

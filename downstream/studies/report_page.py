@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from downstream.pictures import SCORE_THRESHOLD
-from downstream.replicates import Comparison
-from downstream.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
+from downstream.studies.replicates import Comparison
+from downstream.studies.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences

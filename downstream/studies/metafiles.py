@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from downstream.tables import PERCENT
+from downstream.studies.tables import PERCENT
 from pretrain.formats import COLLECTION
 from pretrain.runs.config import load_config
 from pretrain.runs.tables import find_records

@@ -7,8 +7,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from downstream import benchmark
 from downstream.build import prepare
+from downstream.studies import benchmark
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from downstream.replicates import Comparison, Values, check_replicates, replicate, spreads
+from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import MISSING, SHORTENED, check_alike, markdown, mean_std
 

@@ -10,8 +10,8 @@ from typing import Any
 from downstream.backbone import check_handoff, fitting_options
 from downstream.build import fill
 from downstream.import_backbone import import_backbone
-from downstream.replicates import check_replicates
-from downstream.tables import transfer_table
+from downstream.studies.replicates import check_replicates
+from downstream.studies.tables import transfer_table
 from pretrain.export import export_backbone, is_usual_resnet
 from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
 from pretrain.runs.checkpoint import write_atomically

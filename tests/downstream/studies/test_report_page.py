@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from downstream.report_page import extra_cost, find_runs, write_report
-from downstream.tables import transfer_table
+from downstream.studies.report_page import extra_cost, find_runs, write_report
+from downstream.studies.tables import transfer_table
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_records
 from pretrain.studies.paper_tables import TITLES

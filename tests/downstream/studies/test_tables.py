@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.tables import TASKS, transfer_table
+from downstream.studies.tables import TASKS, transfer_table
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import find_records
 
