@@ -59,6 +59,8 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
             f'{checkpoint} holds a {trained.kind}, {config_path} a {KINDS[config.task]}: give '
             'the config that the checkpoint was trained with.'
         )
+    # A test trains nothing, so there may be fewer training pictures than a batch has.
+    config.update(batch_size=2, micro_batches=1)
     if config.task == 'classification':
         config.model.network = trained.settings.model.network
         # A test needs no teacher, and nothing of the run that the student started from.

@@ -71,7 +71,8 @@ def test_mean_over_classes_that_have_enough_training_images() -> None:
 
 
 def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
-    text = evaluate(finished.config, finished.checkpoint, finished.options)
+    options = [*finished.options, 'batch_size=4096']  # more than there are training pictures
+    text = evaluate(finished.config, finished.checkpoint, options)
     last = read_record(finished.folder / 'run.json')['generations'][-1]['last']
     if 'mAP' in last:
         assert numbers(text) == {'mAP': pytest.approx(100 * last['mAP'], abs=0.005)}
@@ -234,7 +235,7 @@ def test_student_is_tested_without_its_teacher(
     options = [f'data_root={image_folder}', *TINY]
     expected = evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options)
     options += ['algorithm.teacher_weight=1.0', 'algorithm.features={"type": "HintLoss"}']
-    options += ['teacher.checkpoint=none.pth', 'initial.checkpoint=none.pth']
+    options += ['teacher.checkpoint=none.pth', 'initial.checkpoint=none.pth', 'batch_size=4096']
     assert evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options) == expected
 
 
