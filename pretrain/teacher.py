@@ -22,10 +22,34 @@ def freeze(network: nn.Module) -> nn.Module:
     return network
 
 
+class Pointwise(nn.Linear):
+    """A 1x1 convolution as a matrix product, which adds the bias in the same kernel.
+
+    Maps (N, C, H, W) to (N, D, H, W); in channels_last, neither is copied.
+    """
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> 'Pointwise':
+        """The same function as a convolution of stride 1 without padding and groups."""
+        weight, bias = convolution.weight.detach().flatten(1), convolution.bias
+        layer = cls(weight.shape[1], weight.shape[0], bias is not None, device='meta')
+        layer.load_state_dict(
+            {'weight': weight} if bias is None else {'weight': weight, 'bias': bias.detach()},
+            assign=True,
+        )
+        return layer.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.permute(0, 2, 3, 1)  # (N, H, W, C)
+        outputs = super().forward(rows.reshape(-1, self.in_features))
+        return outputs.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+
+
 def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """A copy of a network in evaluation mode that gives its logits with fewer kernels.
 
-    Batch normalisation is folded into the convolution before it. In bf16 the weights are cast here;
+    Batch normalisation is folded into the convolution before it, and 1x1 convolutions are matrix
+    products. In bf16 the weights are cast here;
     autocast would cast weights without gradient at each forward. A network that torch.fx cannot
     trace is copied as it is, and a warning says so.
 
@@ -35,6 +59,9 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """
     try:
         folded = fuse(teacher)
+        for name, module in [*folded.named_modules()]:
+            if type(module) is nn.Conv2d and _is_pointwise(module):
+                folded.set_submodule(name, Pointwise.of(module))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         warnings.warn(
             f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
@@ -47,6 +74,11 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
     return folded.to(memory_format=torch.channels_last)
+
+
+def _is_pointwise(convolution: nn.Conv2d) -> bool:
+    ones = {*convolution.kernel_size, *convolution.stride, convolution.groups}
+    return ones == {1} and convolution.padding in ((0, 0), 'valid', 'same')
 
 
 class SnapshotTeacher(nn.Module):

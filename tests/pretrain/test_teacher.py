@@ -16,7 +16,8 @@ import pretrain.build  # noqa: F401  (fills the registries)
 from pretrain.classifier import SnapshotClassifier
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
-from pretrain.teacher import SnapshotTeacher
+from pretrain.studies.kernels import Counter
+from pretrain.teacher import Pointwise, SnapshotTeacher, fold, freeze
 from tests.conftest import ROOT
 
 
@@ -57,6 +58,41 @@ def test_a_teacher_is_the_student_as_it_was_taken(student: nn.Module) -> None:
     resumed = SnapshotTeacher(student)
     resumed.load_state_dict(teacher.state_dict())
     assert torch.equal(resumed(images), teacher(images))
+
+
+POINTWISE = [
+    ({}, True),
+    ({'bias': False}, True),
+    ({'padding': 'same'}, True),
+    ({'stride': 2}, False),
+    ({'stride': (1, 2)}, False),
+    ({'groups': 2}, False),
+    ({'padding': 1}, False),
+]
+
+
+@pytest.mark.parametrize(('options', 'replaced'), POINTWISE)
+@pytest.mark.parametrize('normalised', [True, False])
+def test_pointwise_convolutions_teach_as_matrix_products(
+    options: dict, replaced: bool, normalised: bool
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 6, 1, **options), *[nn.BatchNorm2d(6)] * normalised, nn.ReLU()]
+    network, images = nn.Sequential(*layers), torch.randn(2, 4, 5, 7)
+    network(images)  # running statistics
+    network = freeze(network).eval()
+    folded = fold(network, 'float32')
+    assert isinstance(folded.get_submodule('0'), Pointwise) == replaced
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        inputs = images.contiguous(memory_format=memory_format)
+        torch.testing.assert_close(folded(inputs), network(inputs), atol=1e-6, rtol=1e-5)
+    with Counter() as counter:
+        folded(inputs)  # channels_last
+    biased = options.get('bias', True) or normalised
+    assert counter.kernels == (2 if replaced else 2 + biased)
+    halved = fold(network, 'bf16')(inputs.to(torch.bfloat16))
+    assert halved.dtype == torch.bfloat16
+    torch.testing.assert_close(halved.float(), network(inputs), atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize(
