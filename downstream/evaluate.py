@@ -59,8 +59,6 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
             f'{checkpoint} holds a {trained.kind}, {config_path} a {KINDS[config.task]}: give '
             'the config that the checkpoint was trained with.'
         )
-    # A test trains nothing, so there may be fewer training pictures than a batch has.
-    config.update(batch_size=2, micro_batches=1)
     if config.task == 'classification':
         config.model.network = trained.settings.model.network
         # A test needs no teacher, and nothing of the run that the student started from.
@@ -68,6 +66,8 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
         config.teacher = config.initial = dict(network={}, checkpoint=None)
         config = prepare(config)
     else:
+        # A test takes one picture at a time, however few training pictures there are.
+        config.update(batch_size=2, micro_batches=1)
         config = fill(config)
     _tell_differences(checkpoint, trained, config)
     with METRICS.switch_scope_and_registry(config.default_scope):

@@ -100,7 +100,7 @@ class TrainingStatistics(nn.Module):
         nats = torch.stack(sums)
         self.equal = equal if self.equal is None else self.equal + equal
         self.nats = nats.double() if self.nats is None else self.nats + nats
-        return 100.0 - equal[0, 1] * (100.0 / len(labels))
+        return (equal[0, 0] - equal[0, 1]) * (100.0 / len(labels))
 
     def mean(self) -> dict[str, float]:
         """The means over the batches of all processes; every process must call it."""

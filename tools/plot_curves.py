@@ -41,7 +41,7 @@ def main() -> None:
     runs = dict(args.runs)
     if len(runs) < len(args.runs):
         raise UserError('A name is given twice: give each run its own.')
-    if args.out.suffix not in SUFFIXES:
+    if args.out.suffix.lower() not in SUFFIXES:
         raise UserError(
             f'{args.out} is no picture that can be written: choose {", ".join(SUFFIXES)}.'
         )

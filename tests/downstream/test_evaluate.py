@@ -235,7 +235,7 @@ def test_student_is_tested_without_its_teacher(
     options = [f'data_root={image_folder}', *TINY]
     expected = evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options)
     options += ['algorithm.teacher_weight=1.0', 'algorithm.features={"type": "HintLoss"}']
-    options += ['teacher.checkpoint=none.pth', 'initial.checkpoint=none.pth', 'batch_size=4096']
+    options += ['teacher.checkpoint=none.pth', 'initial.checkpoint=none.pth']
     assert evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options) == expected
 
 

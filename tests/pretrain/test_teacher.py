@@ -95,6 +95,22 @@ def test_pointwise_convolutions_teach_as_matrix_products(
     torch.testing.assert_close(halved.float(), network(inputs), atol=0.03, rtol=0.03)
 
 
+class Tied(nn.Module):
+    """Uses the weight of a convolution as well as the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(self.conv(inputs), self.conv.weight)
+
+
+def test_a_convolution_whose_weight_is_read_stays_one() -> None:
+    network, images = freeze(Tied()).eval(), torch.randn(2, 4, 5, 7)
+    torch.testing.assert_close(fold(network, 'float32')(images), network(images))
+
+
 @pytest.mark.parametrize(
     ('name', 'traced', 'options'),
     [
