@@ -22,6 +22,8 @@ from pretrain.runs.errors import UserError
 # The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
 # (EX_TEMPFAIL, "try again") for the warning of a scheduler that the time is up.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75}
+# Of a run's time, the most that checkpoints at the ends of epochs may take.
+SHARE = 0.01
 _received: list[int] = []
 
 
@@ -90,6 +92,9 @@ class SaveHook(Hook):
     """Saves the run: at the end of an epoch as ``epoch_<e>.pth``; within the next one as
     ``epoch_<e>_iter_<i>.pth`` when ``minutes`` have passed since the last time, or to stop.
 
+    All processes wait while a checkpoint is written. The end of an epoch, except the last, is left
+    out if the last checkpoint took more than ``SHARE`` of the time since then.
+
     The two newest checkpoints are kept. An older one is deleted once the new one has been read
     back. A checkpoint with a value that is not finite is not written.
 
@@ -106,6 +111,8 @@ class SaveHook(Hook):
     def __init__(self, minutes: float = 15.0) -> None:
         self.minutes = minutes
         self.buffers: list[dict[str, Tensor]] | None = None  # of each process, within an epoch
+        self.unsaved = False  # whether an iteration was trained since the last checkpoint
+        self.spent = 0.0  # seconds that the last checkpoint took
 
     def before_train(self, runner: Runner) -> None:
         self.newest = Path(runner.cfg.load_from) if runner.cfg.load_from else None
@@ -125,6 +132,7 @@ class SaveHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
+        self.unsaved = True
         stop, due = self._wishes()
         if not (stop or due):
             return
@@ -138,15 +146,16 @@ class SaveHook(Hook):
             self._stop(runner, stop)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        done = dict(epoch=runner.epoch + 1, iter=runner.iter)
-        self._save(runner, f'epoch_{runner.epoch + 1}.pth', done)
+        epoch = runner.epoch + 1
         self._answer()
-        stop, _ = self._wishes(wait=True)
+        stop, due = self._wishes(end_of_epoch=True)
+        if stop or due or epoch == runner.max_epochs:
+            self._save(runner, f'epoch_{epoch}.pth', dict(epoch=epoch, iter=runner.iter))
         if stop:
             self._stop(runner, stop)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
-        if _received:  # the epoch is saved already; a resumed run validates it
+        if _received and not self.unsaved:  # a resumed run validates the epoch
             self._stop(runner, max(_received))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -164,10 +173,12 @@ class SaveHook(Hook):
                     'kept.'
                 )
 
-    def _wishes(self, wait: bool = False) -> list[int]:
+    def _wishes(self, end_of_epoch: bool = False) -> list[int]:
         """The signal to stop by, or 0, and whether to save: what the processes wanted at the
-        iteration before, or with ``wait`` what they want now."""
-        due = is_main_process() and time.monotonic() - self.saved_at > 60 * self.minutes
+        iteration before, or at the ``end_of_epoch`` what they want now."""
+        since = time.monotonic() - self.saved_at
+        due = since > 60 * self.minutes or (end_of_epoch and self.spent <= SHARE * since)
+        due = is_main_process() and due
         wish = [max(_received, default=0), int(due)]
         if self.group is None:
             return wish
@@ -176,7 +187,7 @@ class SaveHook(Hook):
         largest = torch.distributed.ReduceOp.MAX
         work = torch.distributed.all_reduce(wishes, largest, self.group, async_op=True)
         self.pending = work, wishes
-        return self._answer() if wait else answer
+        return self._answer() if end_of_epoch else answer
 
     def _answer(self) -> list[int]:
         if self.pending is None:
@@ -194,12 +205,14 @@ class SaveHook(Hook):
         return gathered
 
     def _save(self, runner: Runner, name: str, done: dict[str, int]) -> None:
+        begun = time.monotonic()
         path = save(runner, name, done)
+        self.spent = time.monotonic() - begun
         if is_main_process():
             for old in checkpoints(path.parent):
                 if progress(old) < progress(path) and old != self.newest:
                     old.unlink()
-        self.newest, self.saved_at = path, time.monotonic()
+        self.newest, self.saved_at, self.unsaved = path, time.monotonic(), False
 
     def _stop(self, runner: Runner, number: int) -> NoReturn:
         runner.logger.info(

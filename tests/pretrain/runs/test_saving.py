@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,41 @@ def test_a_run_saves_by_the_clock_and_keeps_two(tiny_config: Callable, tmp_path:
     assert seen[4] == ['epoch_0_iter_4', 'epoch_1']
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} >= {'epoch_best.pth'}
     assert not list(tmp_path.glob('.*.part'))
+
+
+def test_ends_of_epochs_are_left_out_where_saving_takes_long(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch of four iterations takes 40 seconds and a checkpoint 1, which may be 1 %."""
+    now, saved, save = [0.0], [], saving.save
+
+    def slow_save(runner: Runner, name: str, done: dict[str, int]) -> Path:
+        now[0] += 1
+        saved.append(name)
+        return save(runner, name, done)
+
+    class Pass(Hook):
+        def before_train_iter(self, runner: Runner, **_: Any) -> None:
+            now[0] += 10
+
+    monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(saving, 'save', slow_save)
+    monkeypatch.setattr(saving, 'SHARE', 0.01)
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'epochs=8', 'algorithm.generations=1'))
+    runner.register_hook(Pass())
+    runner.train()
+    assert saved == [f'epoch_{epoch}.pth' for epoch in (1, 4, 7, 8)]
+
+
+def test_an_epoch_that_is_not_saved_is_not_lost_by_a_stop_in_its_validation(
+    stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next iteration saves it."""
+    monkeypatch.setattr(saving, 'SHARE', 0.0)
+    whole = stopped('whole', [])
+    cut = stopped('cut', [dict(at=1, epoch=2, number=signal.SIGTERM)])
+    assert [path.name for path in checkpoints(cut)] == ['epoch_2_iter_1.pth', 'epoch_3.pth']
+    assert_same_run(whole, cut, 'epoch_3.pth')
 
 
 def test_the_old_checkpoint_stays_until_the_new_one_is_read_back(
