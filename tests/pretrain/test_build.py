@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -31,6 +32,21 @@ def test_batch_is_global(image_folder: Path) -> None:
     config = prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options), world_size=4)
     assert config.train_dataloader.batch_size == 8
     assert config.identity.batch_size == 32
+
+
+def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy waits for the device unless the batch is pinned and the copy does not block."""
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(ROOT / 'configs/pretrain/r152_sd.py', options)
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda gpu=gpu: gpu)
+        prepared = prepare(config)
+        for loader in (prepared.train_dataloader, prepared.val_dataloader):
+            assert loader.pin_memory == gpu
+        assert prepared.model.data_preprocessor.non_blocking
+        assert prepared.optim_wrapper.optimizer.get('fused', False) == gpu
 
 
 def test_number_of_classes_must_agree(image_folder: Path) -> None:

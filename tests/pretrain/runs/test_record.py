@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from pretrain.runs import record as module
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import FORMAT, read_record, read_records, summarise
 from tests.conftest import ROOT
@@ -92,6 +93,27 @@ def test_shared_generation_1_is_validated_where_it_is_used(
     assert distilled['generations'][0] == ensemble['generations'][0]
     assert distilled['history'][0] == ensemble['history'][0]
     assert distilled['started_from'].endswith('se/snapshot_1.pth')
+
+
+@pytest.mark.parametrize('validated', [False, True])
+def test_all_processes_validate_or_none_does(
+    validated: bool, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may see an older or a newer record than rank 0, on a disk of the network."""
+    runner = train('bl', tmp_path, 'algorithm.generations=1')
+    newer, older = (read_record(tmp_path / 'run.json') for _ in range(2))
+    del older['history'][-1]['metrics']
+    first, own = (newer, older) if validated else (older, newer)
+    runs = []
+    monkeypatch.setattr(module, 'read_record', lambda _: own)
+    monkeypatch.setattr(
+        module, 'broadcast_object_list', lambda objects: objects.__setitem__(0, first)
+    )
+    monkeypatch.setattr(runner.val_loop, 'run', lambda: runs.append(True))
+    next(hook for hook in runner.hooks if isinstance(hook, module.RunRecordHook)).before_train(
+        runner
+    )
+    assert runs == ([] if validated else [True])
 
 
 def test_loss_that_is_not_finite_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:

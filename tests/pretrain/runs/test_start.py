@@ -6,9 +6,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from mmengine.registry import HOOKS, LOOPS, MODELS
+import torch
+from mmengine.registry import HOOKS, LOOPS, MODELS, RUNNERS
 
 import pretrain
 from pretrain.runs import start
@@ -93,6 +95,68 @@ def test_where_a_run_can_be_written(tmp_path: Path) -> None:
     for place in (tmp_path / 'file', tmp_path / 'file/below', Path('/proc/nowhere')):
         with pytest.raises(UserError, match=f'No run can be written to {place}'):
             check_writable(place)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'environment'),
+    [([], {}), (['--gpus', '1'], {}), (['--check'], {}), ([], LAUNCHED)],
+)
+def test_gpus_that_cannot_be_used_are_no_cpu_run(
+    arguments: list[str],
+    environment: dict[str, str],
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    command = ['start.py', str(tiny_file('bl')), '--work-dir', str(tmp_path / 'run'), *arguments]
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(UserError, match='has 8 GPUs, but torch'):
+        start.main()
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """A process in which a GPU would compute float32 as TF32."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
+    tf32: None, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at no data, and not at the folder, of which another node may see an older state."""
+    path = tiny_file('bl')
+    prepared = start.prepare(start.load_config(path), 4)
+    decisions = {2: [prepared], 0: [('elsewhere/epoch_7.pth', True, ['a change'])]}
+    built = []
+
+    class Decided(start.Processes):
+        def decided_by(self, leader: int, decide: object) -> object:
+            return decisions[leader].pop()
+
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(start.Processes, 'of_launcher', lambda: Decided(3, 4))
+    monkeypatch.setattr(torch.distributed, 'init_process_group', built.append)
+    monkeypatch.setattr(RUNNERS, 'build', lambda config: built.append(config) or Mock())
+    for name in ('end_with_parent', 'stop_when_told'):
+        monkeypatch.setattr(start, name, lambda: None)
+    monkeypatch.setattr(sys, 'argv', ['start.py', str(path), '--work-dir', str(tmp_path / 'run')])
+    start.main()
+    backend, config = built
+    assert backend == 'gloo'
+    assert (config.load_from, config.resume) == ('elsewhere/epoch_7.pth', True)
+    assert config.accepted_changes == ['a change']
+    assert config.model_wrapper_cfg.type == 'MMDistributedDataParallel'
+    assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
 def test_a_run_goes_as_the_page_says(
