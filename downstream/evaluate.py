@@ -21,7 +21,7 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import counted
 from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
-from pretrain.runs.tables import markdown
+from pretrain.runs.tables import Table
 
 # Settings that change what a checkpoint is tested on, or how.
 TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
@@ -94,7 +94,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
         rows = [[name, str(n), *row] for n, (name, *row) in zip(images, rows, strict=True)]
         metrics |= _of_frequent_classes(next(iter(metrics)), [v for _, v in classes], images)
     line = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
-    return f'{line}\n\n{markdown(["class", *columns], rows, ["In percent."], texts=1)}'
+    return f'{line}\n\n{Table(["class", *columns], rows, notes=["In percent."])}'
 
 
 def _of_frequent_classes(

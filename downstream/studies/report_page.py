@@ -23,6 +23,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
+from pretrain.runs.tables import Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
 from pretrain.studies.tables import backbone_of
@@ -53,41 +54,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of the page; its first ``texts`` columns are not numbers."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    texts: int = 1
-    notes: Sequence[str] = ()
-
-    @classmethod
-    def of(
-        cls, caption: str, rows: Sequence[dict[str, str]], texts: int, notes: Sequence[str] = ()
-    ) -> 'Table':
-        """A table of rows that have the same columns."""
-        return cls(caption, [*rows[0]], [[*row.values()] for row in rows], texts, notes)
-
-    @classmethod
-    def from_markdown(cls, caption: str, text: str) -> 'Table':
-        """Read what :func:`pretrain.runs.tables.markdown` wrote."""
-        lines = text.splitlines()
-        cells = [
-            [cell.strip() for cell in line[1:-1].split('|')] for line in lines if line[:1] == '|'
-        ]
-        notes = [line.removeprefix('- ') for line in lines if line.startswith('- ')]
-        header, rule, *rows = cells
-        return cls(caption, header, rows, rule.count('-' * 3), notes)
-
-
-@dataclass(frozen=True)
 class Section:
     """A part of the page: sentences, tables, figures, and rows of pictures of the same image."""
 
     title: str
     text: Sequence[str] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[tuple[str, Table]] = ()  # with their captions
     figures: Sequence[dict] = ()
     pictures: Sequence[dict] = ()
 
@@ -207,14 +179,14 @@ def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
         return Section(title)
     order = [*dict.fromkeys([*labels, *backbones(records)])]
     try:
-        table = Table.from_markdown('Transfer (Table 5)', transfer_table(records, order))
+        table = transfer_table(records, order)
         gains = comparisons(records, order)
     except UserError as error:
         return Section(title, [str(error)])
     gains = {name: gain for name, gain in gains.items() if gain.difference is not None}
     caption = f'Gain over {order[0]} in points, with its 95 % interval where there is one'
     figures = [_figure(_gain_figure(gains), caption)] if gains else []
-    return Section(title, tables=[table], figures=figures)
+    return Section(title, tables=[('Transfer (Table 5)', table)], figures=figures)
 
 
 def _gain_figure(gains: dict[str, Comparison]) -> Figure:
@@ -246,7 +218,7 @@ def _paper(runs: Sequence[Run]) -> Section:
                 groups[f'{TITLES[name]}, {length} epoch{"s" * (length > 1)}'].append(record)
         for title, mine in groups.items():
             try:
-                tables.append(Table.from_markdown(title, paper_table(name, mine, rows)))
+                tables.append((title, paper_table(name, mine, rows)))
             except UserError as error:
                 text.append(f'{title}: {error}')
     return Section('Pretraining', text, tables)
@@ -303,11 +275,11 @@ def _cost(runs: Sequence[Run]) -> Section:
                 'time of some epochs, because no run.json lay beside the checkpoint at the start.'
             )
         if timed:
-            tables.append(_cost_table(f'{title}: cost', timed))
+            tables.append((f'{title}: cost', _cost_table(timed)))
     return Section('Cost', text, tables)
 
 
-def _cost_table(caption: str, timed: dict[tuple[str, int, int], list[dict]]) -> Table:
+def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
     """A row for each label, number of mini-generations and length; ``timed`` has their records."""
     most = max(count for _, count, _ in timed)
     rows, first_row = [], None
@@ -336,7 +308,7 @@ def _cost_table(caption: str, timed: dict[tuple[str, int, int], list[dict]]) -> 
         "The teacher's extra is claimed for its forward pass (Section 3.3.4) and measured "
         'within the run, against the pace of its own first mini-generation.',
     ]
-    return Table.of(caption, rows, 1, notes)
+    return Table.of(rows, notes=notes)
 
 
 def _settings(runs: Sequence[Run]) -> Section:
@@ -346,12 +318,10 @@ def _settings(runs: Sequence[Run]) -> Section:
         identities = {label: run.record['identity'] for label, run in first.items()}
         base, *others = identities.values()
         keys = {key for other in others for key in differences(base, other, NOT_SETTINGS)}
-        rows = [
-            {'setting': key} | {label: _shown(_at(i, key)) for label, i in identities.items()}
-            for key in sorted(keys)
-        ]
+        rows = [[key, *(_shown(_at(i, key)) for i in identities.values())] for key in sorted(keys)]
         if rows:
-            tables.append(Table.of(f'{title}: settings that differ', rows, 1 + len(identities)))
+            table = Table(['setting', *identities], rows, 1 + len(identities))
+            tables.append((f'{title}: settings that differ', table))
     return Section('Settings', tables=tables)
 
 
@@ -434,7 +404,7 @@ def _results(runs: Sequence[Run]) -> Section:
             }
         )
     notes = ['Metrics are in percent; last and best are of the last mini-generation.']
-    return Section('Runs', tables=[Table.of('All runs', rows, 2, notes)])
+    return Section('Runs', tables=[('All runs', Table.of(rows, texts=2, notes=notes))])
 
 
 def _provenance(runs: Sequence[Run]) -> Section:
@@ -465,7 +435,7 @@ def _provenance(runs: Sequence[Run]) -> Section:
         for p in sorted(set().union(*found))
     ]
     tables = [
-        Table.of('Where each run comes from', rows, len(rows[0]), notes),
-        Table.of('Versions', versions, 2),
+        ('Where each run comes from', Table.of(rows, texts=len(rows[0]), notes=notes)),
+        ('Versions', Table.of(versions, texts=2)),
     ]
     return Section('Environment and provenance', tables=tables)

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError
-from pretrain.runs.tables import MISSING, SHORTENED, check_alike, markdown, mean_std
+from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, mean_std
 
 TASKS = ('detection', 'segmentation', 'probe')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
@@ -16,8 +16,8 @@ FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50
 MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
 MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.backbone.style')
 MAY_DIFFER += ('model.roi_head.shared_head.style',)
-COLUMNS = 'task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n'
-COLUMNS += "paper's gain", 'gain', 'p'
+COLUMNS = ['task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n']
+COLUMNS += ["paper's gain"]
 ABOUT_SPREADS = (
     'In percent; n is pretrainings × fine-tunings of each. Between and within are the standard '
     'deviations between pretrainings and between the fine-tunings of one, by analysis of variance.'
@@ -30,10 +30,10 @@ ABOUT_GAINS = (
 )
 
 
-def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
-    """The table in Markdown: mean, spreads and n of each backbone, and its gain in points over the
-    first; below it a sentence for each comparison. Configs of the same task go by their own names.
-    Columns without any entry, such as the paper's for configs that it does not have, are left out.
+def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table:
+    """Mean, spreads and n of each backbone, and its gain in points over the first; below them a
+    sentence for each comparison. Configs of the same task go by their own names. Columns without
+    any entry, such as the paper's for configs that it does not have, are left out.
 
     Args:
         records: as :func:`pretrain.runs.tables.find_records` gives them for ``TASKS``.
@@ -47,6 +47,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
     """
     labels = labels or backbones(records)
     gains = comparisons(records, labels)
+    gain = f'gain over {labels[0]} [95 %]'
     rows, notes = [], []
     for name, arms, values in _by_config(records, labels):
         mine = [record for arm in arms.values() for record in arm]
@@ -59,7 +60,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
             row |= _level(arm, values[label], paper.get(label))
             if label != labels[0]:
                 title = f'{name}, {label} against {labels[0]}'
-                row |= zip(COLUMNS[-2:], gains[title].cells(), strict=True)
+                row[gain], row['p'] = gains[title].cells()
                 if {label, labels[0]} <= paper.keys():
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 notes.append(f'{title}: {gains[title].verdict()}')
@@ -70,10 +71,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> str:
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:
         notes.append(ABOUT_GAINS)
-    header = [column for column in COLUMNS if any(column in row for row in rows)]
-    cells = [[row.get(column, '') for column in header] for row in rows]
-    header = [f'gain over {labels[0]} [95 %]' if column == 'gain' else column for column in header]
-    return markdown(header, cells, notes, texts=2)
+    return Table.of(rows, [*COLUMNS, gain, 'p'], 2, notes)
 
 
 def backbones(records: Sequence[dict]) -> list[str]:

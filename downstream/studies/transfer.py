@@ -19,6 +19,7 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.record import read_record
+from pretrain.runs.tables import Table
 from pretrain.studies.sweep import Sweep, check_unique
 
 
@@ -49,7 +50,7 @@ class Transfer:
     pretrain_options: Sequence[str] = ()
     downstream_options: Sequence[str] = ()
 
-    def run(self) -> str:
+    def run(self) -> Table:
         """Do the runs that are not finished, write the table to ``transfer.md`` and return it.
 
         Called again, it skips finished runs and resumes unfinished ones.
@@ -72,7 +73,7 @@ class Transfer:
         ]
         (records,) = self.launcher.finish(runs)
         table = transfer_table(records, list(self.backbones))
-        write_atomically(self.work_dir / 'transfer.md', table.encode())
+        write_atomically(self.work_dir / 'transfer.md', str(table).encode())
         return table
 
     def _check(self) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.runs.checkpoint import write_atomically
@@ -12,6 +13,53 @@ from pretrain.runs.record import read_records
 
 MISSING = 'missing'
 SHORTENED = 'SHORTENED, not comparable with the paper. '
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a table by row, and notes below it. The first ``texts`` columns are no numbers.
+    Printed it is Markdown that is aligned as text too.
+
+    Example:
+        >>> print(Table(['network', 'error'], [['ResNet-20', '33.57']], notes=['In percent.']))
+        | network   | error |
+        | ---       |   --: |
+        | ResNet-20 | 33.57 |
+        <BLANKLINE>
+        - In percent.
+        <BLANKLINE>
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: int = 1
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Mapping[str, str]],
+        columns: Sequence[str] = (),
+        texts: int = 1,
+        notes: Sequence[str] = (),
+    ) -> 'Table':
+        """A table of cells by the names of their columns, by default the columns of the first row.
+        Columns that no row has are left out."""
+        header = [column for column in columns or rows[0] if any(column in row for row in rows)]
+        return cls(header, [[row.get(c, '') for c in header] for row in rows], texts, notes)
+
+    def __str__(self) -> str:
+        rule = ['---' if column < self.texts else '--:' for column in range(len(self.header))]
+        cells = [list(self.header), rule, *map(list, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for row in cells:
+            padded = [
+                text.ljust(width) if column < self.texts else text.rjust(width)
+                for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append(f'| {" | ".join(padded)} |')
+        return '\n'.join([*lines, '', *(f'- {note}' for note in self.notes), ''])
 
 
 def find_records(source: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
@@ -65,20 +113,3 @@ def format_p(p: float | None) -> str:
     if p is None:
         return '–'
     return f'{p:.3f}' if p >= 0.001 else '<0.001'
-
-
-def markdown(
-    header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], texts: int
-) -> str:
-    """A Markdown table that is aligned as text too. The first ``texts`` columns are no numbers."""
-    rule = ['---' if column < texts else '--:' for column in range(len(header))]
-    cells = [list(header), rule, *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [
-            text.ljust(width) if column < texts else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f'| {" | ".join(padded)} |')
-    return '\n'.join([*lines, '', *(f'- {note}' for note in notes), ''])

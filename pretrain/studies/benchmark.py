@@ -33,7 +33,7 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.precision import forbid_tf32
 from pretrain.runs.saving import save
-from pretrain.runs.tables import markdown
+from pretrain.runs.tables import Table
 
 GPU = torch.cuda.is_available()
 # Steps between two synchronisations. A GPU computes while Python is already at a later step, and a
@@ -57,8 +57,8 @@ def row(
     return {'name': name, 'value': value, 'unit': unit, 'goal': goal, 'met': met}
 
 
-def show(rows: Iterable[dict]) -> str:
-    """A Markdown table of rows, those with a goal first."""
+def show(rows: Iterable[dict]) -> Table:
+    """A table of rows, those with a goal first."""
     cells = []
     for line in sorted(rows, key=lambda line: line['goal'] is None):
         goal = verdict = ''
@@ -68,7 +68,7 @@ def show(rows: Iterable[dict]) -> str:
             verdict = 'met' if line['met'] else 'missed'
         value = f'{line["value"]:.4g} {line["unit"]}'.rstrip()
         cells.append([line['name'], value, goal, verdict])
-    return markdown(['', 'measured', 'goal', ''], cells, [], texts=1)
+    return Table(['', 'measured', 'goal', ''], cells)
 
 
 def read_rows(path: Path) -> list[dict]:

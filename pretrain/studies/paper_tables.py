@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.tables import Table
 from pretrain.studies.tables import (
     SHARED,
     errors_table,
@@ -37,8 +38,8 @@ TITLES = {
 }
 
 
-def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = BACKBONES) -> str:
-    """A table in Markdown.
+def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = BACKBONES) -> Table:
+    """A table of the paper, or of any pretraining runs.
 
     Args:
         name: a key of ``TITLES``.

@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.tables import MISSING, SHORTENED, check_alike, format_p, markdown, mean_std
+from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, format_p, mean_std
 
 METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
@@ -32,7 +32,7 @@ def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
     return format_p(float(ttest_ind(ours, baseline, equal_var=False).pvalue))
 
 
-def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
+def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
 
     Args:
@@ -61,10 +61,10 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> str:
             ours[0], ours[3] = ours[3], ours[0]
         gain = _gain(mine, baselines.get(backbone_of(config), []))
         rows += _rows(config, paper, ours, full, len(mine), gain)
-    return markdown(header, rows, notes, texts=3)
+    return Table(header, rows, 3, notes)
 
 
-def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
+def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Top-1 and top-5 errors on ImageNet at the ends of both mini-generations.
 
     Args and errors are those of :func:`table_3`.
@@ -85,7 +85,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> str:
             for k, name in columns
         ]
         rows += _rows(config, paper, ours, full, len(mine))
-    return markdown(header, rows, notes, texts=3)
+    return Table(header, rows, 3, notes)
 
 
 def _rows(
@@ -113,7 +113,7 @@ def _rows(
     ]
 
 
-def table_1(records: Sequence[dict], configs: Sequence[Config]) -> str:
+def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """The attributes, the error and the cost of each method, as measured.
 
     A method with another network than the student's has not the same architecture, and one with
@@ -143,10 +143,10 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> str:
         'run of its own, which is not counted.'
     )
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
-    return markdown(header, rows, notes, texts=3)
+    return Table(header, rows, 3, notes)
 
 
-def teachers_table(records: Sequence[dict]) -> str:
+def teachers_table(records: Sequence[dict]) -> Table:
     """How similar teacher and student are, by where the teacher comes from (Section 3.3.2).
 
     Agreement and KL are means over the training pictures of all epochs with a teacher: how often
@@ -174,7 +174,7 @@ def teachers_table(records: Sequence[dict]) -> str:
         rows.append([label, _c_l(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
-    return markdown([*header, 'error (%)', 'n'], rows, [_describe(mine, full)], texts=2)
+    return Table([*header, 'error (%)', 'n'], rows, 2, [_describe(mine, full)])
 
 
 def has_own_teacher(record: dict) -> bool:
@@ -199,7 +199,7 @@ def _c_l(algorithm: Mapping[str, Any]) -> str:
     return f'average up to {c_l}, decay {decay}' if decay else c_l
 
 
-def errors_table(records: Sequence[dict]) -> str:
+def errors_table(records: Sequence[dict]) -> Table:
     """The errors of any pretraining runs, a row for each network and label, the baseline first.
 
     A column without an entry, such as the top-5 error of five classes or fewer, is left out.
@@ -228,9 +228,8 @@ def errors_table(records: Sequence[dict]) -> str:
                 row['gain over BL'], row['p'] = _gain(arm, base)
             rows.append(row)
     columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
-    header = [column for column in columns if any(column in row for row in rows)]
     notes.append('Errors in percent after the last epoch, on the pictures of val.')
-    return markdown(header, [[row.get(c, '') for c in header] for row in rows], notes, texts=2)
+    return Table.of(rows, columns, 2, notes)
 
 
 # A label of Table 2: the epochs that student and teacher, or a teacher alone, share.
@@ -241,7 +240,7 @@ TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
 TABLE_2_EPOCHS = 300
 
 
-def table_2(records: Sequence[dict]) -> str:
+def table_2(records: Sequence[dict]) -> Table:
     """Accuracies of students by what they share with their teachers (Section 3.3.2).
 
     The first row is of the teachers themselves, which the paper averages to 77.65. The records are
@@ -278,7 +277,7 @@ def table_2(records: Sequence[dict]) -> str:
     counts = sorted({len(values) for values in cells.values()})
     notes = [_describe(mine, full)]
     notes.append(f'Accuracy in percent, n = {" or ".join(map(str, counts))}.')
-    return markdown(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, notes, texts=2)
+    return Table(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, 2, notes)
 
 
 def _arms(

@@ -120,7 +120,7 @@ def test_every_part_is_there(html: str) -> None:
 
 def test_tables_say_what_the_records_say(html: str) -> None:
     tables = Page(html).tables()
-    lines = transfer_table(FINE_TUNED).splitlines()
+    lines = str(transfer_table(FINE_TUNED)).splitlines()
     cells = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines if line[:1] == '|']
     assert tables['Transfer (Table 5)'] == [cells[0], *cells[2:]]
     assert ' [' in str(cells)  # an interval

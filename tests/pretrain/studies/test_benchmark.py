@@ -73,7 +73,7 @@ def test_shown_as_written() -> None:
         benchmark.row('kept', 1.2, at_most=1.26),
         benchmark.row('broken', 1.9, at_least=2.3),
     ]
-    lines = benchmark.show(json.loads(json.dumps(rows))).splitlines()
+    lines = str(benchmark.show(json.loads(json.dumps(rows)))).splitlines()
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:5]]
     assert cells == [
         ['kept', '1.2', '≤ 1.26', 'met'],
