@@ -95,7 +95,7 @@ def soak(
     folder.mkdir(parents=True)
     began = time.monotonic()
     session(config, whole, options)
-    longest = (time.monotonic() - began) / 3
+    longest = (time.monotonic() - began) / 2
     last = checkpoints(whole)[-1].name
     while len(killed) < kills:
         runs += 1
@@ -149,7 +149,7 @@ def soak_both(kills: int, path: Path) -> None:
         write_backbone_file(backbone, weights, Path(__file__), facts)
         options = [f'data_root={devkit}', f'backbone_file={backbone}', f'model.backbone={narrow}']
         options += ['model.decode_head.in_channels=64', 'model.decode_head.channels=16']
-        options += ['batch_size=4', 'train_cfg.max_epochs=3', 'train_cfg.val_interval=1']
+        options += ['batch_size=4', 'train_cfg.max_epochs=9', 'train_cfg.val_interval=1']
         stages.append(('fine-tuning', FINE_TUNING, options))
         done = [row('seconds between two checkpoints', INTERVAL, 's')]
         for title, config, options in stages:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Kill a small pretraining and a small fine-tuning run KILLS times each at random moments, resume them
 # after each kill, compare them bit for bit with runs that nobody killed, and write what came of it.
-# On two cores a kill takes about ten seconds.
+# A kill takes three to four seconds.
 # usage: tools/soak.sh KILLS [REPORT.json]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
