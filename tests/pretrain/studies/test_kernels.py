@@ -78,6 +78,8 @@ def test_kernels_of_a_small_network() -> None:
     values = {row['name']: row['value'] for row in rows}
     bl, sd = (values[f'r152_sd: {name}, kernels an iteration'] for name in ('BL', 'SD'))
     assert values['r152_sd: kernels of SD beyond BL'] == sd - bl
+    waits = [value for name, value in values.items() if 'waits' in name]
+    assert waits == [0, 0]
     # Of each of the 20 convolutions in BL: itself and the cast of its weights, two gradients (the
     # first has one) and the cast of the weights' back; its normalisation, forward and backward.
     assert bl > 20 * 7
