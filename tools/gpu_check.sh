@@ -2,7 +2,7 @@
 # The first 25 minutes on a new machine with a GPU: does everything work there, and how fast? No step
 # stops the others; those marked (GPU) are left out on a machine without one.
 # usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]     needs data/cifar-100-python
-# The whole output of step 3 is in REPORT.steps/3.log, the numbers that it measured in 3.json.
+# REPORT.json says the same with all that was measured; the whole output of step 3 is in REPORT.steps/3.log.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
@@ -10,8 +10,9 @@ python=.venv/bin/python
 out=work_dirs/gpu_check
 report=${1:-$out.txt}
 steps=${report%.txt}.steps
+json=${report%.txt}.json
 end=$((SECONDS + ${2:-25} * 60))
-rm -rf "$out" "$steps" "$report" && mkdir -p "$out" "$steps"
+rm -rf "$out" "$steps" "$report" "$json" && mkdir -p "$out" "$steps"
 say() { echo "$1" | tee -a "$report"; }
 machine=$("$python" -c 'import os, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -36,26 +37,29 @@ step() {
       result='stopped: the time was over'
     elif ((code)); then
       result="exit code $code: $({ grep '^error: ' "$log" || grep . "$log"; } | tail -n 1)"
+    elif [ -s "$log" ] && (($(wc -l < "$log") <= 2)); then
+      result="done: $(paste -sd ' ' "$log")"
     fi
   fi
-  [[ $result == done || $result == left* ]] || failed=$((failed + 1))
+  [[ $result == done* || $result == left* ]] || failed=$((failed + 1))
   say "$1: $result ($((SECONDS - begun)) s)"
 }
 
 cifar=configs/pretrain/cifar100
 train="timeout 300 $python tools/train.py"
 benchmark="timeout 240 $python tools/benchmark.py"
-one_gpu="CUDA_VISIBLE_DEVICES=0 timeout 240 $python -m pytest -q"
+on_gpu="CUDA_VISIBLE_DEVICES=0 timeout 240 $python -m pytest -q -k 'cuda or cifar'"
 debug="import sys, runpy, torch; torch.cuda.set_sync_debug_mode('warn'); sys.argv = sys.argv[1:]"
 while IFS= read -r line; do
   step "${line%% | *}" "${line#* | }"
 done <<LIST
 driver (GPU) | nvidia-smi
 runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_count(), torch.cuda.is_available(), torch.cuda.is_available() and torch.cuda.get_device_capability())'
-CUDA tests of pretraining (GPU) | $one_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
-CUDA tests of operators (GPU) | $one_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
+CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
+CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
 demo pictures | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
+peak memory, of record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; timeout 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; echo quit | nvidia-cuda-mps-control; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json \$JSON
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json \$JSON
@@ -74,10 +78,18 @@ run of DeepLabv3 (GPU) | $benchmark finetune configs/downstream/deeplabv3_r152_v
 run of Faster R-CNN (GPU) | $benchmark finetune configs/downstream/faster_rcnn_r152_voc07.py --json \$JSON
 LIST
 
+"$python" -c 'import json, pathlib, re, sys
+machine, *lines = open(sys.argv[1])
+steps = [re.fullmatch(r"(.*?): (.*) \((\d+) s\)", line.strip()).groups() for line in lines]
+steps = [dict(zip(("step", "result", "seconds"), step)) for step in steps]
+found = sorted(pathlib.Path(sys.argv[2]).glob("*.json"), key=lambda path: int(path.stem))
+measured = [json.loads(path.read_bytes()) for path in found]
+print(json.dumps({"machine": machine.strip(), "steps": steps, "measured": measured}, indent=1))
+' "$report" "$steps" > "$json"
 if compgen -G "$steps/*.json" > /dev/null; then
   say "$("$python" tools/benchmark.py show "$steps"/*.json)"
 fi
 if ((failed)); then
-  say "error: $failed of $number steps failed, see $report and $steps/."
+  say "error: $failed of $number steps failed, see $report, $json and $steps/."
   exit 1
 fi

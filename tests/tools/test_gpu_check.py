@@ -1,5 +1,6 @@
 """The first minutes on a GPU machine: each step is reported, and none stops the others."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,9 @@ def check(report: Path, script: Path = SCRIPT, minutes: str = '0') -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert report.read_text() == done.stdout
+    content = json.loads(report.with_suffix('.json').read_text())
+    lines = done.stdout.splitlines()[1 : 1 + len(content['steps'])]
+    assert lines == ['{step}: {result} ({seconds} s)'.format(**step) for step in content['steps']]
     return done.stdout.splitlines()
 
 
@@ -38,7 +42,7 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
     machine, *lines, error = check(tmp_path / 'new/report.txt')
     assert re.fullmatch(f'torch .*, no GPU, {os.cpu_count()} cores', machine)
     steps = re.search('<<LIST\n(.*)\nLIST\n', SCRIPT.read_text(), re.DOTALL)[1].splitlines()
-    assert len(steps) == len(lines) == 22
+    assert len(steps) == len(lines) == 23
     for step, line in zip(steps, lines, strict=True):
         name, command = step.split(' | ', 1)
         out = 'left out: this machine' if name.endswith('(GPU)') else 'not begun: the time was over'
@@ -47,7 +51,7 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
         words = re.findall(r'(?:configs|tools|tests)/[\w/{},.]+', command)
         listed = [part for word in words for part in _braces(word)]
         assert all((ROOT / path).is_file() for path in listed), listed
-    assert error.startswith('error: 9 of 22 steps failed')
+    assert error.startswith('error: 9 of 23 steps failed')
 
 
 def test_none_stops_the_others(tmp_path: Path) -> None:
@@ -57,19 +61,23 @@ def test_none_stops_the_others(tmp_path: Path) -> None:
         """rows | echo '{"rows": [{"name": "x", "value": 2, "unit": "", "goal": null}]}' """
         '> "\\$JSON"; seq 100',
         'needs one (GPU) | echo never',
+        'short | echo one; echo two',
         'last | true',
     ]
     report = tmp_path / 'report.txt'
     _, *lines = check(report, with_steps(tmp_path, '\n'.join(steps)), '60')
-    assert [re.sub(r' \(\d+ s\)$', '', line) for line in lines[:5]] == [
+    assert [re.sub(r' \(\d+ s\)$', '', line) for line in lines[:6]] == [
         'fails: exit code 3: error: no data.',
         'crashes: exit code 1: RuntimeError: out of memory',
         'rows: done',
         'needs one (GPU): left out: this machine has no GPU',
+        'short: done: one two',
         'last: done',
     ]
-    assert any(line.split() == ['|', 'x', '|', '2', '|', '|', '|'] for line in lines[5:])
-    assert lines[-1].startswith('error: 2 of 5 steps failed')
+    assert any(line.split() == ['|', 'x', '|', '2', '|', '|', '|'] for line in lines[6:])
+    assert lines[-1].startswith('error: 2 of 6 steps failed')
+    (measured,) = json.loads(report.with_suffix('.json').read_text())['measured']
+    assert measured['rows'][0]['name'] == 'x'
     log = (tmp_path / 'report.steps/3.log').read_text().split()
     assert log == [str(number) for number in range(1, 101)]
 
@@ -79,7 +87,7 @@ def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
     script = with_steps(tmp_path, 'one | echo first\ntwo | kill -KILL $$')
     done = subprocess.run(['bash', str(script), str(report), '60'], capture_output=True)
     assert done.returncode == -9
-    assert report.read_text().splitlines()[1] == 'one: done (0 s)'
+    assert report.read_text().splitlines()[1] == 'one: done: first (0 s)'
 
 
 def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     """It looks at no data, and not at the folder, of which another node may see an older state."""
     path = tiny_file('bl')
     prepared = start.prepare(start.load_config(path), 4)
+    prepared.work_dir = str(tmp_path / 'run')
     decisions = {2: [prepared], 0: [('elsewhere/epoch_7.pth', True, ['a change'])]}
     built = []
 
