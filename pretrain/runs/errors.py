@@ -1,5 +1,7 @@
-"""The one exception that a user's mistake raises, and dicts that raise it for a missing key."""
+"""The one exception that a user's mistake raises, dicts that raise it for a missing key, and words
+of its sentences."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,19 @@ class UserError(ValueError):
 def lines_of(error: Exception) -> list[str]:
     """What an error says, line by line; the name of its type if it says nothing."""
     return str(error).strip().splitlines() or [type(error).__name__]
+
+
+def number_of(count: int, things: str) -> str:
+    """A count and what it counts, which is given in the plural; its first word in -s is the noun.
+
+    Example:
+        >>> [number_of(count, 'tensors are missing') for count in (1, 1200)]
+        ['1 tensor is missing', '1,200 tensors are missing']
+    """
+    if count == 1:
+        things = re.sub(r'(?<=[sx])es\b|(?<!s)s\b', '', things, count=1)
+        things = re.sub(r'\bare\b', 'is', re.sub(r'\bhave\b', 'has', things))
+    return f'{count:,} {things}'
 
 
 class Contents(dict):
