@@ -4,11 +4,12 @@ import argparse
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pretrain.runs.config import literal
 from pretrain.runs.errors import UserError, lines_of
@@ -85,13 +86,15 @@ class ClusterLauncher(Launcher):
         except ImportError as error:
             raise UserError('--cluster needs submitit: pip install submitit.') from error
 
-    def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
-        """As :meth:`Launcher.each`; Ctrl-C ends this process, and no job."""
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-        try:
-            return super().each(tasks)
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _stop(self, number: int, _: object) -> NoReturn:
+        """End this process, and no job."""
+        print(
+            f'\nStopped by {signal.Signals(number).name}. The jobs go on; give the command again '
+            'to wait for them.',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_CODES[number])  # the threads wait for the jobs
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         import submitit

@@ -2,23 +2,25 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar, TextIO
+from typing import ClassVar, NoReturn, TextIO
 
 from pretrain.runs.config import load_config, prepare
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, in_words
 from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
@@ -60,6 +62,8 @@ class Launcher:
 
     gpus: int = 0
     jobs: int = 1
+    processes: list[subprocess.Popen] = field(default_factory=list, init=False, compare=False)
+    stopped: threading.Event = field(default_factory=threading.Event, init=False, compare=False)
     # Keys of the identity that may differ, because the run was on another machine than this one.
     found_out: ClassVar[Sequence[str]] = ()
 
@@ -67,14 +71,15 @@ class Launcher:
         there = usable_gpus()
         if there and self.gpus * self.jobs > there:
             raise UserError(
-                f'{self.jobs} runs at a time of {self.gpus} GPUs each on a machine with {there}: '
-                'lower --jobs or --gpus.'
+                f'{number_of(self.jobs, "runs")} at a time of {number_of(self.gpus, "GPUs")} each '
+                f'on a machine with {there}: lower --jobs or --gpus.'
             )
         pipes = Path(os.environ.get('CUDA_MPS_PIPE_DIRECTORY', '/tmp/nvidia-mps'))
         if there and self.jobs > there and not (pipes / 'control').exists():
             print(
-                f'{self.jobs} runs share {there} GPUs and take turns there: for kernels side by '
-                'side, stop this and start NVIDIA MPS first (nvidia-cuda-mps-control -d).',
+                f'{self.jobs} runs share {number_of(there, "GPUs")} and take turns there: for '
+                'kernels side by side, stop this and start NVIDIA MPS first '
+                '(nvidia-cuda-mps-control -d).',
                 file=sys.stderr,
             )
 
@@ -94,25 +99,42 @@ class Launcher:
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return their results in order. After the first
-        failure no further task begins; those that have begun are waited for."""
+        failure no further task begins; those that have begun are waited for. A signal of
+        ``EXIT_CODES`` stops the runs, and then this process."""
         slots, failed = count(), threading.Event()
 
         def call(task: Callable[[], dict]) -> dict:
             try:
                 # The pool has often begun the next task before it knows of a failure.
-                return {} if failed.is_set() else task()
+                return {} if failed.is_set() or self.stopped.is_set() else task()
             except Exception as error:
-                if self.jobs > 1 and not failed.is_set():  # it is raised when the others have ended
+                known = failed.is_set() or self.stopped.is_set()
+                if self.jobs > 1 and not known:  # it is raised when the others have ended
                     print(f'{error}\nNo further run begins.', file=sys.stderr, flush=True)
                 failed.set()
                 raise
 
-        with ThreadPoolExecutor(self.jobs, initializer=lambda: _SLOT.set(next(slots))) as pool:
+        with (
+            _at_signals(self._stop),
+            ThreadPoolExecutor(self.jobs, initializer=lambda: _SLOT.set(next(slots))) as pool,
+        ):
             futures = [pool.submit(call, task) for task in tasks]
             try:
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _stop(self, number: int, _: object) -> NoReturn:
+        """Stop the runs; this process ends when they have saved."""
+        self.stopped.set()
+        for process in self.processes:
+            process.terminate()
+        print(
+            f'\nStopped by {signal.Signals(number).name}. The runs save and end; give the command '
+            'again to go on.',
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_CODES[number])
 
     def run(self, run: Run) -> dict:
         """Finish a run and return its record; a finished one is not run again.
@@ -187,8 +209,25 @@ class Launcher:
                 env=self._environment(),
                 preexec_fn=end_with_parent,
             )
+            self.processes.append(process)
+            if self.stopped.is_set():  # while the process began
+                process.terminate()
             lines = _follow(process, file, run.title)
         return process.returncode, lines
+
+
+@contextmanager
+def _at_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle the signals of ``EXIT_CODES``, but those that are ignored, as nohup has it."""
+    before = {number: signal.getsignal(number) for number in EXIT_CODES}
+    for number in before:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, before[number])
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,6 @@
 """Runs as jobs: by submitit's executors without a cluster, and by commands that act as Slurm's."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -14,6 +15,7 @@ import pytest
 from pretrain.runs.cluster import ClusterLauncher, launcher_of
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
+from pretrain.runs.saving import EXIT_CODES
 
 
 def arguments(**more: object) -> Namespace:
@@ -158,6 +160,23 @@ def test_a_warned_job_is_requeued_and_a_command_started_again_waits_for_it(
     script = (slurm / 'script').read_text()
     assert '#SBATCH --signal=USR1@90' in script
     assert '#SBATCH --time=1440' in script
+
+
+@pytest.mark.parametrize('number', EXIT_CODES)
+def test_a_signal_ends_the_command_and_not_its_jobs(
+    number: int, usual_signals: None, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """At once: its threads wait for the jobs, as long as these take."""
+    begun = tmp_path / 'begun'
+    task = lambda: begun.touch() or time.sleep(600)  # noqa: E731
+    launcher, fork = ClusterLauncher(), multiprocessing.get_context('fork')
+    process = fork.Process(target=launcher.each, args=([task],))
+    process.start()
+    wait_for(begun)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == EXIT_CODES[number]
+    assert f'Stopped by {signal.Signals(number).name}. The jobs go on' in capfd.readouterr().err
 
 
 def test_a_cancelled_job_is_named(run: Run, slurm: Path) -> None:

@@ -1,4 +1,6 @@
 import io
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import pytest
 from pretrain.runs import launch
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run, progress
+from pretrain.runs.saving import EXIT_CODES
 
 KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
 
@@ -154,6 +157,51 @@ def test_no_run_begins_after_a_failure(jobs: int, capsys: pytest.CaptureFixture)
     assert not begun
     assert jobs > 1 or capsys.readouterr().err == ''  # what is raised says it
     assert all('no luck\nNo further run begins' in text for text in printed)
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    Path(sys.argv[1]).write_text('saved')
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print('Epoch(train) [1][1/9]', flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('number', EXIT_CODES)
+def test_a_signal_stops_the_runs_and_waits_until_they_have_saved(
+    number: int,
+    usual_signals: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    me = os.getpid()
+    launcher, train = Launcher(jobs=2), threading.Barrier(2, lambda: os.kill(me, number))
+    follow = launch._follow
+
+    def start(name: str) -> dict:
+        command = [sys.executable, '-c', SAVES, str(tmp_path / name)]
+        launcher._execute(Run(name, Path('x.py'), tmp_path), command, tmp_path / f'{name}.log')
+        raise UserError(f'{name} was stopped.')
+
+    def begun(process: subprocess.Popen, *rest: object) -> list[str]:
+        process.stdout.readline()
+        train.wait(60)
+        return follow(process, *rest)
+
+    monkeypatch.setattr(launch, '_follow', begun)
+    with pytest.raises(SystemExit) as stop:
+        launcher.each([partial(start, name) for name in 'abc'])
+    assert stop.value.code == EXIT_CODES[number]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'a.log', 'b', 'b.log']
+    (said,) = capfd.readouterr().err.strip().splitlines()
+    assert said.startswith(f'Stopped by {signal.Signals(number).name}. The runs save')
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
