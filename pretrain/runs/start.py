@@ -32,6 +32,9 @@ from pretrain.runs.processes import (
 from pretrain.runs.resume import choose_start
 from pretrain.runs.saving import stop_when_told
 
+# What torchrun tells each process that it starts.
+_TOLD = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+
 
 def launched_processes() -> int | None:
     """How many processes a launcher has started for this run; None without a launcher.
@@ -42,8 +45,7 @@ def launched_processes() -> int | None:
     Raises:
         UserError: if there seem to be several processes that do not know of each other.
     """
-    needed = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-    missing = [name for name in needed if not os.environ.get(name)]
+    missing = [name for name in _TOLD if not os.environ.get(name)]
     if not missing:
         return int(os.environ['WORLD_SIZE'])
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
@@ -107,9 +109,10 @@ def main() -> None:
 
 def start(args: argparse.Namespace) -> None:
     """Start a run, or the processes of one, as :func:`pretrain.runs.cli.training_arguments` say."""
+    told = all(os.environ.get(name) for name in _TOLD)  # this is one of many processes
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or Path('work_dirs') / Path(args.config).stem)
-    if 'LOCAL_RANK' not in os.environ:
+    if not told:
         print(f'{args.config}: the run lives in {work_dir}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)
@@ -117,7 +120,7 @@ def start(args: argparse.Namespace) -> None:
     # Checked before the processes start, so that a mistake is one sentence and not many tracebacks.
     if args.gpus is None:
         args.gpus = args.check
-    launches = args.gpus is not None and 'LOCAL_RANK' not in os.environ
+    launches = args.gpus is not None and not told
     nodes = int(os.environ.get('NNODES') or 1)
     if launches:
         check_processes(args.gpus)

@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import HOOKS, LOOPS, MODELS, RUNNERS
 
 import pretrain
-from pretrain.runs import start
+from pretrain.runs import saving, start
 from pretrain.runs.errors import UserError
 from pretrain.runs.start import (
     check_writable,
@@ -85,6 +85,22 @@ def test_what_launchers_tell(
             launched_processes()
     else:
         assert launched_processes() == expected
+
+
+@pytest.mark.parametrize('leftover', LAUNCHED)
+def test_a_leftover_of_a_launcher_does_not_make_one_process_of_two(
+    leftover: str, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(leftover, LAUNCHED[leftover])
+    started = []
+    monkeypatch.setattr(start, 'start_processes', lambda _, count, nodes: started.append(count))
+    monkeypatch.setattr(start, 'check_processes', lambda _: None)
+    command = ['start.py', str(tiny_file('bl', generations=1)), '--gpus', '2']
+    monkeypatch.setattr(sys, 'argv', [*command, '--work-dir', str(tmp_path / 'run')])
+    start.main()
+    assert started == [2]
 
 
 @pytest.mark.faults
@@ -161,7 +177,10 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
 
 
 def test_a_run_goes_as_the_page_says(
-    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    usual_signals: None,
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The numbered steps of pretrain's docstring, in the order in which a run first meets them."""
     steps = re.findall(r'^ *\d+\. ``(\w+)(?:\.(\w+))?``', pretrain.__doc__, re.MULTILINE)
@@ -191,3 +210,4 @@ def test_a_run_goes_as_the_page_says(
         note(owner, method or name, f'{name}.{method}')
     main('sd', teacher_weight=1.0)
     assert done == [f'{name}.{method}' for name, method in steps]
+    assert signal.getsignal(signal.SIGTERM) is saving._receive  # as after a last iteration
