@@ -20,7 +20,7 @@ from PIL import Image
 
 from downstream.mmcv_ops import install
 from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.file_checks import (
     cached,
     counted,
@@ -154,7 +154,7 @@ def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> 
 def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
     """Each unknown label once, with the number of its files and the first of them."""
     counts = [f'{name!r} ({len(files):,}, first in {files[0]})' for name, files in unknown.items()]
-    return f'{len(unknown)} unknown {what}: {", ".join(counts)}'
+    return f'{number_of(len(unknown), f"unknown {what}")}: {", ".join(counts)}'
 
 
 def _files_by_label(findings: Sequence[_Findings]) -> dict[Any, list[str]]:
@@ -179,13 +179,14 @@ def _conclude(
     train, test = findings[:trained], findings[trained:]
     for split, names, wrong, found, *_ in findings:
         if kinds := [kind for kind in found if kind not in tolerated]:
-            wrong.append(f'there are {describe_findings(found, kinds)}')
+            verb = 'is' if len(found[kinds[0]]) == 1 else 'are'
+            wrong.append(f'there {verb} {describe_findings(found, kinds)}')
         if wrong and names:
             hint = ', or have such boxes ignored by drop_invalid_boxes=True'
             errors.append(
-                f'{split.list_file} names {len(names):,} images, but {"; ".join(wrong)}: unpack '
-                'the data again, correct these files or take them out of the split'
-                f'{hint if INVALID_BOXES in kinds else ""}.'
+                f'{split.list_file} names {number_of(len(names), "images")}, but '
+                f'{"; ".join(wrong)}: unpack the data again, correct these files or take them out '
+                f'of the split{hint if INVALID_BOXES in kinds else ""}.'
             )
         else:
             errors += wrong
@@ -196,7 +197,7 @@ def _conclude(
             effect = 'be trained on and tested on' if both else 'count twice'
             errors.append(
                 f'{one.split.list_file} and {other.split.list_file} share '
-                f'{counted(shared, "images")}, which would {effect}: take them out of one list.'
+                f'{counted(shared, "images")}, which would {effect}: leave each in one list alone.'
             )
     if errors:
         raise UserError('\n'.join(errors))
@@ -261,8 +262,9 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
             print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
         return list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
 
-    state = fingerprint(chain.from_iterable(pairs), 3)  # 4 when the kinds change
-    results = cached(check_label.__name__.strip('_'), split.list_file.resolve(), state, check)
+    state = fingerprint(chain.from_iterable(pairs), 4)  # 5 when the kinds change
+    place = split.list_file.resolve()
+    results = cached(check_label.__name__.strip('_'), place, state, check, _all_are_readable)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
     for name, (problems, labels, colours) in zip(complete, results, strict=True):
         findings.labels[name + suffix], findings.colours[name + suffix] = labels, colours
@@ -271,6 +273,11 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     if repeated := [name for name, count in counts.items() if count > 1]:
         findings.found['names given twice'] = repeated
     return findings
+
+
+def _all_are_readable(results: Sequence[_Checked]) -> bool:
+    kinds = (kind for problems, *_ in results for kind, _ in problems)
+    return not any(kind.startswith('unreadable') for kind in kinds)
 
 
 def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path]) -> _Checked:
@@ -294,7 +301,7 @@ def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Ch
     problems = []
     if stated not in ((width, height), None):
         what = f'{picture}: {width}x{height}, not {stated[0]}x{stated[1]}'
-        problems.append(('pictures of another size than their annotations say', what))
+        problems.append(('pictures of another size than the annotations say', what))
     for kind, (x1, y1, x2, y2) in objects:
         box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
@@ -359,7 +366,7 @@ def _check_mask(mask: Path, picture: str, width: int, height: int) -> _Checked:
     problems = []
     if image.size != (width, height):
         what = f'{mask.name}: {image.width}x{image.height}, not {width}x{height}'
-        problems.append(('masks of another size than their pictures', what))
+        problems.append(('masks of another size than the pictures', what))
     ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
     return problems, ids, [palette[3 * i : 3 * i + 3] for i in ids]
 

@@ -55,7 +55,8 @@ def check_pictures(
                 found.setdefault(kind, []).append(os.fsdecode(name))
         return {kind: sorted(names) for kind, names in found.items()}
 
-    return cached('pictures', root, f'2 {state}', check)  # 3 when the kinds change
+    # 3 when the kinds change
+    return cached('pictures', root, f'2 {state}', check, lambda found: 'unreadable' not in found)
 
 
 def check_picture(path: str | Path) -> str | None:

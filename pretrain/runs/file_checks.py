@@ -13,15 +13,23 @@ from typing import Any
 import numpy as np
 
 from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.errors import number_of
 
 SHOWN = 20  # names of each kind in a message
 
 
-def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -> Any:
+def cached(
+    name: str,
+    place: Path,
+    fingerprint: str,
+    check: Callable[[], Any],
+    lasts: Callable[[Any], bool] = lambda _: True,
+) -> Any:
     """Return ``check()``, which must fit into JSON, or what it returned for the same fingerprint.
 
     The user's cache directory holds the latest result of each ``name`` and ``place``, a resolved
-    path.
+    path. A result is kept only if it ``lasts``: a file that could not be read may be readable the
+    next time, though nothing of its fingerprint has changed.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
@@ -34,6 +42,8 @@ def cached(name: str, place: Path, fingerprint: str, check: Callable[[], Any]) -
     if isinstance(results, dict) and fingerprint in results:
         return results[fingerprint]
     result = check()
+    if not lasts(result):
+        return result
     try:
         write_atomically(cache, json.dumps({fingerprint: result}).encode())
     except OSError as error:
@@ -72,15 +82,17 @@ def content_sha256(
         names: their paths relative to ``root``, in the order that counts.
         state: what :func:`fingerprint` gives for them, if it is known.
     """
-    paths = paths_within(root, names)
+    paths, contents = paths_within(root, names), []
 
     def read() -> str:
+        contents.extend(parallel_map(_file_sha256, paths, 64, None))
         digest = hashlib.sha256()
-        for name, content in zip(names, parallel_map(_file_sha256, paths, 64, None), strict=True):
+        for name, content in zip(names, contents, strict=True):
             digest.update(os.fsencode(name) + b'\0' + content)
         return digest.hexdigest()
 
-    return cached('content', place, state or fingerprint(paths), read)
+    state = state or fingerprint(paths)
+    return cached('content', place, state, read, lasts=lambda _: b'' not in contents)
 
 
 def paths_within(root: Path, names: Iterable[str | bytes]) -> list[bytes]:
@@ -121,7 +133,7 @@ def counted(names: Sequence[str], kind: str) -> str:
         '2 files (a.jpg, b.jpg)'
     """
     more = ', ...' if len(names) > SHOWN else ''
-    return f'{len(names):,} {kind} ({", ".join(names[:SHOWN])}{more})'
+    return f'{number_of(len(names), kind)} ({", ".join(names[:SHOWN])}{more})'
 
 
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:

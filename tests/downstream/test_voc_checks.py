@@ -82,16 +82,16 @@ BOXES = {
     (1, 1, 64, 48): '',
     (1, 1, 2, 2): '',
     ('63.9', 47, '64.9', '48.5'): '',  # the fractions are cut off
-    (0, 1, 64, 48): 'boxes outside the picture',
-    (1, -3, 64, 48): 'boxes outside the picture',
-    (1, 1, 65, 48): 'boxes outside the picture',
-    (1, 1, 64, 49): 'boxes outside the picture',
-    (70, 50, 80, 60): 'boxes outside the picture',
-    (20, 5, 10, 30): 'inverted or empty boxes',
-    (5, 30, 10, 20): 'inverted or empty boxes',
-    (5, 5, 5, 9): 'inverted or empty boxes',
-    (5, 9, 9, 9): 'inverted or empty boxes',
-    ('5.1', 5, '5.9', 9): 'inverted or empty boxes',
+    (0, 1, 64, 48): 'box outside the picture',
+    (1, -3, 64, 48): 'box outside the picture',
+    (1, 1, 65, 48): 'box outside the picture',
+    (1, 1, 64, 49): 'box outside the picture',
+    (70, 50, 80, 60): 'box outside the picture',
+    (20, 5, 10, 30): 'inverted or empty box',
+    (5, 30, 10, 20): 'inverted or empty box',
+    (5, 5, 5, 9): 'inverted or empty box',
+    (5, 9, 9, 9): 'inverted or empty box',
+    ('5.1', 5, '5.9', 9): 'inverted or empty box',
 }
 
 
@@ -197,28 +197,28 @@ def _no_split(year: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (_no_xml, r'names 8 images, but .*Annotations lacks 1 files \(000003.xml\): unpack'),
-        (_no_picture, r'names 8 images, but .*JPEGImages lacks 1 files \(000003.jpg\): unpack'),
+        (_no_xml, r'names 8 images, but .*Annotations lacks 1 file \(000003.xml\): unpack'),
+        (_no_picture, r'names 8 images, but .*JPEGImages lacks 1 file \(000003.jpg\): unpack'),
         (
             _no_folder,
             r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, 000003.xml, .*\)',
         ),
-        (_cut_xml, r'there are 1 unreadable annotations \(000003.xml: .*line 1'),
-        (_binary_xml, r'1 unreadable annotations \(000003.xml: '),
-        (_no_corner, r'1 unreadable annotations \(000003.xml: bndbox/xmin is missing\)'),
-        (_endless_box, r'1 unreadable annotations \(000003.xml: .*infinity'),
-        (_endless_number, r'1 unreadable annotations \(000003.xml: .*NaN'),
-        (_odd_difficult, r'1 unreadable annotations \(000003.xml: .*Unspecified'),
-        (_no_name, r'1 unreadable annotations \(000003.xml: object/name is missing\)'),
-        (_unknown_class, r"1 unknown classes: 'Dog' \(1, first in 000003.xml\)\. Correct"),
-        (_other_size, r'1 pictures of another size .* \(000003.jpg: 64x48, not 48x48\)'),
-        (_lying_picture, r'1 pictures of another size .* \(000003.jpg: 48x64, not 64x48\)'),
+        (_cut_xml, r'there is 1 unreadable annotation \(000003.xml: .*line 1'),
+        (_binary_xml, r'1 unreadable annotation \(000003.xml: '),
+        (_no_corner, r'1 unreadable annotation \(000003.xml: bndbox/xmin is missing\)'),
+        (_endless_box, r'1 unreadable annotation \(000003.xml: .*infinity'),
+        (_endless_number, r'1 unreadable annotation \(000003.xml: .*NaN'),
+        (_odd_difficult, r'1 unreadable annotation \(000003.xml: .*Unspecified'),
+        (_no_name, r'1 unreadable annotation \(000003.xml: object/name is missing\)'),
+        (_unknown_class, r"1 unknown class: 'Dog' \(1, first in 000003.xml\)\. Correct"),
+        (_other_size, r'1 picture of another size .* \(000003.jpg: 64x48, not 48x48\)'),
+        (_lying_picture, r'1 picture of another size .* \(000003.jpg: 48x64, not 64x48\)'),
         (_cut_picture, r'1 truncated \(000003.jpg\)'),
         (_no_picture_at_all, r'1 not an image \(000003.jpg\)'),
-        (_twice, r'names 9 images, but there are 1 names given twice \(000003\)'),
+        (_twice, r'names 9 images, but there is 1 name given twice \(000003\)'),
         (
             _unknown_name,
-            r'lacks 1 files \(000099.jpg\); .*Annotations lacks 1 files \(000099.xml\)',
+            r'lacks 1 file \(000099.jpg\); .*Annotations lacks 1 file \(000099.xml\)',
         ),
         (_empty, r'trainval.txt is empty'),
         (_no_split, r'No split file .*trainval.txt: data_root must name'),
@@ -325,28 +325,28 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (_id_21, r'1 unknown class ids: 21 \(1, first in 000003.png\)\. Correct'),
+        (_id_21, r'1 unknown class id: 21 \(1, first in 000003.png\)\. Correct'),
         (
             _ids_200_254,
             r'2 unknown class ids: 200 \(1, first in 000003.png\), 254 \(1, first in .*\)\. '
             r'.* "classes=\[...\]" with the names of the ids 0 to 254, in this order\.',
         ),
-        (_colours, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: RGB PNG\)'),
-        (_few_bits, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: L PNG\)'),
+        (_colours, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: RGB PNG\)'),
+        (_few_bits, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: L PNG\)'),
         (
             _other_palettes,
             r'masks whose palette gives a class id another colour \(000003.png: \d is',
         ),
-        (_jpeg_mask, r'1 masks that are no 8-bit grey or palette PNG \(000003.png: L JPEG\)'),
-        (_small_mask, r'1 masks of another size .* \(000003.png: 32x48, not 64x48\)'),
-        (_lying_picture, r'1 masks of another size .* \(000003.png: 64x48, not 48x64\)'),
+        (_jpeg_mask, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: L JPEG\)'),
+        (_small_mask, r'1 mask of another size .* \(000003.png: 32x48, not 64x48\)'),
+        (_lying_picture, r'1 mask of another size .* \(000003.png: 64x48, not 48x64\)'),
         (_broken_mask, r'1 truncated \(000003.png\)'),
         (_cut_mask, r'1 truncated \(000003.png\)'),
         (_cut_picture, r'1 truncated \(000003.jpg\)'),
-        (_no_mask, r'names 8 images, but .*SegmentationClass lacks 1 files \(000003.png\)'),
-        (_no_picture, r'JPEGImages lacks 1 files \(000003.jpg\)'),
-        (_twice, r'1 names given twice \(000003\)'),
-        (_unknown_name, r'lacks 1 files \(000099.jpg\); .*lacks 1 files \(000099.png\)'),
+        (_no_mask, r'names 8 images, but .*SegmentationClass lacks 1 file \(000003.png\)'),
+        (_no_picture, r'JPEGImages lacks 1 file \(000003.jpg\)'),
+        (_twice, r'1 name given twice \(000003\)'),
+        (_unknown_name, r'lacks 1 file \(000099.jpg\); .*lacks 1 file \(000099.png\)'),
         (_empty, r'all.txt is empty'),
         (_no_split, r'No split file .*all.txt: data_root must name'),
     ],
@@ -368,8 +368,8 @@ def test_bad_segmentation_data(damage: Callable, message: str, masks: Path) -> N
         ('000000\n000001\n\n', r'Line 3 of .*trainval.txt has no name: it is blank'),
         ('\n\n', r'trainval.txt is empty'),
         ('000000  1\n000001 -1\n', r'trainval.txt names 2 .*lacks 2 files \(000000  1.jpg, 000001'),
-        ('000000.jpg\n', r'trainval.txt names 1 .*lacks 1 files \(000000.jpg.jpg\)'),
-        ('JPEGImages/000000\n', r'lacks 1 files \(JPEGImages/000000.jpg\)'),
+        ('000000.jpg\n', r'trainval.txt names 1 .*lacks 1 file \(000000.jpg.jpg\)'),
+        ('JPEGImages/000000\n', r'lacks 1 file \(JPEGImages/000000.jpg\)'),
         ('\ufeff000000\n', r'trainval.txt must be UTF-8 without a byte order mark'),
         ('狗\n'.encode('gbk'), r'trainval.txt must be UTF-8 without'),
         ('000000\n'.encode('utf-16'), r'trainval.txt must be UTF-8 without'),
@@ -470,7 +470,7 @@ def test_annotations_of_which_something_would_be_lost(
 ) -> None:
     path = year / 'Annotations/000003.xml'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=rf'1 unreadable annotations \(000003.xml: .*{message}'):
+    with pytest.raises(UserError, match=rf'1 unreadable annotation \(000003.xml: .*{message}'):
         detect(year)
 
 
@@ -495,10 +495,10 @@ def test_splits_share_no_image(year: Path) -> None:
     with pytest.raises(UserError) as error:
         check_detection(train, [boxes(year, 'test')], CLASSES)
     assert str(error.value).splitlines() == [
-        f'{lists}/trainval.txt and {lists}/more.txt share 1 images (000002), which would count '
-        'twice: take them out of one list.',
-        f'{lists}/trainval.txt and {lists}/test.txt share 1 images (000004), which would be '
-        'trained on and tested on: take them out of one list.',
+        f'{lists}/trainval.txt and {lists}/more.txt share 1 image (000002), which would count '
+        'twice: leave each in one list alone.',
+        f'{lists}/trainval.txt and {lists}/test.txt share 1 image (000004), which would be '
+        'trained on and tested on: leave each in one list alone.',
     ]
     elsewhere = Split(
         lists / 'more.txt',
@@ -576,7 +576,7 @@ def test_pictures_and_labels_may_share_a_folder(year: Path, masks: Path) -> None
     split = Split(masks / 'ImageSets/Segmentation/all.txt', *folders)
     assert check_segmentation([split], [], [str(i) for i in range(21)]) == [8]
     (masks / 'JPEGImages/000003.png').unlink()
-    with pytest.raises(UserError, match=r'JPEGImages lacks 1 files \(000003.png\)'):
+    with pytest.raises(UserError, match=r'JPEGImages lacks 1 file \(000003.png\)'):
         check_segmentation([split], [], [str(i) for i in range(21)])
 
 
@@ -637,10 +637,10 @@ def test_everything_is_found_at_once(year: Path) -> None:
         detect(year)
     split = year / 'ImageSets/Main/trainval.txt'
     assert str(error.value) == (
-        "The objects have 1 unknown classes: 'Dog' (1, first in 000003.xml). Correct these names "
+        "The objects have 1 unknown class: 'Dog' (1, first in 000003.xml). Correct these names "
         "or, if all classes are your own, add the option \"classes=['Dog', 'cat', 'dog']\".\n"
-        f'{split} names 9 images, but {year}/JPEGImages lacks 1 files (000099.jpg); '
-        f'{year}/Annotations lacks 1 files (000099.xml); there are 4 inverted or empty boxes '
+        f'{split} names 9 images, but {year}/JPEGImages lacks 1 file (000099.jpg); '
+        f'{year}/Annotations lacks 1 file (000099.xml); there are 4 inverted or empty boxes '
         '(000000.xml: cat 9,9,9,9, 000001.xml: dog 9,9,9,9, 000002.xml: cat 9,9,9,9, '
         '000004.xml: cat 9,9,9,9), 1 empty (000005.jpg): unpack the data again, correct these '
         'files or take them out of the split, or have such boxes ignored by '
@@ -652,9 +652,9 @@ def test_invalid_boxes_may_be_dropped(year: Path, capsys: pytest.CaptureFixture)
     set_box(year, '000002', 9, 9, 9, 20)
     assert detect(year, drop_invalid_boxes=True) == 8
     out = capsys.readouterr().out
-    assert '1 inverted or empty boxes (000002.xml: cat 9,9,9,20)' in out
+    assert '1 inverted or empty box (000002.xml: cat 9,9,9,20)' in out
     set_box(year, '000001', 0, 9, 9, 20)
-    with pytest.raises(UserError, match='1 boxes outside the picture') as error:
+    with pytest.raises(UserError, match='1 box outside the picture') as error:
         detect(year, drop_invalid_boxes=True)
     assert 'empty' not in str(error.value)
 
@@ -678,7 +678,7 @@ def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> N
     os.utime(year / 'JPEGImages/000001.jpg', ns=(0, 0))
     assert detect(year) == 8
     assert len(names) == 24
-    with pytest.raises(UserError, match=r"1 unknown classes: 'dog' \(4, first in 000001.xml\)"):
+    with pytest.raises(UserError, match=r"1 unknown class: 'dog' \(4, first in 000001.xml\)"):
         check_detection([boxes(year)], [], ('cat',))
     assert len(names) == 24
 

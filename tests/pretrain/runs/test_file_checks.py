@@ -36,6 +36,17 @@ def test_what_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert check('boxes', '/a', 'x') == 5  # the last result alone is kept
 
 
+def test_what_could_not_be_read_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A right to read it, or a disk that answers again, changes no size and no time."""
+    (tmp_path / 'a').write_text('a')
+    seen = [b'', b'sha256', b'other']
+    monkeypatch.setattr(file_checks, '_file_sha256', lambda _: seen.pop(0))
+    unread, read, again = (content_sha256(tmp_path, tmp_path, ['a']) for _ in range(3))
+    assert unread != read == again
+
+
 def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
     file, other = tmp_path / 'file', tmp_path / 'other'
     file.write_text('one')
