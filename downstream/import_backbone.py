@@ -50,7 +50,7 @@ def import_backbone(
         source: a ``.safetensors`` file, or a ``.pth`` file of a state dict or of a checkpoint that
             holds one; of torchvision, timm or OpenMMLab, or of a run with our classifier that was
             not started by this suite.
-        out: the backbone file to write; it is replaced in one step.
+        out: the file to write, as :func:`pretrain.runs.backbone_file.write_backbone_file` does.
         style: one of ``STYLES``: whether the 3x3 convolution of a bottleneck has the stride, or
             the first 1x1.
         preprocessing: a key of ``PREPROCESSINGS``.
@@ -60,7 +60,8 @@ def import_backbone(
 
     Raises:
         UserError: naming the tensor or the fact, if the file is no plain ResNet, if its weights
-            are not finite, or if ``style`` or ``preprocessing`` is needed or contradicts the file.
+            are not finite, if ``style`` or ``preprocessing`` is needed or contradicts the file, or
+            if ``out`` is no backbone file.
     """
     source = Path(source)
     content = _read(source)

@@ -30,16 +30,16 @@ def export(
     Args:
         checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth``. ONNX takes any whole network, the
             others a ResNet.
-        out: a file for 'torchvision' and 'onnx', which is replaced in one step; else a new folder.
+        out: a new file for 'torchvision' and 'onnx', else a new folder.
         library: a key of :data:`pretrain.formats.WRITERS`. 'torchvision' without a classifier is
-            the backbone file that fine-tuning takes.
+            the backbone file that fine-tuning takes, and may replace another one.
         classifier: whether the last layer, which gives the logits, is exported too.
 
     Returns:
         The provenance, see :func:`export_backbone`.
 
     Raises:
-        UserError: if the checkpoint cannot be exported like this, or the folder exists.
+        UserError: if the checkpoint cannot be exported like this, or ``out`` exists.
 
     Example:
         >>> snapshot = 'work_dirs/r152_sd/snapshot_2.pth'
@@ -48,6 +48,8 @@ def export(
     """
     if library == 'torchvision' and not classifier:
         return export_backbone(checkpoint_path, out)
+    if Path(out).exists():
+        raise UserError(f'{out} exists: delete it, or choose another name.')
     snapshot = read_snapshot(Path(checkpoint_path))
     if not is_usual_resnet(snapshot.network) and not (library == 'onnx' and classifier):
         raise UserError(
@@ -73,7 +75,7 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
 
     Args:
         checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth`` of a ResNet run.
-        out: the file to write; it is replaced in one step.
+        out: the file to write, as :func:`pretrain.runs.backbone_file.write_backbone_file` does.
 
     Returns:
         The provenance: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and ``std`` (in 0-255
@@ -83,7 +85,8 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         split's files) and ``top1_error`` of the epoch in percent.
 
     Raises:
-        UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here.
+        UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here, or
+            ``out`` is no backbone file.
     """
     snapshot = read_snapshot(Path(checkpoint_path))
     if snapshot.network['type'] != 'ResNet':

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import pretrain.models  # noqa: F401, registers the networks
 from pretrain.runs.checkpoint import save_sealed, write_atomically
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 PAPER = 'Snapshot Distillation: Teacher-Student Optimization in One Generation'
 PAPER_URL = 'https://arxiv.org/abs/1812.00123'
@@ -293,8 +293,6 @@ WRITERS: Mapping[str, Callable[[Snapshot, Path], None]] = {
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` when all its files are written."""
-    if out.exists():
-        raise UserError(f'{out} exists: give the name of a new folder.')
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as parent:
         folder = Path(parent) / out.name
@@ -323,7 +321,7 @@ def _normalisation(snapshot: Snapshot) -> list[list[float]]:
 
 def _data(snapshot: Snapshot) -> str:
     counts = {split: data['count'] for split, data in snapshot.provenance['data'].items()}
-    return f'{counts["train"]} training and {counts["val"]} test pictures'
+    return f'{counts["train"]} training and {number_of(counts["val"], "test pictures")}'
 
 
 def _card(snapshot: Snapshot, library: str, usage: str) -> str:
@@ -336,7 +334,8 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
         'pipeline_tag': task,
         'tags': [task, library, 'snapshot-distillation'],
     }
-    what = f'with {len(snapshot.classes)} classes' if snapshot.with_classifier else 'backbone'
+    classes = number_of(len(snapshot.classes), 'classes')
+    what = f'with {classes}' if snapshot.with_classifier else 'backbone'
     rows = {
         'algorithm': f'{algorithm["name"]}, mini-generations of {algorithm["generations"]} epochs',
         'epoch': facts['epoch'],

@@ -19,7 +19,8 @@ def write_backbone_file(
     """Write weights and what is known of them, as :func:`load_backbone_file` reads them.
 
     Args:
-        out: the file to write; it is replaced in one step.
+        out: the file to write. A backbone file there is replaced in one step, and said if it held
+            other weights.
         weights: under OpenMMLab's names, which are torchvision's but for a deep stem.
         source: the file that they come from.
         facts: what :func:`downstream.backbone.check_handoff` compares, and whatever else is known.
@@ -28,14 +29,28 @@ def write_backbone_file(
         The provenance: ``facts``, the hash of the weights and the source.
 
     Raises:
-        UserError: if a weight is not finite.
+        UserError: if a weight is not finite, or ``out`` is something else.
     """
     check_finite(weights, source)
     provenance = {'format': 1, **facts, **origin(weights, source)}
+    _tell_replaced(Path(out), provenance['weights_sha256'])
     # As plain dicts and lists, which can be loaded safely; a record's have a class of their own.
     weights.provenance = json.loads(json.dumps(provenance))
     save_sealed(weights, out)
     return weights.provenance
+
+
+def _tell_replaced(out: Path, weights_sha256: str) -> None:
+    if not out.exists():
+        return
+    try:
+        before = load_backbone_file(out).provenance
+    except UserError as error:
+        raise UserError(
+            f'{out} exists and is no backbone file: delete it, or choose another name.'
+        ) from error
+    if before['weights_sha256'] != weights_sha256:
+        print(f'{out} held the backbone of {before["source"]}, which is replaced.')
 
 
 def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:

@@ -35,6 +35,26 @@ def test_provenance_travels_with_the_file(checkpoint: Path, tmp_path: Path) -> N
     assert returned['algorithm']['name'] == 'SD'
 
 
+def test_only_a_backbone_file_is_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, before = tmp_path / 'out.pth', checkpoint.read_bytes()
+    for other in (checkpoint, checkpoint.parent):  # a slip of the user's: SNAPSHOT SNAPSHOT
+        with pytest.raises(UserError, match=f'{other} exists and is no backbone file: delete it'):
+            export_backbone(checkpoint, other)
+    assert checkpoint.read_bytes() == before
+    export_backbone(checkpoint, out)
+    export_backbone(checkpoint, out)
+    assert capsys.readouterr().out == ''
+    content = load_from_disk(checkpoint)
+    content['state_dict']['student.conv1.weight'][0] += 1
+    torch.save(content, checkpoint)
+    exported = export_backbone(checkpoint, out)
+    assert load_backbone_file(out).provenance == exported
+    told = f'{out} held the backbone of run/epoch_2.pth, which is replaced.\n'
+    assert capsys.readouterr().out == told
+
+
 def test_only_seeds_leave_the_recipe_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     content = load_from_disk(checkpoint)
     identity = content['meta']['identity']

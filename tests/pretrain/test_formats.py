@@ -269,14 +269,17 @@ def test_other_networks_have_onnx_alone(train: Callable, tmp_path: Path) -> None
     assert logits.shape == (2, 4)
 
 
-@pytest.mark.parametrize('name', ['timm', 'huggingface', 'mmpretrain'])
-def test_a_folder_is_never_overwritten(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out/precious').touch()
-    with pytest.raises(UserError, match='out exists: give the name of a new folder'):
-        export(checkpoint, tmp_path / 'out', name, classifier=True)
-    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['precious']
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'run']
+@pytest.mark.parametrize('name', FORMATS)
+def test_nothing_is_overwritten(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/precious').touch()
+    (tmp_path / 'file').write_text('precious')
+    for out in (tmp_path / 'folder', tmp_path / 'file'):
+        with pytest.raises(UserError, match=f'{out} exists: delete it, or choose another name'):
+            export(checkpoint, out, name, classifier=True)
+    assert [path.name for path in (tmp_path / 'folder').iterdir()] == ['precious']
+    assert (tmp_path / 'file').read_text() == 'precious'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder', 'run']
 
 
 def test_weights_that_are_not_finite_are_not_exported(checkpoint: Path, tmp_path: Path) -> None:
