@@ -18,6 +18,7 @@ import pretrain
 from downstream.studies.metafiles import metafiles
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.saving import EXIT_CODES
 from tests.conftest import ROOT
 from tools.readme_tables import READMES, with_tables
 
@@ -166,6 +167,12 @@ def test_settings_that_people_change_exist() -> None:
     assert [key for key in keys if not any(has(example, key) for example in examples)] == []
 
 
+def test_exit_codes_are_so() -> None:
+    text = (ROOT / 'configs/README.md').read_text()
+    for number, code in EXIT_CODES.items():
+        assert re.search(rf'^\| {number.name}\b.* \| {code}\b', text, re.MULTILINE), number
+
+
 # Where each row of "What happens when something fails" in configs/README.md is tested.
 RUNS = 'pretrain/runs/test_'
 FAULTS = {
@@ -188,6 +195,8 @@ FAULTS = {
     'a file carries code': f'{RUNS}checkpoint.py::test_code_in_a_checkpoint_does_not_run',
     'there are GPUs that torch': f'{RUNS}processes.py::test_gpus_that_cannot_be_used_are_no_cpu',
     'a launcher left': f'{RUNS}start.py::test_what_launchers_tell',
+    'a tool of many runs gets': f'{RUNS}launch.py::test_a_signal_stops_the_runs_and_waits',
+    'a file or folder is where': 'pretrain/test_export.py::test_only_a_backbone_file_is_replaced',
     'a run of a sweep fails': f'{RUNS}launch.py::test_no_run_begins_after_a_failure',
     'the program is at fault': f'{RUNS}cli.py::test_a_fault_of_the_program_says_where',
 }

@@ -164,7 +164,8 @@ class SaveHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.buffers is not None:
             checkpoint['process_buffers'] = self.buffers
-        parts = {key: checkpoint.get(key) for key in ('state_dict', 'optimizer')}
+        parts = 'state_dict', 'optimizer', 'process_buffers', 'waiting_copies'
+        parts = {key: checkpoint.get(key) for key in parts}
         for name, tensor in _tensors(parts):
             if not tensor.isfinite().all():
                 raise UserError(
@@ -241,6 +242,6 @@ def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
 def _tensors(node: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
     if isinstance(node, Tensor):
         yield name, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
+    elif isinstance(node, dict | list | tuple):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _tensors(value, f'{name}.{key}' if name else str(key))

@@ -183,6 +183,12 @@ def test_commands_of_the_readme_exist() -> None:
     assert call('bash', 'tools/dist_train.sh', SD).returncode == 2
 
 
+def test_scripts_keep_their_line_ends_in_a_clone_on_windows() -> None:
+    scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob('tools/*.sh')]
+    told = call('git', 'check-attr', 'eol', '.ci/run', *scripts).stdout
+    assert told.count(': eol: lf\n') == len(scripts) + 1 > 6
+
+
 @pytest.fixture
 def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
     """``slurm(argument, ..., NAME='value')``: the exit code of slurm_train.sh and what it called.

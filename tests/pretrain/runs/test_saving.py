@@ -167,6 +167,14 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(
     assert [path.name for path in checkpoints(tmp_path)] == ['epoch_1.pth']
 
 
+@pytest.mark.parametrize('part', ['state_dict', 'optimizer', 'process_buffers', 'waiting_copies'])
+def test_every_tensor_of_a_checkpoint_is_looked_at(part: str) -> None:
+    held = {'a': torch.ones(2), 'b': [(1, {'c': torch.tensor([0.0, torch.nan])})]}
+    checkpoint = {'meta': {'iter': 3}, 'state_dict': {}, part: held}
+    with pytest.raises(UserError, match=rf'^{part}\.b\.0\.1\.c is not finite after iteration 3'):
+        saving.SaveHook().before_save_checkpoint(None, checkpoint)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB."""
@@ -230,6 +238,16 @@ def told() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_signal_is_noted(
+    usual_signals: None, told: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = []
+    monkeypatch.setattr(saving, '_received', received)
+    for number in saving.EXIT_CODES:
+        os.kill(os.getpid(), number)
+    assert received == [*saving.EXIT_CODES]
 
 
 def test_workers_end_by_sigterm_and_leave_the_other_signals_to_the_run(told: None) -> None:
