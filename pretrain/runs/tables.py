@@ -50,7 +50,11 @@ class Table:
 
     def __str__(self) -> str:
         rule = ['---' if column < self.texts else '--:' for column in range(len(self.header))]
-        cells = [list(self.header), rule, *map(list, self.rows)]
+        # A label may hold the character that parts the cells.
+        above, *below = (
+            [text.replace('|', r'\|') for text in row] for row in (self.header, *self.rows)
+        )
+        cells = [above, rule, *below]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
         for row in cells:

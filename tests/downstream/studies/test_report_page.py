@@ -137,6 +137,20 @@ def test_tables_say_what_the_records_say(html: str) -> None:
     assert dict(rows)['mmengine'] == '0.11.0rc3'
 
 
+def test_a_label_is_any_text(tmp_path: Path) -> None:
+    """A column of the page may have the same name; in Markdown it may part two cells."""
+    labels = {'BL': 'setting', 'SD': 'a|b', 'random': 'random'}
+    named = [r | {'label': labels[r['label']]} for r in RECORDS]
+    (tmp_path / 'set.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in named))
+    write_report([tmp_path / 'set.jsonl'], tmp_path / 'page.html')
+    tables = Page((tmp_path / 'page.html').read_text()).tables()
+    (caption,) = (c for c in tables if c.startswith('faster_rcnn') and 'that differ' in c)
+    header, *rows = tables[caption]
+    assert header == ['setting', *sorted(labels.values(), key=lambda label: label)]
+    assert all(len(row) == len(header) for row in rows)
+    assert {'a|b', 'setting'} <= {row[1] for row in tables['Transfer (Table 5)'][1:]}
+
+
 def test_extra_cost_against_plain_sums() -> None:
     """One epoch of three has a teacher; its iterations take 0.5 s and not 0.4 s."""
     algorithm = {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}

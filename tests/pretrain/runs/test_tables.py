@@ -5,7 +5,7 @@ import pytest
 
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT
-from pretrain.runs.tables import collect_records, find_records
+from pretrain.runs.tables import Table, collect_records, find_records
 
 
 def write(folder: Path, config: str, seed: int, **more: object) -> dict:
@@ -21,6 +21,11 @@ def write(folder: Path, config: str, seed: int, **more: object) -> dict:
     folder.mkdir(parents=True)
     (folder / 'run.json').write_text(json.dumps(record | more, indent=1))
     return record | more
+
+
+def test_a_label_does_not_part_a_cell() -> None:
+    first, *_ = str(Table(['a|b', 'c'], [])).splitlines()
+    assert first == r'| a\|b |   c |'
 
 
 def test_a_file_holds_what_the_folder_held(tmp_path: Path) -> None:
