@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pretrain.runs.errors import number_of
 from pretrain.runs.packages import missing_packages, needed_packages, version_of
 
 # What the configs look for in the folder of all data, by the data sets' names in prepare_data.py.
@@ -63,7 +64,7 @@ def _devices() -> Iterator[str]:
         properties = torch.cuda.get_device_properties(index)
         yield f'GPU {index}: {properties.name}, {properties.total_memory / _GB:.0f} GB'
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / _GB
-    yield f'processor: {usable_cores()} cores, {memory:.0f} GB'
+    yield f'processor: {number_of(usable_cores(), "cores")}, {memory:.0f} GB'
     why = f', because {without} has no bfloat16' if (without := device_without_bf16()) else ''
     yield f"precision='auto' means {resolve_precision('auto')}{why}"
 

@@ -17,7 +17,7 @@ from downstream.build import NOT_IDENTITY, fill, training_images
 from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.file_checks import counted
 from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
@@ -105,7 +105,8 @@ def _of_frequent_classes(
     frequent = [v for v, n in zip(values, images, strict=True) if n >= FREQUENT]
     if len(frequent) in (0, len(values)):
         return {}
-    title = f'{metric} of the {len(frequent)} classes with {FREQUENT} training images or more'
+    classes = number_of(len(frequent), 'classes')
+    title = f'{metric} of the {classes} with {FREQUENT} training images or more'
     return {title: float(np.nanmean(frequent))}
 
 

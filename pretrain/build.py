@@ -24,7 +24,7 @@ from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run
 from pretrain.runs.config import batch_per_process, check_whole_numbers
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 from pretrain.settings import check_copies, check_epochs, mini_generations
@@ -136,9 +136,9 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     )
     if config.model.network.num_classes != num_classes:
         raise UserError(
-            f'{config.data_root} holds {num_classes} classes, the model '
-            f'{config.model.network.num_classes}: add the '
-            f'option model.network.num_classes={num_classes}.'
+            f'{config.data_root} holds {number_of(num_classes, "classes")}, the model '
+            f'{config.model.network.num_classes}: add the option '
+            f' model.network.num_classes={num_classes}.'
         )
     folder = 'image_size' in config  # and not pictures on the device
     for split in ('train', 'val'):

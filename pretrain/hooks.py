@@ -17,7 +17,7 @@ from pretrain.metrics import TopKError
 from pretrain.other_runs import network_weights
 from pretrain.runs.checkpoint import is_whole, load_from_disk, tensor_mismatch
 from pretrain.runs.config import stage_of
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.randomness import stable_seed
 from pretrain.runs.resume import check_resume
 from pretrain.runs.saving import iterations_done, save, unwrap
@@ -107,7 +107,8 @@ class SnapshotHook(Hook):
             if (first := next(taught, None)) is None:
                 raise UserError(
                     f'algorithm.lag={self.lag} and copy_every={self.copy_every} leave no epoch of '
-                    f'the {self.ends[-1]} iterations a teacher: lower them, or train longer.'
+                    f'the {number_of(self.ends[-1], "iterations")} a teacher: lower them, or train '
+                    'longer.'
                 )
             self.taught_after = first
 

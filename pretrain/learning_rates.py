@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.schedule import boundaries, generation
 
 
@@ -57,7 +57,8 @@ def learning_rates(
     for name, values in (('schedule', shapes), ('rates', weights)):
         if len(values) != len(lengths):
             raise UserError(
-                f'algorithm.{name} has {len(values)} values for {len(lengths)} mini-generations: '
+                f'algorithm.{name} has {number_of(len(values), "values")} for '
+                f'{number_of(len(lengths), "mini-generations")}: '
                 'give one for each.'
             )
     if unknown := set(map(str, shapes)) - set(SHAPES):

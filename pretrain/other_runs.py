@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.classifier import student_weights
 from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch, weights_sha256
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, identity_in, in_words
 
 
@@ -51,8 +51,8 @@ def check_other_run(path: str, network: dict, config: Config) -> str:
     theirs, ours = network['num_classes'], config.model.network.num_classes
     if theirs != ours:
         raise UserError(
-            f'{path} is of a network with {theirs} classes, the student has {ours}: choose one of '
-            'the same data.'
+            f'{path} is of a network with {number_of(theirs, "classes")}, the student has {ours}: '
+            'choose one of the same data.'
         )
     weights = network_weights(checkpoint)
     with torch.device('meta'):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 MOST_COPIES = 50  # of the student, which wait in memory until they teach
 
@@ -40,8 +40,9 @@ def mini_generations(
         )
     if sum(lengths) != epochs:
         raise UserError(
-            f'algorithm.generations={list(lengths)} add up to {sum(lengths)} epochs, not to '
-            f'epochs={epochs}: change the one or the other.'
+            f'algorithm.generations={list(lengths)} add up to '
+            f'{number_of(sum(lengths), "epochs")}, not to epochs={epochs}: change the one or the '
+            'other.'
         )
     return list(lengths)
 

@@ -13,9 +13,11 @@ def main() -> None:
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
     args = parser.parse_args()
+    from pretrain.runs.errors import number_of
     from pretrain.runs.tables import collect_records
 
-    print(f'{collect_records(args.records, args.out)} records are in {args.out}.')
+    count = collect_records(args.records, args.out)
+    print(f'{number_of(count, "records are")} in {args.out}.')
 
 
 if __name__ == '__main__':

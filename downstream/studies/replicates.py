@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import format_p
 
 LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
@@ -114,7 +114,7 @@ class Comparison:
             np.array([[runs[s] for s in sorted(seeds)] for runs in arm]) for arm in arms
         )
         method = min(len(mine), len(theirs)) > 1
-        over = _count(len(seeds), 'fine-tuning seed')
+        over = number_of(len(seeds), 'fine-tuning seeds')
         if not method:
             samples = [mine.mean(axis=0) - theirs.mean(axis=0)]
         elif shared:
@@ -125,7 +125,7 @@ class Comparison:
             over = f'{len(mine)} and {len(theirs)} pretrainings, unpaired (Welch), × {over}'
         total = sum(len(runs) for arm in (ours, baseline) for runs in arm.values())
         if left_out := total - mine.size - theirs.size:
-            over += f' that both have, {_count(left_out, "other run")} left out'
+            over += f' that both have, {number_of(left_out, "other runs")} left out'
         difference, interval, p = float(mine.mean() - theirs.mean()), None, None
         if len(samples[0]) > 1 and max(map(np.ptp, samples)) < ROUNDING:
             over += ', the same with each'
@@ -159,7 +159,3 @@ class Comparison:
         if not self.method:
             covered = 'fine-tuning alone: it is about these backbones, not about the method'
         return f'{difference} over {self.over}{meaning}; this covers the variation of {covered}.'
-
-
-def _count(number: int, what: str) -> str:
-    return f'{number} {what}' if number == 1 else f'{number} {what}s'

@@ -20,7 +20,7 @@ from downstream.pictures import SCORE_THRESHOLD
 from downstream.studies.replicates import Comparison
 from downstream.studies.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 from pretrain.runs.tables import Table
@@ -92,7 +92,7 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = template.from_string(TEMPLATE.read_text()).render(
         title='Snapshot Distillation: report of the runs',
-        about=f'{len(runs)} runs, {finished} of them finished, in '
+        about=f'{number_of(len(runs), "runs")}, {finished} of them finished, in '
         f'{", ".join(source.resolve().name for source in sources)}.',
         sections=[s for s in sections if s.text or s.tables or s.figures or s.pictures],
     )
@@ -155,7 +155,7 @@ def _groups(runs: Iterable[Run], *tasks: str) -> list[tuple[str, list[Run]]]:
         record, title, key = run.record, run.record['config'], ''
         if record['task'] == 'classification':
             network, data = record['identity']['model']['network'], record['data']['train']
-            title = f'{backbone_of(record["identity"])} on {data["count"]} pictures'
+            title = f'{backbone_of(record["identity"])} on {number_of(data["count"], "pictures")}'
             key = json.dumps([network, data])
         if record['task'] in tasks:
             groups[title, key].append(run)
@@ -215,7 +215,7 @@ def _paper(runs: Sequence[Run]) -> Section:
             groups = defaultdict(list)
             for record in records:
                 length = _epochs(record)
-                groups[f'{TITLES[name]}, {length} epoch{"s" * (length > 1)}'].append(record)
+                groups[f'{TITLES[name]}, {number_of(length, "epochs")}'].append(record)
         for title, mine in groups.items():
             try:
                 tables.append((title, paper_table(name, mine, rows)))

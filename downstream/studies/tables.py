@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, mean_std
 
 TASKS = ('detection', 'segmentation', 'probe')
@@ -163,6 +163,6 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
-    trained = f'{epochs} epoch{"s" if epochs > 1 else ""}' if epochs else 'nothing trained'
+    trained = number_of(epochs, 'epochs') if epochs else 'nothing trained'
     pictures = f'{train} training and {val} test pictures'
     return f'{records[0]["config"]}: ResNet-{depth}, {pictures}, {trained}, on {devices}.'

@@ -16,7 +16,13 @@ from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import content_sha256, describe_findings, fingerprint, paths_within
+from pretrain.runs.file_checks import (
+    content_sha256,
+    counted,
+    describe_findings,
+    fingerprint,
+    paths_within,
+)
 from pretrain.runs.randomness import stable_seed, torch_seed
 
 
@@ -167,8 +173,8 @@ class ClassFolder(Dataset):
         train, val = (list_pictures(root, split) for split in ('train', 'val'))
         if differing := sorted(set(train.classes) ^ set(val.classes)):
             raise UserError(
-                f'train and val of {root} do not hold the same classes: {", ".join(differing[:4])} '
-                'is in one of them only.'
+                f'train and val of {root} do not hold the same classes: only one of them has '
+                f'{counted(differing, "classes")}.'
             )
         for name in train.classes:
             if (root / 'train' / name).samefile(root / 'val' / name):

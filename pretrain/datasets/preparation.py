@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretrain.datasets.cifar import MD5, Cifar100
 from pretrain.datasets.image_folder import ClassFolder, list_pictures
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 
 def require_paths(sources: Mapping[Path, str]) -> None:
@@ -27,7 +27,7 @@ def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None
     for split, count in counts.items():
         other = f"not the paper's data, which has {official[split]:,}"
         verdict = 'as in the paper' if count == official[split] else other
-        print(f'{split}: {count:,} pictures, {verdict}')
+        print(f'{split}: {number_of(count, "pictures")}, {verdict}')
 
 
 def check_imagenet(root: Path, processes: int | None = None) -> None:
@@ -42,7 +42,7 @@ def check_imagenet(root: Path, processes: int | None = None) -> None:
     classes, *_ = ClassFolder.check(root, batch_size=1, workers=processes)
     counts = {split: len(list_pictures(root, split).paths) for split in ('train', 'val')}
     print_counts(counts, {'train': 1_281_167, 'val': 50_000})
-    print(f'{classes:,} classes')
+    print(number_of(classes, 'classes'))
 
 
 def check_cifar100(root: Path) -> None:

@@ -20,7 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 
 def _history_buffer_method(owner: type, name: str) -> Any:
@@ -209,5 +209,6 @@ def tensor_mismatch(
     }
     for problem, names in problems.items():
         if names:
-            return f'{len(names)} {problem} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})'
+            more = ', ...' if len(names) > 3 else ''
+            return f'{number_of(len(names), problem)} ({", ".join(names[:3])}{more})'
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -158,8 +158,8 @@ def batch_per_process(config: Config, world_size: int) -> int:
     if config.batch_size % (world_size * pieces):
         of_each = f', each in {pieces} pieces' if pieces > 1 else ''
         raise UserError(
-            f'batch_size={config.batch_size} cannot be shared by {world_size} processes{of_each}: '
-            'choose a number that divides it.'
+            f'batch_size={config.batch_size} cannot be shared by '
+            f'{number_of(world_size, "processes")}{of_each}: choose a number that divides it.'
         )
     return config.batch_size // world_size
 
@@ -169,10 +169,11 @@ def check_counts(root: Path, train: int, val: int, batch_size: int, processes: i
     processes, or fewer test pictures than processes."""
     if train < batch_size:
         raise UserError(
-            f'{root} has {train} training pictures, less than batch_size={batch_size}: '
-            'lower batch_size.'
+            f'{root} has {number_of(train, "training pictures")}, less than '
+            f'batch_size={batch_size}: lower batch_size.'
         )
     if val < processes:
         raise UserError(
-            f'{root} has {val} test pictures for {processes} processes: use {val} or fewer.'
+            f'{root} has {number_of(val, "test pictures")} for {processes} processes: use {val} or '
+            'fewer.'
         )

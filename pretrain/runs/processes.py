@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.saving import EXIT_CODES
 
 T = TypeVar('T')
@@ -36,9 +36,9 @@ def usable_gpus() -> int:
             f'built for CUDA {torch.version.cuda}' if torch.version.cuda else 'built without CUDA'
         )
         raise UserError(
-            f'This machine has {present} GPUs, but torch {torch.__version__}, {build}, cannot use '
-            'them: see whether nvidia-smi works, update the driver or install another torch; or '
-            'set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU.'
+            f'This machine has {number_of(present, "GPUs")}, but torch {torch.__version__}, '
+            f'{build}, cannot compute there: see whether nvidia-smi works, update the driver or '
+            'install another torch; or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU.'
         )
     for index in range(count):
         major, minor = torch.cuda.get_device_capability(index)
@@ -69,11 +69,11 @@ def check_processes(count: int) -> None:
     gpus, cores = usable_gpus(), usable_cores()
     if gpus and count > cores:
         raise UserError(
-            f'{count} processes, but this one may use only {cores} CPU cores: on Slurm, ask for '
-            'more, as in SRUN_ARGS="--cpus-per-task=64".'
+            f'{count} processes, but this one may use only {number_of(cores, "CPU cores")}: on '
+            'Slurm, ask for more, as in SRUN_ARGS="--cpus-per-task=64".'
         )
     if not 1 <= count <= (gpus or cores):
-        have = f'{gpus} GPUs' if gpus else f'no GPU and {cores} CPU cores'
+        have = number_of(gpus, 'GPUs') if gpus else f'no GPU and {number_of(cores, "CPU cores")}'
         raise UserError(
             f'{count} processes on a machine with {have}: ask for {gpus or cores} or fewer.'
         )

@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import Contents, UserError
+from pretrain.runs.errors import Contents, UserError, number_of
 from pretrain.runs.identity import FORMAT, upgrade
 from pretrain.runs.log import is_flushed
 from pretrain.runs.packages import version_of
@@ -216,7 +216,7 @@ class RunRecordHook(Hook):
 
 def describe(config: Config) -> dict:
     """What is known of a run before it begins."""
-    cuda = torch.cuda.is_available()
+    cores = number_of(os.cpu_count(), 'cores')
     return {
         'format': FORMAT,
         'config': Path(config.filename).stem,
@@ -227,7 +227,7 @@ def describe(config: Config) -> dict:
         'accepted_changes': config.get('accepted_changes', []),
         'git_commit': _git_commit(),
         'versions': {p: v for p in PACKAGES if (v := version_of(p)) is not None},
-        'device': torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores',
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {cores}',
         'world_size': get_world_size(),
     }
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, format_p, mean_std
 
 METRIC = 'top1_error'
@@ -346,12 +346,12 @@ def _one_setting(records: Sequence[dict]) -> None:
 
 def _describe(records: Sequence[dict], full: bool = True) -> str:
     """What runs of one setting are of, and whether they are as long as the paper's."""
-    record = records[0]
+    identity, data = records[0]['identity'], records[0]['data']
     devices = ', '.join(sorted({r['device'] for r in records}))
     return (
-        f'{"" if full else SHORTENED}{backbone_of(record["identity"])}: {_epochs(record)} epochs a '
-        f'run, {record["data"]["train"]["count"]} training and {record["data"]["val"]["count"]} '
-        f'test pictures, batch {record["identity"]["batch_size"]}, on {devices}.'
+        f'{"" if full else SHORTENED}{backbone_of(identity)}: '
+        f'{number_of(_epochs(records[0]), "epochs")} a run, {data["train"]["count"]} training and '
+        f'{data["val"]["count"]} test pictures, batch {identity["batch_size"]}, on {devices}.'
     )
 
 

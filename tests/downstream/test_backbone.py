@@ -55,12 +55,12 @@ def test_every_tensor_of_the_file_arrives_and_stays(config, voc, backbone_file):
     [
         (
             {'drop': ['layer2.1.bn2.running_var']},
-            '1 tensors that the model has are missing .*layer2.1',
+            '1 tensor that the model has is missing .*layer2.1',
         ),
-        ({'drop': ['layer4.0.conv1.weight']}, r'1 tensors .*\(layer4\.0\.conv1\.weight\)'),
+        ({'drop': ['layer4.0.conv1.weight']}, r'1 tensor .*\(layer4\.0\.conv1\.weight\)'),
         (
             {'add': {'layer3.0.se.weight': torch.ones(1)}},
-            r'1 tensors are not in the model \(layer3.0.se.weight',
+            r'1 tensor is not in the model \(layer3.0.se.weight',
         ),
         (
             {'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}},
@@ -199,7 +199,7 @@ def test_select_takes_the_layers_of_one_part():
 
 def test_the_initializer_is_strict_by_itself(backbone_file):
     module = torch.nn.ModuleDict({'conv1': torch.nn.Conv2d(3, 64, 7, bias=True)})
-    with pytest.raises(UserError, match='1 tensors that the model has are missing'):
+    with pytest.raises(UserError, match='1 tensor that the model has is missing'):
         ExportedBackbone(backbone_file, ['conv1'])(module)
 
 

@@ -333,7 +333,7 @@ def _few_images(root, split):
     [
         (_remove_split, 'No split file .*: data_root must name'),
         (_empty_split, 'is empty'),
-        (_unknown_name, r'names \d images, but .*JPEGImages lacks 1 files \(000099\.jpg'),
+        (_unknown_name, r'names \d images, but .*JPEGImages lacks 1 file \(000099\.jpg'),
         (_remove_annotations, r'names (\d) images, but .*JPEGImages lacks \1 files'),
         (_few_images, r'has \d training pictures, less than batch_size=\d'),
     ],
@@ -348,7 +348,7 @@ def test_bad_data_is_one_sentence(config, damage, message, voc, backbone_file, t
 def test_a_missing_annotation_is_named(voc, backbone_file, tmp_path):
     root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
     (root / 'VOC2007/Annotations/000003.xml').unlink()
-    with pytest.raises(UserError, match=r'Annotations lacks 1 files \(000003.xml'):
+    with pytest.raises(UserError, match=r'Annotations lacks 1 file \(000003.xml'):
         prepare(with_files(DEMO_DETECTION, root, backbone_file))
 
 
@@ -360,8 +360,8 @@ def test_all_that_is_wrong_is_named_at_once(voc, backbone_file, tmp_path):
     with pytest.raises(UserError) as error:
         prepare(with_files(DEMO_SEGMENTATION, root, backbone_file))
     masks, aug = str(error.value).splitlines()
-    assert '1 unknown class ids: 200 (2, first in 000003.png)' in masks  # in train and val
-    assert 'SegmentationClassAug lacks 1 files (000005.png)' in aug
+    assert '1 unknown class id: 200 (2, first in 000003.png)' in masks  # in train and val
+    assert 'SegmentationClassAug lacks 1 file (000005.png)' in aug
 
 
 @pytest.mark.parametrize('config', DEMOS)
@@ -469,7 +469,7 @@ def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
         ]
         assert ignored == [0, 4]  # 0 is difficult
     config.drop_invalid_boxes = False
-    with pytest.raises(UserError, match=r'1 inverted or empty boxes \(000004.xml: WBC'):
+    with pytest.raises(UserError, match=r'1 inverted or empty box \(000004.xml: WBC'):
         prepare(config)
 
 

@@ -333,12 +333,12 @@ def three_blocks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (squeezed, r'1 tensors are not in a ResNet-50 v1 \(layer1.0.se.fc1.weight\): only plain'),
+        (squeezed, r'1 tensor is not in a ResNet-50 v1 \(layer1.0.se.fc1.weight\): only plain'),
         (
             without_statistics,
             r'106 tensors that a ResNet-50 v1 has are missing \(bn1.running_mean, ',
         ),
-        (one_gone, r'1 tensors that a ResNet-50 v1 has are missing \(layer2.1.bn2.weight\)'),
+        (one_gone, r'1 tensor that a ResNet-50 v1 has is missing \(layer2.1.bn2.weight\)'),
         (quantised, 'conv1.weight has the type torch.int8'),
         (sparse, 'conv1.weight is no dense tensor'),
         (without_values, 'conv1.weight is no dense tensor'),

@@ -335,7 +335,7 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
         (_few_bits, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: L PNG\)'),
         (
             _other_palettes,
-            r'masks whose palette gives a class id another colour \(000003.png: \d is',
+            r'mask whose palette gives a class id another colour \(000003.png: \d is',
         ),
         (_jpeg_mask, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: L JPEG\)'),
         (_small_mask, r'1 mask of another size .* \(000003.png: 32x48, not 64x48\)'),

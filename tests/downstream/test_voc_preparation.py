@@ -68,8 +68,8 @@ def test_bad_files_of_voc07_are_all_named(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         check_voc07(root)
     first, second = str(error.value).splitlines()
-    assert 'trainval.txt names 8 images, but there are 1 unreadable annotations (000002' in first
-    assert 'test.txt names 3 images, but there are 1 unreadable annotations (000009' in second
+    assert 'trainval.txt names 8 images, but there is 1 unreadable annotation (000002' in first
+    assert 'test.txt names 3 images, but there is 1 unreadable annotation (000009' in second
 
 
 def test_a_missing_piece_is_one_sentence(devkit: Path, sbd: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_damaged_mat_is_named(damage: object, devkit: Path, sbd: Path) -> None
 def test_a_missing_mat_is_named(devkit: Path, sbd: Path) -> None:
     path = sorted((sbd / 'dataset/cls').iterdir())[3]
     path.unlink()
-    with pytest.raises(UserError, match=rf'dataset/cls lacks 1 files \({path.name}\)'):
+    with pytest.raises(UserError, match=rf'dataset/cls lacks 1 file \({path.name}\)'):
         check_voc12aug(devkit, sbd)
     assert not (devkit / 'VOC2012/SegmentationClassAug').exists()
 
@@ -190,6 +190,6 @@ def test_training_on_test_images_is_refused(drawn: Path, tmp_path: Path) -> None
     )
     with (root / 'VOC2012/ImageSets/Segmentation/aug.txt').open('a') as file:
         file.write(f'{leaked}\n')
-    shared = rf'aug.txt and .*/val.txt share 1 images \({leaked}\), which would be trained on and'
+    shared = rf'aug.txt and .*/val.txt share 1 image \({leaked}\), which would be trained on and'
     with pytest.raises(UserError, match=shared):
         check_voc12aug(root)

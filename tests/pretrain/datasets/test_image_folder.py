@@ -189,7 +189,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     for split, name in (('train', 'a'), ('train', 'b'), ('val', 'a')):
         (tmp_path / split / name).mkdir()
         Image.new('RGB', (4, 4)).save(tmp_path / split / name / '0.png')
-    with pytest.raises(UserError, match='same classes: b'):
+    with pytest.raises(UserError, match=r'same classes: only one of them has 1 class \(b\)'):
         ClassFolder.check(tmp_path, 2)
     (tmp_path / 'val/b').mkdir()
     with pytest.raises(UserError, match=r'val/b has no picture'):

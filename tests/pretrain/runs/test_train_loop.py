@@ -99,5 +99,5 @@ def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path
 def test_impossible_pieces(tiny_config: Callable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='micro_batches is 0'):
         tiny_config('bl', tmp_path, 'micro_batches=0')
-    with pytest.raises(UserError, match='1 processes, each in 3 pieces'):
+    with pytest.raises(UserError, match='1 process, each in 3 pieces'):
         tiny_config('bl', tmp_path, 'micro_batches=3')
