@@ -316,7 +316,8 @@ def _parameters(weights: Mapping[str, Tensor]) -> int:
 
 def _normalisation(snapshot: Snapshot) -> list[list[float]]:
     """Mean and standard deviation for pixels from 0 to 1."""
-    return [[v / 255 for v in snapshot.provenance[fact]] for fact in ('mean', 'std')]
+    # Rounded, so that the files hold 0.224 and not 0.22399999999999998.
+    return [[round(v / 255, 12) for v in snapshot.provenance[fact]] for fact in ('mean', 'std')]
 
 
 def _data(snapshot: Snapshot) -> str:
