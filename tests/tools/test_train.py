@@ -135,7 +135,7 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
 def test_more_processes_than_the_machine_has(options: list[str], tmp_path: Path) -> None:
     work_dir = str(tmp_path / 'run')
     result = train(SD, '--gpus', '4096', '--work-dir', work_dir, '--cfg-options', *options)
-    assert_one_sentence(result, '4096 processes', 'no GPU', 'CPU cores')
+    assert_one_sentence(result, '4096 processes', 'no GPU', 'CPU core')
     assert not (tmp_path / 'run').exists()
 
 

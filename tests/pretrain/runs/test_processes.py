@@ -54,7 +54,7 @@ def test_a_machine_without_gpus(machine):
     machine(available=False)
     assert usable_gpus() == 0
     check_processes(1)
-    with pytest.raises(UserError, match=f'no GPU and {usable_cores()} CPU cores'):
+    with pytest.raises(UserError, match=f'no GPU and {usable_cores()} CPU core'):
         check_processes(usable_cores() + 1)
 
 
