@@ -158,12 +158,13 @@ def ddp_settings(find_unused_parameters: bool = False) -> dict:
     3 copies and 3 divisions in place of 62 products). Gradients that stay in the buckets, with
     ``zero_grad(set_to_none=False)``, cost more: an addition and a division each, 124.
     """
-    settings = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    available = signature(DistributedDataParallel).parameters
+    # 2.14 warns of the old name, in each process.
+    sync = 'forward_sync_buffers' if 'forward_sync_buffers' in available else 'broadcast_buffers'
+    settings = {'type': 'MMDistributedDataParallel', sync: False, 'gradient_as_bucket_view': True}
     if find_unused_parameters:
         settings['find_unused_parameters'] = True
-    if 'batched_grad_copy' in signature(DistributedDataParallel).parameters:
+    if 'batched_grad_copy' in available:
         settings['batched_grad_copy'] = True
     if not torch.cuda.is_available():
         settings['device_ids'] = None

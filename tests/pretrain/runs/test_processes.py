@@ -191,6 +191,7 @@ def kernels(wrap):
     'batched_grad_copy' not in signature(DistributedDataParallel).parameters,
     reason='this torch copies the gradients one by one',
 )
+@pytest.mark.filterwarnings('error')  # eight processes would print each warning
 def test_gradients_are_copied_a_bucket_at_a_time():
     distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
     try:
