@@ -20,7 +20,7 @@ from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.identity import FORMAT
+from pretrain.runs.identity import FORMAT, differences
 from pretrain.runs.resume import check_resume
 from tests.stopping import Signal, assert_same_run
 
@@ -556,3 +556,16 @@ def test_a_resumed_run_keeps_each_setting(config, change, identity, tmp_path):
     check_resume(path, before)
     with pytest.raises(UserError, match=CHANGES[config, change]):
         check_resume(path, after)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('config', DEMOS)
+def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_file, tmp_path):
+    """Another picture may have the name and the size of the one that it replaces."""
+    root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
+    config, split = with_files(config, root, backbone_file), root / SPLITS[config]
+    one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
+    assert differences(one, two) == {'world_size': (1, 2)}
+    picture = split.parents[2] / f'JPEGImages/{split.read_text().split()[0]}.jpg'
+    Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(picture)
+    assert differences(one, prepare(config).identity.to_dict()).keys() == {'data.train'}

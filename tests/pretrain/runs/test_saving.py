@@ -226,7 +226,7 @@ def test_a_snapshot_that_is_needed_later_is_looked_at_before_training(
     config = tiny_config('sd', tmp_path)
     config.load_from, config.resume = str(tmp_path / 'epoch_2.pth'), True
     config.experiment_name += '-resumed'
-    with pytest.raises(UserError, match=rf'snapshot_1\.pth is {harm}'):
+    with pytest.raises(UserError, match=rf'snapshot_1\.pth is {harm}, and the ensemble at the end'):
         Runner.from_cfg(config).train()
 
 
