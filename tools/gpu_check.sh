@@ -81,7 +81,7 @@ LIST
 "$python" -c 'import json, pathlib, re, sys
 machine, *lines = open(sys.argv[1])
 steps = [re.fullmatch(r"(.*?): (.*) \((\d+) s\)", line.strip()).groups() for line in lines]
-steps = [dict(zip(("step", "result", "seconds"), step)) for step in steps]
+steps = [{"step": step, "result": result, "seconds": int(spent)} for step, result, spent in steps]
 found = sorted(pathlib.Path(sys.argv[2]).glob("*.json"), key=lambda path: int(path.stem))
 measured = [json.loads(path.read_bytes()) for path in found]
 print(json.dumps({"machine": machine.strip(), "steps": steps, "measured": measured}, indent=1))
