@@ -176,6 +176,15 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
+def test_the_place_is_looked_at_before_the_data(
+    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ['start.py', str(tiny_file('bl', generations=1)), '--work-dir', '/proc/nowhere']
+    monkeypatch.setattr(sys, 'argv', [*command, '--cfg-options', 'data_root=/nowhere'])
+    with pytest.raises(UserError, match='No run can be written to /proc/nowhere'):
+        start.main()
+
+
 def test_a_run_goes_as_the_page_says(
     usual_signals: None,
     tiny_file: Callable[..., Path],
