@@ -20,6 +20,7 @@ from pretrain.runs.saving import EXIT_CODES
 
 T = TypeVar('T')
 DEVICES = Path('/dev')
+LAUNCHER = 'SNAPSHOT_LAUNCHER_PID'  # the variable that tells processes who started them
 
 
 def usable_gpus() -> int:
@@ -114,6 +115,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     program = ['--no-python', sys.executable, '-u', *command]
     signals = ','.join(number.name for number in (*EXIT_CODES, signal.SIGQUIT))
     options = [f'--nproc_per_node={processes}', f'--signals-to-handle={signals}']
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run.main([*rendezvous, *options, *program])
     except SignalException as stop:
@@ -149,6 +151,15 @@ def end_with_parent() -> None:
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def end_with_launcher() -> None:
+    """:func:`end_with_parent` in a process of :func:`start_processes`, which may have ended while
+    this one was still importing: then exit as if the signal had come."""
+    end_with_parent()
+    parent = str(os.getppid())
+    if os.environ.get(LAUNCHER, parent) != parent:
+        sys.exit(EXIT_CODES[signal.SIGTERM])
 
 
 def ddp_settings(find_unused_parameters: bool = False) -> dict:

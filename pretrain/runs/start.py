@@ -25,7 +25,7 @@ from pretrain.runs.processes import (
     Processes,
     check_processes,
     ddp_settings,
-    end_with_parent,
+    end_with_launcher,
     start_processes,
     usable_gpus,
 )
@@ -128,7 +128,7 @@ def start(args: argparse.Namespace) -> None:
         usable_gpus()
     launched = None if launches else launched_processes()
     if launched:
-        end_with_parent()
+        end_with_launcher()
     processes = Processes.of_launcher() if launched else Processes()
     count = args.gpus * nodes if launches else processes.count
     # Once a node: a million files are looked at.

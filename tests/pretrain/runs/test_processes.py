@@ -23,6 +23,7 @@ from pretrain.runs.processes import (
     Processes,
     check_processes,
     ddp_settings,
+    end_with_launcher,
     start_processes,
     usable_gpus,
 )
@@ -238,6 +239,19 @@ def test_one_node_needs_no_address(torchrun):
     assert '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT' in arguments
     assert arguments[-3:] == ['-m', 'module', 'x.py']
     assert int(os.environ['OMP_NUM_THREADS']) >= 1
+
+
+def test_a_process_whose_launcher_ended_first_does_not_wait_for_it(torchrun, monkeypatch):
+    """It would look for the others for an hour."""
+    monkeypatch.setattr(processes, 'end_with_parent', lambda: None)
+    end_with_launcher()  # of another launcher, such as Slurm
+    start_processes(['x.py'], 2, nodes=1)
+    monkeypatch.setattr(os, 'getppid', os.getpid)  # as in a process that it has started
+    end_with_launcher()
+    monkeypatch.setattr(os, 'getppid', lambda: 1)
+    with pytest.raises(SystemExit) as stop:
+        end_with_launcher()
+    assert stop.value.code == 143
 
 
 def test_several_nodes_meet_at_the_first(torchrun):
