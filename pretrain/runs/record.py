@@ -70,7 +70,9 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
     except (ValueError, RecursionError):
         record = None
     if not _is_record(record):
-        raise UserError(f'{place} is not the record of a run: restore it, or delete it.')
+        raise UserError(
+            f'{place} is not the record of a run: put a copy back, or leave the run out.'
+        )
     if (written_as := record.get('format', 1)) > FORMAT:
         raise UserError(
             f'{place} has format {written_as}, this version of the suite reads up to '
