@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import pickle
 import re
 import struct
 import zipfile
@@ -64,7 +63,9 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes torch raise anything, struct.error too
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
             'take an intact .pth file, or ask its owner to save model.state_dict() alone.'

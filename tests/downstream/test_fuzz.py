@@ -1,5 +1,6 @@
 """Files and values that no one foresaw: whatever they hold, they work or give one sentence."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from downstream.import_backbone import import_backbone
@@ -16,6 +17,7 @@ from downstream.voc_checks import _check_boxes, read_list
 from pretrain.build import prepare
 from pretrain.export import export_backbone
 from pretrain.runs.backbone_file import load_backbone_file
+from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.config import _walk, load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import find_records
@@ -154,9 +156,29 @@ def test_checkpoints(tmp_path: Path, content: Any) -> None:
 
 @quick
 @given(content=st.binary(max_size=60))
+@example(content=b'j')  # struct.error
 def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / 'a.pth').write_bytes(content)
     with pytest.raises(UserError):
         load_backbone_file(path)
     with pytest.raises(UserError):
         import_backbone(path, tmp_path / 'out.pth', None, 'imagenet-rgb')
+
+
+def old_checkpoint() -> bytes:
+    """As torch wrote it before 2020: pickles with no checksum of any kind."""
+    content, file = {'weight': torch.ones(2)}, io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+OLD = old_checkpoint()
+
+
+@quick
+@given(content=damaged(OLD))
+@example(content=OLD[:259] + b'h' + OLD[260:])  # TypeError
+@example(content=OLD[:263] + b'J' + OLD[264:])  # AttributeError
+def test_damaged_old_checkpoints(tmp_path: Path, content: bytes) -> None:
+    (path := tmp_path / 'a.pth').write_bytes(content)
+    one_sentence(lambda: load_from_disk(path))
