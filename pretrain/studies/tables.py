@@ -51,7 +51,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     }
     for config, mine in arms:
         ours = [
-            *([_last(r, k) for r in mine if len(r['generations']) > k] for k in range(4)),
+            *(_ends(mine, k, METRIC) for k in range(4)),
             [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in mine],
             [r['ensemble'][METRIC] for r in mine if 'ensemble' in r],
         ]
@@ -78,12 +78,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         # BL has one generation, which ends when the second of the others does.
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
         paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
-        ours = [
-            [r['generations'][k]['last'][name] for r in mine if name in r['generations'][k]['last']]
-            if k >= 0
-            else []
-            for k, name in columns
-        ]
+        ours = [_ends(mine, k, name) if k >= 0 else [] for k, name in columns]
         rows += _rows(config, paper, ours, full, len(mine))
     return Table(header, rows, 3, notes)
 
@@ -371,6 +366,12 @@ def _name(network: Mapping[str, Any]) -> str:
     names = network.get('name'), network['type'].removeprefix('Cifar'), network.get('depth')
     name = names[0] or '-'.join(str(name) for name in names[1:] if name is not None)
     return f'{name} of width {network["width"]}' if 'width' in network else name
+
+
+def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
+    """A metric at the end of mini-generation k + 1, of the runs that have one and validated it."""
+    found = (r['generations'][k].get('last', {}) for r in records if len(r['generations']) > k)
+    return [last[name] for last in found if name in last]
 
 
 def _last(record: dict, k: int) -> float:

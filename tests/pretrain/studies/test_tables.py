@@ -119,6 +119,20 @@ def test_missing_rows_and_deleted_records_are_holes(records: Path) -> None:
     assert 'missing' in str(table_3([], ROWS))
 
 
+def test_an_end_that_was_not_validated_is_missing(tmp_path: Path) -> None:
+    """As with a val_interval of 164 epochs."""
+    end = {'last': {'top1_error': 32.0}, 'best': {'top1_error': 31.5}}
+    write(tmp_path, 'resnet20_sd_t3', 0, [0.0] * 4, generations=[{}, {}, {}, end])
+    ours = cells(table_3(find_records(tmp_path), ROWS), 'ResNet-20', 'SD T=3', 'ours')
+    assert ours[:5] == ['missing'] * 3 + ['32.00', '31.50']
+    write(tmp_path, 'r152_sd', 0, [0.0] * 2, epochs=90, generations=[{}, end])
+    table = table_4(
+        [r for r in find_records(tmp_path) if r['config'] == 'r152_sd'],
+        [load_config(CIFAR.parent / 'r152_sd.py')],
+    )
+    assert cells(table, 'ResNet-152', 'SD', 'ours')[:3] == ['missing', 'missing', '32.00']
+
+
 def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [90.0], epochs=8)
     table = str(table_3(find_records(tmp_path), ROWS))
