@@ -63,7 +63,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):  # not the file's fault
         raise
     except Exception as error:  # a damaged file makes torch raise anything, struct.error too
         raise UserError(
