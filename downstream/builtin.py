@@ -302,7 +302,7 @@ def main() -> None:
         flush=True,
     )
     write_imagenet_folder(dest / 'imagenet', train_per_class=100, val_per_class=20, size=64)
-    write_vocdevkit(dest / 'VOCdevkit', trainval=480, test=120, size=256)
+    write_vocdevkit(dest / 'VOCdevkit', trainval=400, test=100, size=256)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.file_checks import counted
 from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
-from pretrain.runs.tables import Table
+from pretrain.runs.tables import NONE, Table
 
 # Settings that change what a checkpoint is tested on, or how.
 TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
@@ -85,7 +85,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
         evaluator.process(trained.model.val_step(batch), batch)
     metrics, columns, classes = _RESULTS[config.task](metric, loader.dataset)
     rows = [
-        [name, str(count), '–' if np.isnan(value) else f'{value:.2f}']
+        [name, str(count), NONE if np.isnan(value) else f'{value:.2f}']
         for name, (count, value) in zip(ours, classes, strict=True)
     ]
     if config.task != 'classification':

@@ -18,7 +18,7 @@ crop_size = (81, 81)
 model = dict(backbone=dict(depth=18), decode_head=dict(in_channels=512, channels=64))
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_cfg = dict(max_epochs=3, val_interval=3)
 # So few iterations leave the new layers little time: they learn at five times the rate.
 optim_wrapper = dict(
     optimizer=dict(lr=0.02),

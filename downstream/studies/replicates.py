@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import format_p
+from pretrain.runs.tables import NONE, format_p
 
 LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
 ROUNDING = 1e-9  # points: values that are no further apart are equal
@@ -138,17 +138,18 @@ class Comparison:
     def cells(self) -> tuple[str, str]:
         """The difference with its interval, and p."""
         if self.difference is None:
-            return '–', '–'
+            return NONE, NONE
         interval = ' [{:+.2f}, {:+.2f}]'.format(*self.interval) if self.interval else ''
         return f'{self.difference:+.2f}{interval}', format_p(self.p)
 
     def verdict(self) -> str:
-        """A sentence on what the difference means and what it does not."""
+        """A sentence on what the difference means and what it does not. It gives the difference if
+        there is a test of it."""
         if self.difference is None:
             return f'{self.over}: no comparison is possible.'
         difference, p = self.cells()
         if self.p is None:
-            meaning = ': no test is possible'
+            difference, meaning = 'compared', ': no test is possible'
         elif self.p >= LEVEL:
             meaning = f', p = {p}: not distinguishable'
         else:

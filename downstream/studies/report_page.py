@@ -23,7 +23,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
-from pretrain.runs.tables import Table
+from pretrain.runs.tables import NONE, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
 from pretrain.studies.tables import backbone_of
@@ -31,7 +31,6 @@ from pretrain.studies.tables import backbone_of
 TEMPLATE = Path(__file__).with_suffix('.html')
 PICTURES = 4  # of each downstream config
 PICTURE_SIDE = 480  # pixels, at most
-NONE = '–'
 # Parts of an identity that other tables of the page show: seeds, and the source of the backbone.
 NOT_SETTINGS = 'randomness', 'data_seed', 'backbone.seed', 'backbone.source', 'backbone.top1_error'
 NOT_SETTINGS += tuple(f'backbone.{kind}_sha256' for kind in ('source', 'recipe', 'weights'))

@@ -1,11 +1,12 @@
 """From run.json records to the transfer table (Table 5). Nothing else is read."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, mean_std
+from pretrain.runs.tables import MISSING, NONE, SHORTENED, Table, check_alike, mean_std
 
 TASKS = ('detection', 'segmentation', 'probe')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
@@ -18,22 +19,25 @@ MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.bac
 MAY_DIFFER += ('model.roi_head.shared_head.style',)
 COLUMNS = ['task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n']
 COLUMNS += ["paper's gain"]
-ABOUT_SPREADS = (
-    'In percent; n is pretrainings × fine-tunings of each. Between and within are the standard '
-    'deviations between pretrainings and between the fine-tunings of one, by analysis of variance.'
-)
+ABOUT_MEANS = 'In percent; n is pretrainings × fine-tunings of each.'
 ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
+ABOUT_SPREADS = (
+    ' Between and within are the standard deviations between pretrainings and between the '
+    'fine-tunings of one, by analysis of variance.'
+)
 ABOUT_BOTH = 'After ≤ stands the spread of pretrainings fine-tuned once each, which contains both.'
-ABOUT_GAINS = (
-    'Gains are in points, with their 95 % confidence interval, and paired by seed unless said '
-    'otherwise. p: two-sided t-test, not corrected for the number of comparisons.'
+ABOUT_GAINS = 'Gains are in points, and paired by seed unless said otherwise.'
+ABOUT_TESTS = (
+    ' Behind a gain stands its 95 % confidence interval. p: two-sided t-test, not corrected for '
+    'the number of comparisons.'
 )
 
 
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table:
     """Mean, spreads and n of each backbone, and its gain in points over the first; below them a
-    sentence for each comparison. Configs of the same task go by their own names. Columns without
-    any entry, such as the paper's for configs that it does not have, are left out.
+    sentence on each comparison, or on several of which the same can be said. Configs of the same
+    task go by their own names. Columns in which no row has a number, such as the paper's for
+    configs that it does not have, are left out.
 
     Args:
         records: as :func:`pretrain.runs.tables.find_records` gives them for ``TASKS``.
@@ -47,8 +51,9 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     """
     labels = labels or backbones(records)
     gains = comparisons(records, labels)
-    gain = f'gain over {labels[0]} [95 %]'
-    rows, notes = [], []
+    tested = any(gain.p is not None for gain in gains.values())
+    gain = f'gain over {labels[0]}{" [95 %]" * tested}'
+    rows, notes, verdicts = [], [], {}
     for name, arms, values in _by_config(records, labels):
         mine = [record for arm in arms.values() for record in arm]
         full = _size(mine[0]) == FULL.get(mine[0]['task'])
@@ -63,15 +68,18 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
                 row[gain], row['p'] = gains[title].cells()
                 if {label, labels[0]} <= paper.keys():
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
-                notes.append(f'{title}: {gains[title].verdict()}')
+                verdicts.setdefault(gains[title].verdict(), []).append(title)
             rows.append(row)
-    errors = any('top-1 error' in row for row in rows)
-    notes.append(ABOUT_SPREADS + ABOUT_ERRORS * errors)
+    table = Table.of(rows, [*COLUMNS, gain, 'p'], 2)
+    notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
+    shown = {*table.header}
+    spread = bool(shown & {'between', 'within'})
+    notes.append(ABOUT_MEANS + ABOUT_ERRORS * ('top-1 error' in shown) + ABOUT_SPREADS * spread)
     if any('≤' in row.get('between', '') for row in rows):
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:
-        notes.append(ABOUT_GAINS)
-    return Table.of(rows, [*COLUMNS, gain, 'p'], 2, notes)
+        notes.append(ABOUT_GAINS + ABOUT_TESTS * tested)
+    return replace(table, notes=notes)
 
 
 def backbones(records: Sequence[dict]) -> list[str]:
@@ -154,8 +162,8 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
     counts = sorted({len(runs) for runs in values.values()})
     return row | {
         'mean': f'{fmean(fmean(runs.values()) for runs in values.values()):.2f}',
-        'between': '–' if between is None else f'{most}{between:.2f}',
-        'within': '–' if within is None else f'{within:.2f}',
+        'between': NONE if between is None else f'{most}{between:.2f}',
+        'within': NONE if within is None else f'{within:.2f}',
         'n': f'{len(values)} × {" or ".join(map(str, counts))}',
     }
 

@@ -12,6 +12,7 @@ from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 
 MISSING = 'missing'
+NONE = '–'  # a number that does not exist, such as the spread of one run
 SHORTENED = 'SHORTENED, not comparable with the paper. '
 
 
@@ -44,8 +45,9 @@ class Table:
         notes: Sequence[str] = (),
     ) -> 'Table':
         """A table of cells by the names of their columns, by default the columns of the first row.
-        Columns that no row has are left out."""
-        header = [column for column in columns or rows[0] if any(column in row for row in rows)]
+        Columns in which no row has more than a dash are left out."""
+        empty = {'', NONE}
+        header = [c for c in columns or rows[0] if not {row.get(c, '') for row in rows} <= empty]
         return cls(header, [[row.get(c, '') for c in header] for row in rows], texts, notes)
 
     def __str__(self) -> str:
@@ -115,5 +117,5 @@ def mean_std(values: Sequence[float]) -> str:
 def format_p(p: float | None) -> str:
     """A p-value with three decimals; a dash for None."""
     if p is None:
-        return '–'
+        return NONE
     return f'{p:.3f}' if p >= 0.001 else '<0.001'

@@ -14,7 +14,15 @@ from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import MISSING, SHORTENED, Table, check_alike, format_p, mean_std
+from pretrain.runs.tables import (
+    MISSING,
+    NONE,
+    SHORTENED,
+    Table,
+    check_alike,
+    format_p,
+    mean_std,
+)
 
 METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
@@ -28,7 +36,7 @@ def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
     """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side, or where
     neither side varies."""
     if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
-        return '–'
+        return NONE
     return format_p(float(ttest_ind(ours, baseline, equal_var=False).pvalue))
 
 
@@ -94,12 +102,12 @@ def _rows(
     """The rows of a config: the paper's numbers, ours where it has one, and the difference."""
     pairs = list(zip(paper, ours, strict=True))
     found = {
-        'paper': ['–' if p is None else f'{p:.2f}' for p in paper],
-        'ours': ['–' if p is None else mean_std(v) for p, v in pairs],
+        'paper': [NONE if p is None else f'{p:.2f}' for p in paper],
+        'ours': [NONE if p is None else mean_std(v) for p, v in pairs],
     }
     if full:
         found['delta'] = [
-            '–' if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
+            NONE if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
         ]
     name, blank = [backbone_of(config), config.algorithm.name], [''] * (1 + len(gain))
     return [
@@ -262,10 +270,10 @@ def table_2(records: Sequence[dict]) -> Table:
     for student in teachers:
         if full:
             values = (TABLE_2.get((student, teacher)) for teacher in teachers)
-            cells_of_paper = ['–' if value is None else f'{value:.2f}' for value in values]
+            cells_of_paper = [NONE if value is None else f'{value:.2f}' for value in values]
             rows.append([f'student #{student}', 'paper', *cells_of_paper])
         values = (
-            mean_std(cells.get((student, teacher), [])) if teacher <= student else '–'
+            mean_std(cells.get((student, teacher), [])) if teacher <= student else NONE
             for teacher in teachers
         )
         rows.append([f'student #{student}', 'ours', *values])
