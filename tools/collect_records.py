@@ -12,11 +12,12 @@ def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
+    parser.add_argument('--running', action='store_true', help='also of runs that go on')
     args = parser.parse_args()
     from pretrain.runs.errors import number_of
     from pretrain.runs.tables import collect_records
 
-    count = collect_records(args.records, args.out)
+    count = collect_records(args.records, args.out, args.running)
     print(f'{number_of(count, "records are")} in {args.out}.')
 
 

@@ -156,7 +156,9 @@ class Comparison:
             word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
-        covered = 'pretraining and fine-tuning'
-        if not self.method:
-            covered = 'fine-tuning alone: it is about these backbones, not about the method'
-        return f'{difference} over {self.over}{meaning}; this covers the variation of {covered}.'
+        about = 'it is about these backbones, not about the method'
+        if self.method:
+            about = 'this covers the variation of pretraining and fine-tuning'
+        elif self.p is not None:
+            about = f'this covers the variation of fine-tuning alone: {about}'
+        return f'{difference} over {self.over}{meaning}; {about}.'

@@ -21,14 +21,15 @@ COLUMNS = ['task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'withi
 COLUMNS += ["paper's gain"]
 ABOUT_MEANS = 'In percent; n is pretrainings × fine-tunings of each.'
 ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
+ABOUT_BETWEEN = ' Between is the standard deviation between pretrainings.'
 ABOUT_SPREADS = (
     ' Between and within are the standard deviations between pretrainings and between the '
     'fine-tunings of one, by analysis of variance.'
 )
-ABOUT_BOTH = 'After ≤ stands the spread of pretrainings fine-tuned once each, which contains both.'
+ABOUT_BOTH = '≤: the pretrainings were fine-tuned once each, so that this contains both spreads.'
 ABOUT_GAINS = 'Gains are in points, and paired by seed unless said otherwise.'
 ABOUT_TESTS = (
-    ' Behind a gain stands its 95 % confidence interval. p: two-sided t-test, not corrected for '
+    ' In brackets: the 95 % confidence interval. p: two-sided t-test, not corrected for '
     'the number of comparisons.'
 )
 
@@ -73,8 +74,8 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     table = Table.of(rows, [*COLUMNS, gain, 'p'], 2)
     notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
     shown = {*table.header}
-    spread = bool(shown & {'between', 'within'})
-    notes.append(ABOUT_MEANS + ABOUT_ERRORS * ('top-1 error' in shown) + ABOUT_SPREADS * spread)
+    spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)
+    notes.append(ABOUT_MEANS + ABOUT_ERRORS * ('top-1 error' in shown) + spread)
     if any('≤' in row.get('between', '') for row in rows):
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:

@@ -68,24 +68,28 @@ class Table:
         return '\n'.join([*lines, '', *(f'- {note}' for note in self.notes), ''])
 
 
-def find_records(source: Path, tasks: Sequence[str] = ('classification',)) -> list[dict]:
-    """The finished records of the tasks in a folder or file, as
-    :func:`pretrain.runs.record.read_records` reads them."""
-    return [r for r in read_records(source) if r['status'] == 'finished' and r['task'] in tasks]
+def find_records(
+    source: Path, tasks: Sequence[str] = ('classification',), running: bool = False
+) -> list[dict]:
+    """The records of the tasks in a folder or file, as :func:`pretrain.runs.record.read_records`
+    reads them: of finished runs, and with ``running`` of the others as well."""
+    records = read_records(source)
+    return [r for r in records if (running or r['status'] == 'finished') and r['task'] in tasks]
 
 
-def collect_records(source: Path, out: Path) -> int:
-    """Write the finished records of ``source`` to the ``.jsonl`` file ``out``, a record a line,
-    sorted by config, label and seed, and return how many there are.
+def collect_records(source: Path, out: Path, running: bool = False) -> int:
+    """Write the finished records of ``source``, and with ``running`` the others as well, to the
+    ``.jsonl`` file ``out``, a record a line, sorted by config, label and seed, and return how many
+    there are.
 
     Raises:
-        UserError: if there is no finished record, or ``out`` is not called ``.jsonl``.
+        UserError: if there is no such record, or ``out`` is not called ``.jsonl``.
     """
     if out.suffix != '.jsonl':
         raise UserError(f'{out} would not be read as records: give it the suffix .jsonl.')
-    records = [r for r in read_records(source) if r['status'] == 'finished']
+    records = [r for r in read_records(source) if running or r['status'] == 'finished']
     if not records:
-        raise UserError(f'There is no record of a finished run in {source}.')
+        raise UserError(f'There is no record of a {"" if running else "finished "}run in {source}.')
     records.sort(
         key=lambda r: (r['config'], r['label'], r['identity']['randomness']['seed'], json.dumps(r))
     )

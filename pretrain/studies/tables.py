@@ -4,6 +4,7 @@ records alone."""
 import json
 import re
 import statistics
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -23,6 +24,7 @@ from pretrain.runs.tables import (
     format_p,
     mean_std,
 )
+from pretrain.schedule import boundaries
 
 METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
@@ -44,7 +46,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
 
     Args:
-        records: as :func:`pretrain.runs.tables.find_records` gives them.
+        records: as :func:`pretrain.runs.tables.find_records` gives them. Of runs that go on, the
+            mini-generations that have ended are shown.
         configs: of the rows, in their order; a row without a record is shown as missing.
 
     Raises:
@@ -54,20 +57,23 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
+    finished = [[r for r in mine if r['status'] == 'finished'] for _, mine in arms]
     baselines = {
-        backbone_of(config): mine for config, mine in arms if config.algorithm.name == 'BL'
+        backbone_of(config): done
+        for (config, _), done in zip(arms, finished, strict=True)
+        if config.algorithm.name == 'BL'
     }
-    for config, mine in arms:
+    for (config, mine), done in zip(arms, finished, strict=True):
         ours = [
             *(_ends(mine, k, METRIC) for k in range(4)),
-            [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in mine],
-            [r['ensemble'][METRIC] for r in mine if 'ensemble' in r],
+            [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in done],
+            [r['ensemble'][METRIC] for r in done if 'ensemble' in r],
         ]
         paper = [None] * (4 - len(config.paper[METRIC])) + list(config.paper[METRIC])
         paper += [config.paper.best, config.paper.get('ensemble')]
         if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
             ours[0], ours[3] = ours[3], ours[0]
-        gain = _gain(mine, baselines.get(backbone_of(config), []))
+        gain = _gain(done, baselines.get(backbone_of(config), []))
         rows += _rows(config, paper, ours, full, len(mine), gain)
     return Table(header, rows, 3, notes)
 
@@ -289,9 +295,10 @@ def _arms(
     """The records of each config, notes on what they are, and whether all are as long as the
     configs say and on all pictures. A record's identity, not its file's name, says what it is."""
     kinds = [_kind(config) for config in configs]
+    records = [r for r in records if r['status'] == 'finished' or _ended(r)]
     arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
     for config, mine in arms:
-        seeds = [r['identity']['randomness']['seed'] for r in mine]
+        seeds = [*map(_seed, mine)]
         if len(set(seeds)) < len(seeds):
             raise UserError(
                 f'Two records are of {backbone_of(config)}, {config.algorithm.name} and the same '
@@ -308,6 +315,18 @@ def _arms(
         whole = _epochs(mine[0]) == config.epochs and mine[0]['data']['train']['count'] == pictures
         notes.append(_describe(mine, whole))
         full = full and whole
+    going_on = [
+        f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
+        f'({_ended(record)} of {number_of(len(_lengths(record)), "mini-generations")})'
+        for config, mine in arms
+        for record in mine
+        if record['status'] != 'finished'
+    ]
+    if going_on:
+        notes.append(
+            f'NOT FINISHED: {"; ".join(going_on)}. Such a run counts in n, and has the errors of '
+            'the mini-generations that have ended. Best, ensemble, gain and p are of finished runs.'
+        )
     others = (r['identity'] for r in records if _kind(r['identity']) not in kinds)
     names = Counter(f'{backbone_of(i)}, {i["algorithm"]["name"]}' for i in others)
     if names:
@@ -378,8 +397,27 @@ def _name(network: Mapping[str, Any]) -> str:
 
 def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
     """A metric at the end of mini-generation k + 1, of the runs that have one and validated it."""
-    found = (r['generations'][k].get('last', {}) for r in records if len(r['generations']) > k)
-    return [last[name] for last in found if name in last]
+    ends = []
+    for record in records:
+        boundary = boundaries(_lengths(record))[k : k + 1]
+        found = record['generations'][k : k + 1]
+        ends += [g['last'][name] for g in found if [g.get('last_epoch')] == boundary]
+    return ends
+
+
+def _seed(record: dict) -> int:
+    return record['identity']['randomness']['seed']
+
+
+def _lengths(record: dict) -> list[int]:
+    """L_1, ..., L_K in epochs."""
+    return record['identity']['algorithm']['generations']
+
+
+def _ended(record: dict) -> int:
+    """How many of the mini-generations have ended."""
+    epochs = record['history'][-1]['epoch'] if record['history'] else 0
+    return bisect_right(boundaries(_lengths(record)), epochs)
 
 
 def _last(record: dict, k: int) -> float:

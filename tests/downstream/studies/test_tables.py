@@ -109,7 +109,7 @@ def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
     records = [record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))]
     table = str(transfer_table(records))
     (row,) = named(table)
-    assert 'After ≤ stands' in table
+    assert '≤: the pretrainings were fine-tuned once each' in table
     assert (row['between'], row['n'], 'within' in row) == ('≤ 1.41', '2 × 1', False)
 
 

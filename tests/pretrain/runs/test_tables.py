@@ -34,12 +34,15 @@ def test_a_file_holds_what_the_folder_held(tmp_path: Path) -> None:
     last = write(runs / 'a', 'b', 10)
     second = write(runs / 'b', 'b', 9)
     first = write(runs / 'c', 'a', 0, task='detection')
-    write(runs / 'd', 'a', 1, status='running')
+    running = write(runs / 'd', 'a', 1, status='running')
     out = tmp_path / 'results/set.jsonl'
     assert collect_records(runs, out) == 3
     assert [json.loads(line) for line in out.read_text().splitlines()] == [first, second, last]
     assert find_records(out) == [second, last]
     assert find_records(out, ['detection']) == find_records(runs, ['detection']) == [first]
+    assert collect_records(runs, out, running=True) == 4
+    assert find_records(out) == [second, last]
+    assert find_records(out, ['classification'], running=True) == [running, second, last]
 
 
 def test_the_same_runs_give_the_same_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 import statistics
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -55,16 +56,23 @@ def write(
             'train': {'count': 50_000, 'sha256': 'a'},
             'val': {'count': 10_000, 'sha256': 'b'},
         },
-        'history': [{'epoch': e, 'iterations': 391, 'seconds': 2.0} for e in range(sum(lengths))],
+        'history': [
+            {'epoch': e + 1, 'iterations': 391, 'seconds': 2.0} for e in range(sum(lengths))
+        ],
         'generations': [
             {'last': {'top1_error': e}, 'best': {'top1_error': e - 0.5}} for e in errors
         ],
     }
     if len(errors) > 1:
         record['ensemble'] = {'top1_error': errors[-1] - 2.0}
+    record |= more
+    record['generations'] = [
+        {'last_epoch': end} | generation
+        for generation, end in zip(record['generations'], accumulate(lengths), strict=False)
+    ]
     folder = root / config / f'seed{seed}'
     folder.mkdir(parents=True)
-    (folder / 'run.json').write_text(json.dumps(record | more))
+    (folder / 'run.json').write_text(json.dumps(record))
 
 
 @pytest.fixture
@@ -131,6 +139,45 @@ def test_an_end_that_was_not_validated_is_missing(tmp_path: Path) -> None:
         [load_config(CIFAR.parent / 'r152_sd.py')],
     )
     assert cells(table, 'ResNet-152', 'SD', 'ours')[:3] == ['missing', 'missing', '32.00']
+
+
+def test_only_the_end_of_a_mini_generation_is_its_error(tmp_path: Path) -> None:
+    """As with a val_interval of 40 epochs: epoch 40 is not the end of 41."""
+    ends = [{'last': {'top1_error': 30.0 + k}, 'last_epoch': 40 * k} for k in (1, 2, 3)]
+    ends += [{'last': {'top1_error': 34.0}, 'last_epoch': 164, 'best': {'top1_error': 33.0}}]
+    write(tmp_path, 'resnet20_sd_t3', 0, [0.0] * 4, generations=ends)
+    ours = cells(table_3(find_records(tmp_path), ROWS), 'ResNet-20', 'SD T=3', 'ours')
+    assert ours[:4] == ['missing'] * 3 + ['34.00']
+
+
+def test_runs_that_go_on_show_the_mini_generations_that_have_ended(tmp_path: Path) -> None:
+    def going_on(config: str, seed: int, errors: list[float], epoch: int) -> None:
+        write(
+            tmp_path, config, seed, [0.0] * 4, status='running', history=[{'epoch': epoch}],
+            generations=[{'last': {'top1_error': e}, 'best': {'top1_error': 0.0}} for e in errors],
+        )  # fmt: skip
+
+    write(tmp_path, 'resnet20_bl', 0, [34.0])
+    write(tmp_path, 'resnet20_sd_t3', 0, [37.0, 35.0, 33.0, 32.0])
+    going_on('resnet20_sd_t3', 1, [36.0, 34.0], 82)
+    going_on('resnet20_se', 0, [36.5], 41)
+    going_on('resnet20_sd_t2', 0, [], 40)
+    for record in (records := find_records(tmp_path, running=True)):
+        if record['status'] == 'running' and record['history'][-1]['epoch'] != 40:
+            record['generations'].append({'last': {'top1_error': 50.0}, 'last_epoch': 83})
+    table = table_3(records, ROWS)
+    # The unfinished third mini-generation, at 50 %, counts nowhere; nor does a best of 0.
+    assert cells(table, 'ResNet-20', 'SD T=3', 'ours') == [
+        '36.50 ± 0.71', '34.50 ± 0.71', '33.00', '32.00', '31.50', '30.00', '2', '+2.00', '–',
+    ]  # fmt: skip
+    missing = ['missing'] * 5
+    assert cells(table, 'ResNet-20', 'SE', 'ours') == ['36.50', *missing, '1', '', '']
+    assert cells(table, 'ResNet-20', 'SD T=2', 'ours') == ['missing', *missing, '0', '', '']
+    said = 'NOT FINISHED: ResNet-20, SE, seed 0 (1 of 4 mini-generations); ResNet-20, SD T=3, seed'
+    assert f'{said} 1 (2 of 4 mini-generations). Such a run' in str(table)
+    finished = table_3(find_records(tmp_path), ROWS)
+    assert cells(finished, 'ResNet-20', 'SD T=3', 'ours')[6] == '1'
+    assert 'NOT FINISHED' not in str(finished)
 
 
 def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
