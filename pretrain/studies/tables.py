@@ -399,9 +399,10 @@ def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
     """A metric at the end of mini-generation k + 1, of the runs that have one and validated it."""
     ends = []
     for record in records:
-        boundary = boundaries(_lengths(record))[k : k + 1]
-        found = record['generations'][k : k + 1]
-        ends += [g['last'][name] for g in found if [g.get('last_epoch')] == boundary]
+        for found in record['generations'][k : k + 1]:
+            at_end = found.get('last_epoch') == boundaries(_lengths(record))[k]
+            if at_end and name in found['last']:
+                ends.append(found['last'][name])
     return ends
 
 

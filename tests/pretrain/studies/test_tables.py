@@ -67,7 +67,7 @@ def write(
         record['ensemble'] = {'top1_error': errors[-1] - 2.0}
     record |= more
     record['generations'] = [
-        {'last_epoch': end} | generation
+        ({'last_epoch': end} if generation else {}) | generation
         for generation, end in zip(record['generations'], accumulate(lengths), strict=False)
     ]
     folder = root / config / f'seed{seed}'
