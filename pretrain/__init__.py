@@ -10,7 +10,7 @@ The start, in :mod:`pretrain.runs.start`:
 3. ``choose_start`` takes the last ``epoch_*.pth`` of the work directory, else the checkpoint of
    ``--start-from``, else new weights (``runs/resume.py``). A checkpoint of another setting is
    refused, but for what SE and SD share (``may_differ`` in ``build.py``).
-4. With ``--gpus N`` the command is then started once for each process.
+4. With ``--gpus N`` the command is then started once for each process (``runs/processes.py``).
 
 mmengine's Runner takes over. Hooks of the same moment run in the order of this list:
 

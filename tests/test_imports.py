@@ -53,6 +53,15 @@ def test_an_import_changes_nothing_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
+    'folder', ['pretrain/runs', 'pretrain/studies', 'downstream', 'downstream/studies']
+)
+def test_a_package_says_what_its_modules_are_for(folder: str) -> None:
+    listed = ast.get_docstring(ast.parse((ROOT / folder / '__init__.py').read_text()))
+    modules = {path.stem for path in (ROOT / folder).glob('*.py')} - {'__init__'}
+    assert modules <= {*re.findall(r'``(\w+)``', listed)}
+
+
+@pytest.mark.parametrize(
     ('folder', 'allowed'),
     [
         ('pretrain/runs', ['pretrain.runs']),

@@ -1,7 +1,7 @@
 """Train any config, pretraining and downstream alike.
 
 python tools/train.py CONFIG [--gpus N] [--resume] [--start-from CHECKPOINT] [--work-dir DIR]
-    [--check] [--log PROGRAM] [--cfg-options KEY=VALUE ...]
+    [--check] [--accept-change KEY] [--log PROGRAM] [--cfg-options KEY=VALUE ...]
 """
 
 from pretrain.__main__ import main

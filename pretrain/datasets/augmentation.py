@@ -1,4 +1,5 @@
-"""The augmentation that the device applies to a whole batch: jitter, flip and rotation."""
+"""The augmentation of folders of photos that the device applies to a whole batch: jitter, flip and
+rotation. The crop is in :mod:`pretrain.datasets.decode`; CIFAR's are in its own module."""
 
 import functools
 import math

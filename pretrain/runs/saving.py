@@ -169,9 +169,9 @@ class SaveHook(Hook):
         for name, tensor in _tensors(parts):
             if not tensor.isfinite().all():
                 raise UserError(
-                    f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: lower '
-                    'optim_wrapper.optimizer.lr or look at the data; the checkpoints so far are '
-                    'kept.'
+                    f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: begin '
+                    'a new run with a lower optim_wrapper.optimizer.lr, or look at the data. The '
+                    'checkpoints so far are kept.'
                 )
 
     def _wishes(self, end_of_epoch: bool = False) -> list[int]:
