@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.runs.errors import UserError
-from pretrain.schedule import balanced_label_weight
 
 
 class LossParts(NamedTuple):
@@ -28,6 +27,15 @@ class LossParts(NamedTuple):
             return {'loss': self.loss}
         terms = {'cross_entropy': self.cross_entropy.detach(), 'kl': self.kl.detach()}
         return {'loss': self.loss, **terms}
+
+
+def balanced_label_weight(teacher_weight: float, temperature: float) -> float:
+    """λS beside a teacher: 1 + λT/T.
+
+    For Snapshot Distillation (λT = 1) this is the 1 + 1/T of Section 4.1, which balances the two
+    gradients; for Snapshot Ensemble (λT = 0) it is the 1 of Eqn 1.
+    """
+    return 1.0 + teacher_weight / temperature
 
 
 def snapshot_distillation_loss(

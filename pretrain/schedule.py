@@ -1,4 +1,4 @@
-"""When things happen: mini-generations and teachers (Section 3.3.4).
+"""Mini-generations and their teachers (Section 3.3.4).
 
 Training is cut into K mini-generations of L_1, ..., L_K steps that end at L'_k = L_1 + ... + L_k.
 A step is an iteration in the paper; every function here works for epochs as well, since the
@@ -48,12 +48,3 @@ def teacher_step(step: int, copied: Sequence[int], lag: int = 1) -> int:
     """
     count = bisect_right(copied, step - lag)
     return copied[count - 1] if count else 0
-
-
-def balanced_label_weight(teacher_weight: float, temperature: float) -> float:
-    """λS beside a teacher: 1 + λT/T.
-
-    For Snapshot Distillation (λT = 1) this is the 1 + 1/T of Section 4.1, which balances the two
-    gradients; for Snapshot Ensemble (λT = 0) it is the 1 of Eqn 1.
-    """
-    return 1.0 + teacher_weight / temperature

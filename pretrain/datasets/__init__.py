@@ -1,7 +1,8 @@
 """The data sets to pretrain on. To add one, import its module here: that registers it for configs.
 
 A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with ``root``, ``split``
-('train' or 'val') and ``seed``. It has
+('train' or 'val') and ``seed``; and, if the config has an ``image_size``, with it as ``size``, and
+with the pictures to ``skip``. It has
 
 - ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,
   drawn from (seed, epoch, index) alone; or ``__getitems__`` for whole batches;

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from pretrain.build import LOSS_SETTINGS
 from pretrain.losses import (
     SnapshotDistillationLoss,
+    balanced_label_weight,
     snapshot_distillation_loss,
     top_score_difference,
 )
@@ -215,3 +216,9 @@ def test_label_refinery_learns_the_teachers_labels_alone(batch: tuple) -> None:
     assert value.item() == pytest.approx(total / len(logits), rel=1e-12)
     np.testing.assert_allclose(z.grad, gradient, atol=1e-12)
     assert loss(logits, (labels + 1) % 7, teacher)['loss'].item() == value.item()
+
+
+def test_label_weight_balances_the_teacher() -> None:
+    assert balanced_label_weight(teacher_weight=1.0, temperature=2.0) == 1.5
+    assert balanced_label_weight(teacher_weight=1.0, temperature=3.0) == pytest.approx(4 / 3)
+    assert balanced_label_weight(teacher_weight=0.0, temperature=2.0) == 1.0

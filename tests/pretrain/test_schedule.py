@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pretrain.schedule import balanced_label_weight, boundaries, generation, teacher_step
+from pretrain.schedule import boundaries, generation, teacher_step
 
 SHORT = (4, 2, 3)
 IMAGENET = (45 * 5004, 45 * 5004)  # Section 4.2 in iterations: 1,281,167 // 256 = 5004 an epoch
@@ -26,12 +26,6 @@ def test_generation_counts_the_boundaries_passed(lengths: tuple[int, ...]) -> No
 def test_epochs_of_the_real_schedule() -> None:
     teachers = [teacher_step(epoch, [45, 90]) for epoch in range(1, 91)]
     assert teachers == [0] * 45 + [45] * 45
-
-
-def test_label_weight_balances_the_teacher() -> None:
-    assert balanced_label_weight(teacher_weight=1.0, temperature=2.0) == 1.5
-    assert balanced_label_weight(teacher_weight=1.0, temperature=3.0) == pytest.approx(4 / 3)
-    assert balanced_label_weight(teacher_weight=0.0, temperature=2.0) == 1.0
 
 
 @pytest.mark.parametrize('step', [0, 10])
