@@ -7,7 +7,7 @@ what was found in a split until a file changes.
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,11 +209,14 @@ def _conclude(
         absent = [name for label, name in classes.items() if label not in present]
         if parts and absent:
             files = ', '.join(str(part.split.list_file) for part in parts)
-            print(
-                f'warning: {files}: these classes occur nowhere and {effect}: {", ".join(absent)}.',
-                file=sys.stderr,
-            )
+            _warn(f'{files}: these classes occur nowhere and {effect}: {", ".join(absent)}.')
     return [len(part.names) for part in findings]
+
+
+@cache
+def _warn(text: str) -> None:
+    """Print a warning, once: a command may check the data of many runs."""
+    print(f'warning: {text}', file=sys.stderr)
 
 
 def read_list(path: Path) -> list[str]:

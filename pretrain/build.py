@@ -33,7 +33,7 @@ from pretrain.settings import check_copies, check_epochs, mini_generations
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
 # and what `prepare` derives from other settings.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
-NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters')
+NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters', 'runner_type')
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))

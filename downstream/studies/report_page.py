@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from downstream.studies.replicates import Comparison
 from downstream.studies.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.identity import differences
+from pretrain.runs.identity import differences, shortened
 from pretrain.runs.record import read_records
 from pretrain.runs.tables import NONE, Table
 from pretrain.studies import curves
@@ -29,6 +28,10 @@ from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_recor
 from pretrain.studies.tables import backbone_of
 
 TEMPLATE = Path(__file__).with_suffix('.html')
+LABELS = (
+    'BL is the baseline, SE the snapshot ensemble and SD Snapshot Distillation, whose teacher is '
+    'an earlier snapshot of the same run. Other labels are names that were given to runs.'
+)
 PICTURES = 4  # of each downstream config
 PICTURE_SIDE = 480  # pixels, at most
 # Parts of an identity that other tables of the page show: seeds, and the source of the backbone.
@@ -92,7 +95,7 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
     page = template.from_string(TEMPLATE.read_text()).render(
         title='Snapshot Distillation: report of the runs',
         about=f'{number_of(len(runs), "runs")}, {finished} of them finished, in '
-        f'{", ".join(source.resolve().name for source in sources)}.',
+        f'{", ".join(source.resolve().name for source in sources)}. {LABELS}',
         sections=[s for s in sections if s.text or s.tables or s.figures or s.pictures],
     )
     write_atomically(out, page.encode())
@@ -338,8 +341,7 @@ def _shown(value: Any) -> str:
     """A value with its hashes shortened."""
     if value is None:
         return NONE
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', text)
+    return shortened(value if isinstance(value, str) else json.dumps(value))
 
 
 def _pictures(runs: Sequence[Run]) -> Section:

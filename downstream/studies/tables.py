@@ -17,8 +17,7 @@ FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50
 MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
 MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.backbone.style')
 MAY_DIFFER += ('model.roi_head.shared_head.style',)
-COLUMNS = ['task', 'backbone', 'paper', 'top-1 error', 'mean', 'between', 'within', 'n']
-COLUMNS += ["paper's gain"]
+COLUMNS = ['task', 'backbone', 'paper', 'mean', 'between', 'within', 'n', "paper's gain"]
 ABOUT_MEANS = 'In percent; n is pretrainings × fine-tunings of each.'
 ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
 ABOUT_BETWEEN = ' Between is the standard deviation between pretrainings.'
@@ -71,7 +70,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 verdicts.setdefault(gains[title].verdict(), []).append(title)
             rows.append(row)
-    table = Table.of(rows, [*COLUMNS, gain, 'p'], 2)
+    table = Table.of(rows, [*COLUMNS, gain, 'p', 'top-1 error'], 2)
     notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
     shown = {*table.header}
     spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)

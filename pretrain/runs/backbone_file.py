@@ -19,8 +19,8 @@ def write_backbone_file(
     """Write weights and what is known of them, as :func:`load_backbone_file` reads them.
 
     Args:
-        out: the file to write. A backbone file there is replaced in one step, and said if it held
-            other weights.
+        out: the file to write. A backbone file there is replaced in one step, which is said if it
+            was another.
         weights: under OpenMMLab's names, which are torchvision's but for a deep stem.
         source: the file that they come from.
         facts: what :func:`downstream.backbone.check_handoff` compares, and whatever else is known.
@@ -32,15 +32,15 @@ def write_backbone_file(
         UserError: if a weight is not finite, or ``out`` is something else.
     """
     check_finite(weights, source)
-    provenance = {'format': 1, **facts, **origin(weights, source)}
-    _tell_replaced(Path(out), provenance['weights_sha256'])
     # As plain dicts and lists, which can be loaded safely; a record's have a class of their own.
-    weights.provenance = json.loads(json.dumps(provenance))
+    provenance = json.loads(json.dumps({'format': 1, **facts, **origin(weights, source)}))
+    _tell_replaced(Path(out), provenance)
+    weights.provenance = provenance
     save_sealed(weights, out)
-    return weights.provenance
+    return provenance
 
 
-def _tell_replaced(out: Path, weights_sha256: str) -> None:
+def _tell_replaced(out: Path, provenance: dict) -> None:
     if not out.exists():
         return
     try:
@@ -49,7 +49,7 @@ def _tell_replaced(out: Path, weights_sha256: str) -> None:
         raise UserError(
             f'{out} exists and is no backbone file: delete it, or choose another name.'
         ) from error
-    if before['weights_sha256'] != weights_sha256:
+    if before != provenance:
         print(f'{out} held the backbone of {before["source"]}, which is replaced.')
 
 

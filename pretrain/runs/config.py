@@ -36,7 +36,10 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise UserError(f'No config {path}: give the path of a file, such as those in configs/.')
+        there = {other.name for place in places for other in place.parent.glob('*.py')}
+        near = difflib.get_close_matches(Path(path).name, sorted(there), n=1)
+        hint = f'did you mean {Path(path).with_name(*near)}?' if near else 'see configs/.'
+        raise UserError(f'No config {path}: {hint}')
     try:
         config = Config.fromfile(str(file))
     except Exception as error:  # a config is a Python program, and may raise anything

@@ -1,6 +1,7 @@
 """What a run is: its settings and its data. Checkpoints and records hold it."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,6 +21,7 @@ LOGS += tuple(
     f'default_hooks.{name}' for name in ('runtime_info', 'timer', 'logger', 'checkpoint', 'record')
 )
 PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.pin_memory'
+PROCESSES += ('model_wrapper_cfg',)
 LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
 
 # Format 1 had other names for these settings.
@@ -99,7 +101,13 @@ def in_words(found: Differences, they: str, we: str) -> str:
         >>> in_words({'seed': (0, 1)}, 'was trained with', 'this run asks for')
         'was trained with seed=0, this run asks for 1'
     """
-    return f'{they} ' + '; '.join(f'{key}={a}, {we} {b}' for key, (a, b) in found.items())
+    pairs = ((key, shortened(a), shortened(b)) for key, (a, b) in found.items())
+    return f'{they} ' + '; '.join(f'{key}={a}, {we} {b}' for key, a, b in pairs)
+
+
+def shortened(value: Any) -> str:
+    """A value with the hashes in it, such as those of files and commits, cut to 8 digits."""
+    return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', str(value))
 
 
 def upgrade(identity: dict, written_as: int) -> dict:

@@ -61,10 +61,13 @@ def _is_short(record: logging.LogRecord) -> bool:
 
 @LOG_PROCESSORS.register_module()
 class ProgressLine(LogProcessor):
-    """mmengine's line of the log, with the images a second of all processes."""
+    """mmengine's line of the log, with the images per second of all processes. Its means are over
+    this epoch alone: the epoch before may have had no teacher, and another loss."""
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        whole, self.window_size = self.window_size, min(self.window_size, batch_idx + 1)
         tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        self.window_size = whole
         if mode == 'train':
             tag['images_per_second'] = rate = runner.cfg.batch_size / tag['time']
             line = line.replace('  time: ', f'  images/s: {rate:.4g}  time: ')

@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from pretrain.runs.checkpoint import checkpoints, is_whole, load_from_disk, progress
 from pretrain.runs.config import stage_of
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
@@ -26,11 +26,14 @@ RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_sch
 MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 
-def choose_start(config: Config, args: Namespace) -> None:
+def choose_start(config: Config, args: Namespace) -> bool:
     """Set ``load_from``, ``resume`` and ``accepted_changes`` of a prepared config.
 
     A run begins with its own last whole checkpoint, else with that of ``--start-from``, else with
     new weights.
+
+    Returns:
+        Whether there is anything left to train: a finished run is only told so.
 
     Raises:
         UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.
@@ -63,6 +66,11 @@ def choose_start(config: Config, args: Namespace) -> None:
         )
         changes += [change for change in changed if change not in changes]
     config.accepted_changes = changes
+    if newest and newest == found[-1] and record['status'] == 'finished':
+        epochs = number_of(record['history'][-1]['epoch'], 'epochs')
+        print(f'{work_dir}: this run is finished, after {epochs}. There is nothing to do.')
+        return False
+    return True
 
 
 def _newest_whole(found: list[Path]) -> Path:
@@ -110,11 +118,14 @@ def check_resume(
     }
     if refused:
         flags = ' '.join(f'--accept-change {key}' for key in refused)
-        advice = f'or add {flags} to change them on purpose, or'
+        advice = f'or start tools/train.py with {flags} to change them on purpose'
         if restored:
-            advice = 'since the checkpoint holds the optimizer and the schedule, or'
+            advice = 'since the checkpoint holds the optimizer and the schedule'
+        found = in_words(refused, 'was trained with', 'this run asks for')
+        if any(covers(['data'], key) for key in refused):
+            found += ' (other pictures in data_root, or other lists)'
         raise UserError(
-            f'{path} (epoch {epoch}) {in_words(refused, "was trained with", "this run asks for")}: '
-            f'keep them, {advice} start a new run in another --work-dir.'
+            f'{path} (epoch {epoch}) {found}: keep them, {advice}, or begin a new run in '
+            'another --work-dir.'
         )
     return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in found.items()]

@@ -217,7 +217,8 @@ class SaveHook(Hook):
 
     def _stop(self, runner: Runner, number: int) -> NoReturn:
         runner.logger.info(
-            f'Stopped by {signal.Signals(number).name}: --resume continues from here.'
+            f'Stopped by {signal.Signals(number).name}: the same command with --resume continues '
+            'from here.'
         )
         raise SystemExit(EXIT_CODES[number])
 

@@ -137,9 +137,9 @@ def start(args: argparse.Namespace) -> None:
         print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
     config = processes.decided_by(first_of_node, partial(prepare, config, count))
     if launches or args.check is not None:
-        choose_start(config, args)
-    if args.check is not None:
-        return
+        unfinished = choose_start(config, args)
+        if args.check is not None or not unfinished:
+            return
     if launches:
         start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], args.gpus, nodes)
         return
@@ -148,13 +148,16 @@ def start(args: argparse.Namespace) -> None:
     forbid_tf32()
     with ExitStack() as held:
 
-        def begin() -> tuple[str | None, bool, list[dict]]:
+        def begin() -> tuple[bool, str | None, bool, list[dict]]:
             held.enter_context(claim(work_dir))
-            choose_start(config, args)
-            return config.load_from, config.resume, config.accepted_changes
+            unfinished = choose_start(config, args)
+            return unfinished, config.load_from, config.resume, config.accepted_changes
 
         # Rank 0 decides, since nodes may see different states of a shared folder.
-        config.load_from, config.resume, config.accepted_changes = processes.decided_by(0, begin)
+        unfinished, *chosen = processes.decided_by(0, begin)
+        if not unfinished:
+            return
+        config.load_from, config.resume, config.accepted_changes = chosen
         config.launcher = 'pytorch' if launched else 'none'
         config.model_wrapper_cfg = ddp_settings(config.get('find_unused_parameters', False))
         if launched and not torch.cuda.is_available():

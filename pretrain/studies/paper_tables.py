@@ -64,6 +64,8 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
 def tables_with_records(records: Sequence[dict]) -> Iterator[tuple[str, Sequence[str]]]:
     """The tables that have records, and for Table 3 the backbones that it has them of."""
+    if records:
+        yield 'errors', BACKBONES
     names = {r['config'] for r in records if not SHARED.fullmatch(r['label'])}
 
     def of_resnet20(rows: Sequence[str]) -> bool:
@@ -81,5 +83,3 @@ def tables_with_records(records: Sequence[dict]) -> Iterator[tuple[str, Sequence
         yield 'schedules', BACKBONES
     if any(map(has_own_teacher, records)):
         yield 'teachers', BACKBONES
-    if records:
-        yield 'errors', BACKBONES

@@ -30,6 +30,7 @@ METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
 MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
 MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
+ABOUT_GAIN = 'A gain above 0 is a lower error, in points.'
 RESNET_EPOCHS = 164  # of CIFAR-100's ResNets (Section 4.1)
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
@@ -75,7 +76,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
             ours[0], ours[3] = ours[3], ours[0]
         gain = _gain(done, baselines.get(backbone_of(config), []))
         rows += _rows(config, paper, ours, full, len(mine), gain)
-    return Table(header, rows, 3, notes)
+    return Table(header, rows, 3, [*notes, ABOUT_GAIN])
 
 
 def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
@@ -152,6 +153,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         'run of its own, which is not counted.'
     )
     notes.append('Seconds of runs that shared a machine are not comparable with others.')
+    notes.append(ABOUT_GAIN)
     return Table(header, rows, 3, notes)
 
 
@@ -237,7 +239,8 @@ def errors_table(records: Sequence[dict]) -> Table:
                 row['gain over BL'], row['p'] = _gain(arm, base)
             rows.append(row)
     columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
-    notes.append('Errors in percent after the last epoch, on the pictures of val.')
+    gain = f' {ABOUT_GAIN}' * any('gain over BL' in row for row in rows)
+    notes.append(f'Errors in percent after the last epoch, on the pictures of val.{gain}')
     return Table.of(rows, columns, 2, notes)
 
 

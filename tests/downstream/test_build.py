@@ -21,6 +21,7 @@ from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT, differences
+from pretrain.runs.processes import ddp_settings
 from pretrain.runs.resume import check_resume
 from tests.stopping import Signal, assert_same_run
 
@@ -569,3 +570,15 @@ def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_fi
     picture = split.parents[2] / f'JPEGImages/{split.read_text().split()[0]}.jpg'
     Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(picture)
     assert differences(one, prepare(config).identity.to_dict()).keys() == {'data.train'}
+
+
+@pytest.mark.parametrize('config', DEMOS)
+def test_the_config_in_the_folder_of_a_run_is_the_same_run(
+    config: str, voc: Path, backbone_file: Path, tmp_path: Path
+) -> None:
+    """It is the prepared one, with what the start of a run adds."""
+    begun = prepare(with_files(config, voc, backbone_file))
+    begun.model_wrapper_cfg = ddp_settings(False)
+    begun.dump(tmp_path / 'run.py')
+    again = prepare(load_config(tmp_path / 'run.py'))
+    assert differences(begun.identity.to_dict(), again.identity.to_dict()) == {}

@@ -252,6 +252,14 @@ def test_what_nothing_tells_is_asked_for(stated, asked, resnet50, tmp_path: Path
     assert not (tmp_path / 'out.pth').exists()
 
 
+def test_the_same_weights_of_another_style_are_another_backbone(
+    resnet50, tmp_path: Path, capsys
+) -> None:
+    for style, said in (('pytorch', 0), ('pytorch', 0), ('caffe', 1)):
+        imported(resnet50, tmp_path, style=style, preprocessing='imagenet-rgb')
+        assert capsys.readouterr().out.count('which is replaced') == said
+
+
 def test_half_of_the_preprocessing_is_not_enough(resnet50, tmp_path: Path) -> None:
     content = mmpretrain(resnet50)
     content['meta']['cfg'] = content['meta']['cfg'].replace('to_rgb=True', 'other=True')

@@ -515,6 +515,8 @@ def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixtur
     classes = 'these classes occur nowhere and'
     assert first == f'warning: {boxes(year).list_file}: {classes} are not learned: cow.'
     assert second.endswith(f'test.txt: {classes} are left out of the mean: dog, cow.')
+    check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
+    assert not capsys.readouterr().err  # a command that checks the data of many runs says it once
 
 
 def _exif(picture: Path, format: str = 'JPEG') -> None:

@@ -121,6 +121,7 @@ def test_errors_of_pretraining_stand_beside() -> None:
         own['top1_error'] = 30.0 + own['seed']
     table = str(transfer_table([*records, record('random', 0, 0.1)]))
     assert [row['top-1 error'] for row in named(table)] == ['30.50 ± 0.71', '']
+    assert [*named(table)[0]][-1] == 'top-1 error'  # after what the table is for
     assert 'The top-1 error is that of pretraining.' in table
 
 

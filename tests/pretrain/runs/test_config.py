@@ -43,6 +43,8 @@ def test_option_that_is_not_there(option: str, message: str) -> None:
 def test_missing_config() -> None:
     with pytest.raises(UserError, match='No config'):
         load_config(Path('configs/nowhere.py'))
+    with pytest.raises(UserError, match=r'did you mean configs/pretrain/r18_sd\.py\?'):
+        load_config('configs/pretrain/r18_ds.py')
 
 
 @pytest.mark.parametrize(

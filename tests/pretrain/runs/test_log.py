@@ -1,5 +1,6 @@
 """The log shows what a user needs, costs the device nothing between its lines and does not grow."""
 
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -100,6 +101,19 @@ def test_ten_iterations_read_nothing_from_the_device(
     assert not waits.intersection(names)
     # But the log has its values.
     assert len(MessageHub.get_current_instance().get_scalar('train/kl').data[0]) == 16
+
+
+def test_a_line_shows_the_means_of_its_epoch_alone(tiny_config: Callable, tmp_path: Path) -> None:
+    """Else the loss of the first lines with a teacher would not be the sum of its parts."""
+    options = ('default_hooks.logger.interval=3', 'log_processor.window_size=50')
+    Runner.from_cfg(tiny_config('sd', tmp_path, *options)).train()
+    (file,) = tmp_path.rglob('scalars.json')
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    taught = [line for line in lines if 'kl' in line]
+    assert [line['step'] for line in taught] == [7, 11]
+    for line in taught:
+        parts = 1.5 * line['cross_entropy'] + line['kl']
+        assert line['loss'] == pytest.approx(parts, rel=1e-6)  # sums of a few float32
 
 
 def test_jitter_copies_its_weights_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,14 @@ def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> Non
     assert '--accept-change batch_size --accept-change randomness.seed' in str(error.value)
 
 
+def test_other_pictures_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
+    path = checkpoint({'data': {'train': 'ab' * 32, 'val': 'c'}})
+    with pytest.raises(UserError) as error:
+        check_resume(path, {'data': {'train': 'cd' * 32, 'val': 'c'}})
+    said = 'data.train=abababab, this run asks for cdcdcdcd (other pictures in data_root, or other'
+    assert said in str(error.value)
+
+
 def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
     path = checkpoint({'data': {'train': 'x', 'val': 'y'}, 'seed': 0})
     ours = {'data': {'train': 'z', 'val': 'y'}, 'seed': 0}

@@ -152,7 +152,7 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     path = tiny_file('bl')
     prepared = start.prepare(start.load_config(path), 4)
     prepared.work_dir = str(tmp_path / 'run')
-    decisions = {2: [prepared], 0: [('elsewhere/epoch_7.pth', True, ['a change'])]}
+    decisions = {2: [prepared], 0: [(True, 'elsewhere/epoch_7.pth', True, ['a change'])]}
     built = []
 
     class Decided(start.Processes):
@@ -183,6 +183,32 @@ def test_the_place_is_looked_at_before_the_data(
     monkeypatch.setattr(sys, 'argv', [*command, '--cfg-options', 'data_root=/nowhere'])
     with pytest.raises(UserError, match='No run can be written to /proc/nowhere'):
         start.main()
+
+
+@pytest.mark.parametrize('of_the_run', [False, True])
+def test_a_finished_run_is_told_so_and_left_alone(
+    of_the_run: bool,
+    usual_signals: None,
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """By the config that it was started with, and by the prepared one that lies in its folder."""
+    config, folder = tiny_file('se', generations=2), tmp_path / 'run'
+    command = ['start.py', str(config), '--work-dir', str(folder)]
+    monkeypatch.setattr(sys, 'argv', command)
+    start.main()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
+    if of_the_run:
+        command[1] = str(folder / config.name)
+    monkeypatch.setattr(sys, 'argv', [*command, '--resume'])
+    capsys.readouterr()
+    start.main()
+    said = f'{folder}: this run is finished, after 4 epochs. There is nothing to do.'
+    assert said in capsys.readouterr().out
+    del before[folder / '.lock']
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_run_goes_as_the_page_says(
