@@ -38,7 +38,7 @@ class Split(NamedTuple):
     """The files of a split.
 
     Attributes:
-        list_file: names its images, one a line.
+        list_file: names its images, one per line.
         pictures: the folder of the .jpg files.
         labels: the folder of the .xml files with boxes, or of the .png files with masks.
     """
@@ -234,7 +234,7 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f'{path} must be UTF-8 without a byte order mark: save it so.')
     names = list_from_file(path)
     if not any(names):
-        raise UserError(f'{path} is empty: it must name one image a line.')
+        raise UserError(f'{path} is empty: it must name one image per line.')
     for number, name in enumerate(names, 1):
         if not name or name != name.strip():
             what = 'spaces around its name' if name else 'no name: it is blank'

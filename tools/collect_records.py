@@ -1,4 +1,4 @@
-"""Write the records of finished runs to one file, a record a line, to be committed.
+"""Write the records of finished runs to one file, one record per line, to be committed.
 
 python tools/collect_records.py WORK_DIR configs/pretrain/cifar100/results/table3.jsonl
 """

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, by submitit: a job a run, which Slurm may stop and start again."""
+"""Runs as jobs of a cluster, one for each, by submitit; Slurm may stop and start them again."""
 
 import argparse
 import os

@@ -1,6 +1,6 @@
 """run.json: what a run was and what came out of it. Tables read nothing else.
 
-The records of a table are committed as one ``results/<set>.jsonl``, a record a line.
+The records of a table are committed as one ``results/<set>.jsonl``, one record per line.
 """
 
 import hashlib

@@ -79,8 +79,8 @@ def find_records(
 
 def collect_records(source: Path, out: Path, running: bool = False) -> int:
     """Write the finished records of ``source``, and with ``running`` the others as well, to the
-    ``.jsonl`` file ``out``, a record a line, sorted by config, label and seed, and return how many
-    there are.
+    ``.jsonl`` file ``out``, one record per line, sorted by config, label and seed, and return how
+    many there are.
 
     Raises:
         UserError: if there is no such record, or ``out`` is not called ``.jsonl``.
