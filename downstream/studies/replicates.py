@@ -149,7 +149,7 @@ class Comparison:
             return f'{self.over}: no comparison is possible.'
         difference, p = self.cells()
         if self.p is None:
-            difference, meaning = 'compared', ': no test is possible'
+            difference, meaning = '', ': no test is possible'
         elif self.p >= LEVEL:
             meaning = f', p = {p}: not distinguishable'
         else:
@@ -161,4 +161,4 @@ class Comparison:
             about = 'this covers the variation of pretraining and fine-tuning'
         elif self.p is not None:
             about = f'this covers the variation of fine-tuning alone: {about}'
-        return f'{difference} over {self.over}{meaning}; {about}.'
+        return f'{difference} over {self.over}{meaning}; {about}.'.lstrip()

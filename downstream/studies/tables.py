@@ -71,6 +71,8 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
                 verdicts.setdefault(gains[title].verdict(), []).append(title)
             rows.append(row)
     table = Table.of(rows, [*COLUMNS, gain, 'p', 'top-1 error'], 2)
+    if len(verdicts) == 1 < len(gains):
+        verdicts = {verdict: ['all comparisons'] for verdict in verdicts}
     notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
     shown = {*table.header}
     spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)
