@@ -68,7 +68,7 @@ def test_other_pictures_under_the_same_names_are_another_run(
         Image.new('RGB', (40, 36)).save(path)
     config = tiny_config('bl', tmp_path / 'run', *options)
     resume = Namespace(resume=True, start_from=None, accept_change=[])
-    with pytest.raises(UserError, match=r'data\.train=\w{64}, this run asks for \w{64}: keep'):
+    with pytest.raises(UserError, match=r'data\.train=\w{8}, this run asks for \w{8} \(other'):
         choose_start(config, resume)
     resume.accept_change = ['data']
     choose_start(config, resume)
