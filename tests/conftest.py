@@ -1,5 +1,6 @@
 """A tiny ImageNet-style folder and runs on it that take seconds."""
 
+import itertools
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -80,6 +81,20 @@ def metafiles() -> Iterator[None]:
     """mmengine reads all metafiles of mmdet or mmseg for each config that inherits from theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def names_of_runs() -> Iterator[None]:
+    """Two Runners of one name that start within one second would share a logger and a folder."""
+    set_up, number = Runner.setup_env, itertools.count()
+
+    def numbered(runner: Runner, settings: dict) -> None:
+        set_up(runner, settings)
+        runner._timestamp += f'_{next(number)}'
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, 'setup_env', numbered)
         yield
 
 
