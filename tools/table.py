@@ -30,8 +30,7 @@ def main() -> None:
     if args.table == '5':
         print(transfer_table(find_records(args.records, TASKS)))
     else:
-        # Tables 3 and 4 show mini-generations, which end before the run does.
-        records = find_records(args.records, running=args.table in ('3', '4'))
+        records = find_records(args.records, running=True)
         print(paper_table(args.table, records, args.backbones or BACKBONES))
 
 

@@ -210,12 +210,13 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
 
 
 def _paper(runs: Sequence[Run]) -> Section:
-    records, text, tables = _finished(runs, 'classification'), [], []
+    records = [run.record for run in runs if run.record['task'] == 'classification']
+    text, tables = [], []
     for name, rows in tables_with_records(records):
         groups = {TITLES[name]: records}
         if name == 'errors':  # of runs of the same length; random weights have an epoch alone
             groups = defaultdict(list)
-            for record in records:
+            for record in _finished(runs, 'classification'):
                 length = _epochs(record)
                 groups[f'{TITLES[name]}, {number_of(length, "epochs")}'].append(record)
         for title, mine in groups.items():

@@ -8,6 +8,7 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.tables import Table
 from pretrain.studies.tables import (
     SHARED,
+    ended_generations,
     errors_table,
     has_own_teacher,
     table_1,
@@ -43,7 +44,8 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
     Args:
         name: a key of ``TITLES``.
-        records: as :func:`pretrain.runs.tables.find_records` gives them.
+        records: as :func:`pretrain.runs.tables.find_records` gives them. Those of runs that go on
+            are in Tables 3 and 4 alone, whose mini-generations end before the run does.
         backbones: those of Table 3 that are shown.
 
     Raises:
@@ -51,6 +53,8 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
     """
     if unknown := [backbone for backbone in backbones if backbone not in BACKBONES]:
         raise UserError(f'Table 3 has no {unknown[0]}: choose of {", ".join(BACKBONES)}.')
+    if name not in ('3', '4'):
+        records = [r for r in records if r['status'] == 'finished']
     if name in ON_RECORDS:
         return ON_RECORDS[name](records)
     if name == '3':
@@ -64,22 +68,25 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
 def tables_with_records(records: Sequence[dict]) -> Iterator[tuple[str, Sequence[str]]]:
     """The tables that have records, and for Table 3 the backbones that it has them of."""
-    if records:
+    finished = [r for r in records if r['status'] == 'finished']
+    if finished:
         yield 'errors', BACKBONES
-    names = {r['config'] for r in records if not SHARED.fullmatch(r['label'])}
+    own = [r for r in records if not SHARED.fullmatch(r['label'])]
+    begun = {r['config'] for r in own if ended_generations(r)}
+    names = {r['config'] for r in own if r['status'] == 'finished'}
 
     def of_resnet20(rows: Sequence[str]) -> bool:
         return bool(names & {f'resnet20_{row}' for row in rows if row not in TABLE_3})
 
     if of_resnet20(METHODS):
         yield '1', BACKBONES
-    if any(SHARED.fullmatch(record['label']) for record in records):
+    if any(SHARED.fullmatch(record['label']) for record in finished):
         yield '2', BACKBONES
-    if found := [b for b in BACKBONES if names & {f'{b}_{row}' for row in TABLE_3}]:
+    if found := [b for b in BACKBONES if begun & {f'{b}_{row}' for row in TABLE_3}]:
         yield '3', found
-    if names & {*TABLE_4}:
+    if begun & {*TABLE_4}:
         yield '4', BACKBONES
     if of_resnet20(SCHEDULES):
         yield 'schedules', BACKBONES
-    if any(map(has_own_teacher, records)):
+    if any(map(has_own_teacher, finished)):
         yield 'teachers', BACKBONES

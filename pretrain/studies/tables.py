@@ -298,7 +298,7 @@ def _arms(
     """The records of each config, notes on what they are, and whether all are as long as the
     configs say and on all pictures. A record's identity, not its file's name, says what it is."""
     kinds = [_kind(config) for config in configs]
-    records = [r for r in records if r['status'] == 'finished' or _ended(r)]
+    records = [r for r in records if r['status'] == 'finished' or ended_generations(r)]
     arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
     for config, mine in arms:
         seeds = [*map(_seed, mine)]
@@ -320,7 +320,7 @@ def _arms(
         full = full and whole
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
-        f'({_ended(record)} of {number_of(len(_lengths(record)), "mini-generations")})'
+        f'({ended_generations(record)} of {number_of(len(_lengths(record)), "mini-generations")})'
         for config, mine in arms
         for record in mine
         if record['status'] != 'finished'
@@ -418,7 +418,7 @@ def _lengths(record: dict) -> list[int]:
     return record['identity']['algorithm']['generations']
 
 
-def _ended(record: dict) -> int:
+def ended_generations(record: dict) -> int:
     """How many of the mini-generations have ended."""
     epochs = record['history'][-1]['epoch'] if record['history'] else 0
     return bisect_right(boundaries(_lengths(record)), epochs)

@@ -299,6 +299,29 @@ def test_a_set_of_records_and_a_run_that_has_just_begun(records_file: Path, tmp_
     assert not {'Pictures', 'Curves', 'Cost'} & {text for _, text in page.all('h2')}
 
 
+def test_a_run_that_goes_on_shows_the_mini_generations_that_have_ended(tmp_path: Path) -> None:
+    collected = 'configs/pretrain/cifar100/results/table3.jsonl'
+    record = json.loads((ROOT / collected).read_text().splitlines()[0]) | {'status': 'running'}
+    record['history'] = [entry for entry in record['history'] if entry['epoch'] <= 41]
+    record['generations'] = record['generations'][:1]
+    record.pop('ensemble', None)
+    (tmp_path / 'run.json').write_text(json.dumps(record))
+    write_report([tmp_path], tmp_path / 'out.html')
+    tables = Page((tmp_path / 'out.html').read_text()).tables()
+    cells = dict(
+        zip(
+            *[
+                row
+                for row in tables['Errors on CIFAR-100 (Table 3)']
+                if 'M_#L1' in row or ('ours' in row and '1' in row)
+            ],
+            strict=True,
+        )
+    )
+    assert cells['M_#L1'] == f'{record["generations"][0]["last"]["top1_error"]:.2f}'
+    assert not any(title.startswith('Errors of all') for title in tables)
+
+
 def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) -> None:
     """The rest of the page is written all the same."""
     records_file.write_text(records_file.read_text() * 2)
