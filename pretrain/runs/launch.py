@@ -21,9 +21,9 @@ from typing import ClassVar, NoReturn, TextIO
 
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.identity import differences, in_words
 from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
 from pretrain.runs.record import read_record
+from pretrain.runs.resume import check_finished
 from pretrain.runs.saving import EXIT_CODES
 
 # Which of the ``jobs`` threads this one is: its runs use GPUs of their own.
@@ -149,13 +149,7 @@ class Launcher:
         else:
             with _PREPARING:
                 config = prepare(load_config(run.config, run.options), self.gpus or 1)
-            ours = config.identity.to_dict()
-            if found := differences(record['identity'], ours, self.found_out):
-                raise UserError(
-                    f'{run.work_dir} holds a finished run with other settings: '
-                    f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or '
-                    'delete that run.'
-                )
+            check_finished(run.work_dir, record, config.identity.to_dict(), self.found_out)
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
         _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')

@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from pretrain.runs.checkpoint import checkpoints, is_whole, load_from_disk, progress
 from pretrain.runs.config import stage_of
-from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.errors import UserError
 from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
@@ -51,26 +51,47 @@ def choose_start(config: Config, args: Namespace) -> bool:
             f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
             'it back, or start anew in another --work-dir.'
         )
+    finished = record is not None and record['status'] == 'finished'
+    changes = record['accepted_changes'] if record else []
+    config.load_from, config.resume, config.accepted_changes = None, False, changes
+    if finished and not found:  # it saves nothing, or its checkpoints were deleted
+        check_finished(work_dir, record, config.identity.to_dict())
+        return _nothing_to_do(work_dir)
     newest = _newest_whole(found) if found else None
     started_from = record['started_from'] if record else None
     config.load_from = str(newest) if newest else args.start_from or started_from
-    config.resume = config.load_from is not None
-    changes = record['accepted_changes'] if record else []
-    if config.resume:
-        changed = check_resume(
-            config.load_from,
-            config.identity.to_dict(),
-            getattr(stage_of(config), 'may_differ', None),
-            another_run=newest is None,
-            accepted=args.accept_change,
-        )
-        changes += [change for change in changed if change not in changes]
-    config.accepted_changes = changes
-    if newest and newest == found[-1] and record['status'] == 'finished':
-        epochs = number_of(record['history'][-1]['epoch'], 'epochs')
-        print(f'{work_dir}: this run is finished, after {epochs}. There is nothing to do.')
-        return False
+    if config.load_from is None:
+        return True
+    config.resume = True
+    changed = check_resume(
+        config.load_from,
+        config.identity.to_dict(),
+        getattr(stage_of(config), 'may_differ', None),
+        another_run=newest is None,
+        accepted=args.accept_change,
+    )
+    config.accepted_changes = changes + [change for change in changed if change not in changes]
+    if finished and newest == found[-1] and not changed:
+        return _nothing_to_do(work_dir)
     return True
+
+
+def _nothing_to_do(work_dir: Path) -> bool:
+    print(f'{work_dir}: this run is finished. There is nothing to do.')
+    return False
+
+
+def check_finished(
+    work_dir: Path, record: dict, identity: dict, may_differ: Sequence[str] = ()
+) -> None:
+    """Raise a UserError if the finished run of a folder, of which ``record`` is, has another
+    identity in other keys than ``may_differ``."""
+    if found := differences(record['identity'], identity, may_differ):
+        raise UserError(
+            f'{work_dir} holds a finished run with other settings: '
+            f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or delete that '
+            'run.'
+        )
 
 
 def _newest_whole(found: list[Path]) -> Path:

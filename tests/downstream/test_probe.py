@@ -1,6 +1,7 @@
 """k-NN on frozen features: against a slow reference, and as a run like any other."""
 
 import math
+from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher
 from pretrain.runs.record import read_record
+from pretrain.runs.resume import choose_start
 from pretrain.runs.tables import find_records
 from tests.downstream.conftest import write_backbone
 
@@ -125,6 +127,15 @@ def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> No
     assert again['identity'] == first['identity']
     write_report([tmp_path], tmp_path / 'report.html')
     assert f'{accuracy:.2f}' in (tmp_path / 'report.html').read_text()
+
+
+def test_a_finished_probe_is_left_alone(run, backbone_file: str) -> None:
+    config = run(backbone_file).config
+    arguments = Namespace(resume=True, start_from=None, accept_change=[])
+    assert not choose_start(config, arguments)
+    config.identity.neighbours = 7
+    with pytest.raises(UserError, match='a finished run with other settings: it has neighbours=20'):
+        choose_start(config, arguments)
 
 
 def test_only_the_first_process_probes(

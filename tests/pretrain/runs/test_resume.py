@@ -48,6 +48,27 @@ def test_a_record_that_is_missing_is_not_made_up(
         choose_start(tiny_config('bl', tmp_path, 'epochs=1', 'algorithm.generations=1'), RESUME)
 
 
+@pytest.mark.faults
+def test_a_finished_run_is_neither_begun_anew_nor_changed(
+    train: Callable, tiny_config: Callable, tmp_path: Path
+) -> None:
+    """With its checkpoints, and when they were deleted to save space."""
+    settings = 'epochs=2', 'algorithm.generations=1'
+    train('bl', tmp_path, *settings)
+    same, other = (
+        tiny_config('bl', tmp_path, *settings, f'micro_batches={pieces}') for pieces in (1, 2)
+    )
+    assert not choose_start(same, RESUME)
+    with pytest.raises(UserError, match='--accept-change micro_batches'):
+        choose_start(other, RESUME)
+    assert choose_start(other, Namespace(**vars(RESUME) | {'accept_change': ['micro_batches']}))
+    for path in tmp_path.glob('epoch_*.pth'):
+        path.unlink()
+    assert not choose_start(same, RESUME)
+    with pytest.raises(UserError, match='a finished run with other settings: it has micro_batches'):
+        choose_start(other, RESUME)
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., str]:
     def write(identity: dict, **meta: object) -> str:

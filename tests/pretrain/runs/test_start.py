@@ -205,7 +205,7 @@ def test_a_finished_run_is_told_so_and_left_alone(
     monkeypatch.setattr(sys, 'argv', [*command, '--resume'])
     capsys.readouterr()
     start.main()
-    said = f'{folder}: this run is finished, after 4 epochs. There is nothing to do.'
+    said = f'{folder}: this run is finished. There is nothing to do.'
     assert said in capsys.readouterr().out
     del before[folder / '.lock']
     assert {path: path.stat().st_mtime_ns for path in before} == before
