@@ -12,7 +12,7 @@ from pretrain.schedule import boundaries, generation
 
 
 def cosine(done: int, length: int) -> float:
-    """Eqn 5: half a cosine from 1 to 0."""
+    """Eqn 5: half a cosine from 1 to 0. A run of cosines alone uses mmengine's."""
     return (1 + math.cos(math.pi * done / length)) / 2
 
 

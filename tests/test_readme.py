@@ -181,7 +181,7 @@ FAULTS = {
     'the launcher of several': 'tools/test_stopping.py::test_two_processes_stop_together',
     'the disk is full': f'{RUNS}saving.py::test_a_full_disk',
     'a bit flips': f'{RUNS}resume.py::test_a_damaged_checkpoint_is_named_and_the_one_before',
-    'so are all of its checkpoints': f'{RUNS}resume.py::test_a_damaged_checkpoint_is_named',
+    'all checkpoints of a run': f'{RUNS}resume.py::test_a_damaged_checkpoint_is_named',
     '`snapshot_1.pth` is damaged': f'{RUNS}saving.py::test_a_snapshot_that_is_needed_later',
     '`run.json` is missing or damaged': f'{RUNS}record.py::test_a_damaged_record_is_named',
     'the loss is not finite': f'{RUNS}record.py::test_loss_that_is_not_finite_stops_the_run',

@@ -1,6 +1,6 @@
 """Check a data set, and prepare it, before the first run on it.
 
-python tools/prepare_data.py imagenet --root DIR [--out DIR --max-side N] [--processes P]
+python tools/prepare_data.py imagenet --root DIR [--out DIR --shorter-side N] [--processes P]
 python tools/prepare_data.py cifar100 --root DIR
 python tools/prepare_data.py voc07 --root DIR
 python tools/prepare_data.py voc12aug --root DIR [--sbd DIR]
@@ -24,7 +24,7 @@ def main() -> None:
     )
     imagenet.add_argument('--out', type=Path, help='gets a copy with smaller pictures')
     imagenet.add_argument(
-        '--max-side',
+        '--shorter-side',
         type=positive,
         metavar='N',
         help='with --out: most pixels of the shorter side; what has more is shrunk',
@@ -43,8 +43,8 @@ def main() -> None:
         '--sbd', type=Path, help='convert the masks in dataset/cls of this folder (of SBD) first'
     )
     args = parser.parse_args()
-    if args.dataset == 'imagenet' and (args.out is None) != (args.max_side is None):
-        imagenet.error('--out and --max-side go together')
+    if args.dataset == 'imagenet' and (args.out is None) != (args.shorter_side is None):
+        imagenet.error('--out and --shorter-side go together')
     from downstream.voc_preparation import check_voc07, check_voc12aug
     from pretrain.datasets.preparation import check_cifar100, check_imagenet
     from pretrain.datasets.shrink import shrink_folder
@@ -57,7 +57,7 @@ def main() -> None:
         case 'cifar100':
             check_cifar100(args.root)
         case 'imagenet' if args.out:
-            shrink_folder(args.root, args.out, args.max_side, args.processes)
+            shrink_folder(args.root, args.out, args.shorter_side, args.processes)
         case 'imagenet':
             check_imagenet(args.root, args.processes)
 

@@ -156,7 +156,7 @@ class Comparison:
             word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
-        about = 'it is about these backbones, not about the method'
+        about = 'it compares these backbones, not the methods'
         if self.method:
             about = 'this covers the variation of pretraining and fine-tuning'
         elif self.p is not None:

@@ -18,26 +18,27 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import parallel_map
 
 
-def shrink_folder(root: Path, out: Path, max_side: int, processes: int | None = None) -> None:
-    """Copy an ImageNet-style root to ``out``, and shrink pictures whose shorter side is over
-    ``max_side`` pixels. To continue a stopped call, repeat it. Default ``processes``: one a core.
+def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | None = None) -> None:
+    """Copy an ImageNet-style root to ``out``, shrinking pictures whose shorter side is over
+    ``shorter_side`` pixels. To continue a stopped call, repeat it. ``processes`` default to one a
+    core.
 
     Raises:
         UserError: if ``root`` is no such folder or has unusable pictures, ``out`` holds anything
             else, one lies inside the other, or a number is not positive.
     """
-    if max_side < 1 or (processes is not None and processes < 1):
-        raise UserError('--max-side and --processes must be at least 1.')
+    if shorter_side < 1 or (processes is not None and processes < 1):
+        raise UserError('--shorter-side and --processes must be at least 1.')
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
         raise UserError(f'{out} and {root} are not apart: choose another --out.')
     ClassFolder.check(root, batch_size=1, workers=processes)
-    _begin(out, json.dumps({'root': str(root), 'max_side': max_side}, indent=2) + '\n')
+    _begin(out, json.dumps({'root': str(root), 'shorter_side': shorter_side}, indent=2) + '\n')
 
     lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
     names = list(map(os.fsdecode, chain(*lists)))
     done, before, after = Counter(), 0, 0
-    results = parallel_map(partial(_shrink_file, root, out, max_side), names, 8, processes)
+    results = parallel_map(partial(_shrink_file, root, out, shorter_side), names, 8, processes)
     for what, old, new in tqdm(results, total=len(names), unit=' pictures', mininterval=10):
         done[what] += 1
         before, after = before + old, after + new
@@ -53,7 +54,7 @@ def _begin(out: Path, record: str) -> None:
     write_atomically(path, record.encode())
 
 
-def _shrink_file(root: Path, out: Path, max_side: int, name: str) -> tuple[str, int, int]:
+def _shrink_file(root: Path, out: Path, shorter_side: int, name: str) -> tuple[str, int, int]:
     """Return what was done with a picture, and its size in bytes before and after."""
     source, target = root / name, out / name
     old = source.stat().st_size
@@ -61,23 +62,23 @@ def _shrink_file(root: Path, out: Path, max_side: int, name: str) -> tuple[str, 
         return 'there already', old, target.stat().st_size
     data = source.read_bytes()
     try:
-        shrunk = shrink_picture(data, max_side)
+        shrunk = shrink_picture(data, shorter_side)
     except DECODE_ERRORS as error:
         raise UserError(f'{source} is damaged ({error}): replace or delete it.') from error
     write_atomically(target, shrunk)
     return 'copied' if shrunk == data else 'written anew', old, len(shrunk)
 
 
-def shrink_picture(data: bytes, max_side: int) -> bytes:
-    """Turn a picture file into an RGB JPEG whose shorter side has at most ``max_side`` pixels. A
-    JPEG, of any colours, that is small enough is returned as it is.
+def shrink_picture(data: bytes, shorter_side: int) -> bytes:
+    """Turn a picture file into an RGB JPEG whose shorter side has at most ``shorter_side`` pixels.
+    A JPEG, of any colours, that is small enough is returned as it is.
 
     Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is not progressive, which
     would take longer to decode. The EXIF data is left out: training ignores its orientation too.
     """
     image = Image.open(io.BytesIO(data))
     width, height = image.size
-    scale = max_side / min(width, height)
+    scale = shorter_side / min(width, height)
     if scale >= 1 and image.format in ('JPEG', 'MPO'):
         return data
     if scale < 1:

@@ -1,4 +1,4 @@
-"""run.json: what a run was and what came out of it. Tables read nothing else.
+"""run.json: what a run was and what came out of it. All our numbers in tables come from it.
 
 The records of a table are committed as one ``results/<set>.jsonl``, one record per line.
 """

@@ -26,8 +26,8 @@ class Similarity:
     The pairs (E1, E2) and (E2, E1) have the same distribution, so only E1 <= E2 is trained.
 
     The paper says that Eqn 1 is used in the first min(E1, E2) epochs. With E1 < E2 we use it until
-    E2: otherwise all entries of a row would have the distribution of its first entry, but the
-    paper reports them as different.
+    E2: otherwise the student would leave the source at E1, and E2 would have no effect, but the
+    paper reports different numbers.
 
     Args:
         config: the source's pretraining config, a baseline.

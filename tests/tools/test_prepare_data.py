@@ -25,7 +25,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
-    command = [COMMAND, 'imagenet', '--max-side', '20', '--root']
+    command = [COMMAND, 'imagenet', '--shorter-side', '20', '--root']
     done = start(*command, str(image_folder), '--out', str(tmp_path / 'small'))()
     assert done.returncode == 0, done.stderr
     assert '44 written anew' in done.stdout
@@ -41,8 +41,8 @@ def test_imagenet_alone(
     prepare('imagenet', '--root', image_folder)
     assert 'train: 32 pictures' in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        prepare('imagenet', '--root', image_folder, '--max-side', 20)
-    assert '--out and --max-side go together' in capsys.readouterr().err
+        prepare('imagenet', '--root', image_folder, '--shorter-side', 20)
+    assert '--out and --shorter-side go together' in capsys.readouterr().err
 
 
 def test_voc(prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -93,7 +93,7 @@ def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
     assert not result.method
     assert 'over 4 fine-tuning seeds, p' in result.verdict()
     assert result.verdict().endswith(
-        'the variation of fine-tuning alone: it is about these backbones, not about the method.'
+        'the variation of fine-tuning alone: it compares these backbones, not the methods.'
     )
 
 

@@ -197,7 +197,7 @@ def test_where_no_test_is_possible() -> None:
 
 
 def test_what_seeds_do_not_vary_is_said_where_backbones_are_compared() -> None:
-    said = 'it is about these backbones, not about the method'
+    said = 'it compares these backbones, not the methods'
     assert said in str(transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7)]))
     assert said not in str(transfer_table([record('BL', 0, 0.7), record('BL', 1, 0.7)]))
 
@@ -214,7 +214,7 @@ def test_one_seed_has_no_spread_and_miou_is_in_percent() -> None:
 def test_what_holds_for_all_comparisons_is_said_once() -> None:
     labels = 'BL', 'SE', 'SD'
     table = str(transfer_table([record(label, 0, 0.7) for label in labels], labels))
-    assert '- all comparisons: over 1 fine-tuning seed: no test is possible; it is' in table
+    assert '- all comparisons: over 1 fine-tuning seed: no test is possible; it compares' in table
     assert ' against ' not in table
 
 
