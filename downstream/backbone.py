@@ -4,7 +4,6 @@
 two places, a C4 Faster R-CNN's ``backbone`` and its ``shared_head``; a segmenter in one.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import tensor_mismatch
+from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError
 
 # ``deep_stem`` and ``avg_down`` of mmdet's and mmseg's ResNet. Configs use these and not the types
@@ -91,16 +91,13 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
     for fact in ('mean', 'std'):
         wanted[f'model.data_preprocessor.{fact}'] = provenance[fact]
     wanted['model.data_preprocessor.bgr_to_rgb'] = provenance['channel_order'] == 'RGB'
+    present = dict(walk(config.to_dict()))
     return [
         f'{key}={value}'
         for key, value in wanted.items()
-        if not same_fact(_setting(config, key), value)
+        # mmdet's and mmseg's switches are off where a config does not name them.
+        if not same_fact(present.get(key, False), value)
     ]
-
-
-def _setting(config: Config, key: str) -> Any:
-    # mmdet's and mmseg's switches are off where a config does not name them.
-    return functools.reduce(lambda node, name: node.get(name, False), key.split('.'), config)
 
 
 def same_fact(ours: Any, theirs: Any) -> bool:

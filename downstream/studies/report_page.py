@@ -19,6 +19,7 @@ from downstream.pictures import SCORE_THRESHOLD
 from downstream.studies.replicates import Comparison
 from downstream.studies.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
 from pretrain.runs.checkpoint import write_atomically
+from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
 from pretrain.runs.record import read_records
@@ -318,24 +319,14 @@ def _settings(runs: Sequence[Run]) -> Section:
     tables = []
     for title, group in (*_groups(runs, 'classification'), *_groups(runs, *TASKS)):
         first = _first_of_each_label(group)
-        identities = {label: run.record['identity'] for label, run in first.items()}
-        base, *others = identities.values()
+        base, *others = identities = [run.record['identity'] for run in first.values()]
         keys = {key for other in others for key in differences(base, other, NOT_SETTINGS)}
-        rows = [[key, *(_shown(_at(i, key)) for i in identities.values())] for key in sorted(keys)]
+        values = [dict(walk(identity)) for identity in identities]
+        rows = [[key, *(_shown(of_run.get(key)) for of_run in values)] for key in sorted(keys)]
         if rows:
-            table = Table(['setting', *identities], rows, 1 + len(identities))
+            table = Table(['setting', *first], rows, 1 + len(first))
             tables.append((f'{title}: settings that differ', table))
     return Section('Settings', tables=tables)
-
-
-def _at(node: Any, key: str) -> Any:
-    """The value at a dotted key, None if there is none."""
-    for name in key.split('.'):
-        if isinstance(node, list) and int(name) < len(node):
-            node = node[int(name)]
-        else:
-            node = node.get(name) if isinstance(node, dict) else None
-    return node
 
 
 def _shown(value: Any) -> str:

@@ -50,7 +50,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config = Config(config.to_dict(), text, file, config.env_variables, format_python_code=False)
     if 'stage' not in config:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
-    known = dict(_walk(config.to_dict()))
+    known = dict(walk(config.to_dict()))
     overrides = {}
     for option in options:
         key, equals, text = option.partition('=')
@@ -75,13 +75,19 @@ def prepare(config: Config, world_size: int) -> Config:
     return stage_of(config).prepare(config, world_size)
 
 
-def _walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Every value in nested dicts and lists, with its dotted key, also those that hold others.
+
+    Example:
+        >>> dict(walk({'model': {'mean': [1, 2]}}))
+        {'model': {'mean': [1, 2]}, 'model.mean': [1, 2], 'model.mean.0': 1, 'model.mean.1': 2}
+    """
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for name, value in items:
         key = f'{prefix}{name}'
         yield key, value
         if isinstance(value, dict | list | tuple):
-            yield from _walk(value, f'{key}.')
+            yield from walk(value, f'{key}.')
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -142,7 +148,7 @@ WHOLE_NUMBERS = {
 def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
     """Raise a UserError if a setting is no whole number, or below the one that ``least`` has under
     its dotted key. Settings that the config does not have are left out."""
-    values = dict(_walk(config.to_dict()))
+    values = dict(walk(config.to_dict()))
     for key, at_least in least.items():
         value = values.get(key, at_least)
         if not isinstance(value, int) or value < at_least:

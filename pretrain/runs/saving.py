@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from pretrain.runs.checkpoint import checkpoints, is_whole, progress
+from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError
 
 # The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
@@ -240,9 +241,5 @@ def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
         setattr(model.get_submodule(owner), name, value.to(device))
 
 
-def _tensors(node: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, dict | list | tuple):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _tensors(value, f'{name}.{key}' if name else str(key))
+def _tensors(node: Any) -> Iterator[tuple[str, Tensor]]:
+    return ((name, value) for name, value in walk(node) if isinstance(value, Tensor))

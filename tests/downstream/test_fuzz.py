@@ -18,7 +18,7 @@ from pretrain.build import prepare
 from pretrain.export import export_backbone
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
-from pretrain.runs.config import _walk, load_config
+from pretrain.runs.config import load_config, walk
 from pretrain.runs.errors import UserError
 from pretrain.runs.tables import find_records
 from tests.conftest import ROOT
@@ -123,7 +123,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 DEMO = ROOT / 'configs/demo/r18_sd.py'
-KEYS = [key for key, _ in _walk(load_config(DEMO).to_dict())]
+KEYS = [key for key, _ in walk(load_config(DEMO).to_dict())]
 
 
 @quick
