@@ -1,7 +1,4 @@
-"""Check VOC2007, and VOC2012 with SBD, and convert SBD's masks. For tools/prepare_data.py.
-
-Nothing is downloaded, and no existing file is changed.
-"""
+"""Check VOC2007, and VOC2012 with SBD, and convert SBD's masks. For tools/prepare_data.py."""
 
 import io
 import zlib

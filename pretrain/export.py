@@ -67,15 +67,12 @@ def export(
 
 
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
-    """Write the student's layers before the final pooling (Section 4.3) to ``out``.
+    """Write the student's layers before the final pooling (Section 4.3) to ``out``, as
+    :func:`pretrain.runs.backbone_file.write_backbone_file` does.
 
     The file is a plain dict of tensors under torchvision's names, without ``fc``, as the ResNets of
     torchvision, timm, mmdet and mmseg load it. Its attribute ``provenance``, which pickles with it,
     says what downstream must agree on.
-
-    Args:
-        checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth`` of a ResNet run.
-        out: the file to write, as :func:`pretrain.runs.backbone_file.write_backbone_file` does.
 
     Returns:
         The provenance: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and ``std`` (in 0-255

@@ -5,7 +5,9 @@ A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with 
 with the pictures to ``skip``. It has
 
 - ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,
-  drawn from (seed, epoch, index) alone; or ``__getitems__`` for whole batches;
+  or ``__getitems__`` for whole batches. :class:`pretrain.runs.randomness.EpochSampler` gives the
+  pairs. What is random is drawn from (seed, epoch, index) alone, so that neither workers nor the
+  number of processes nor a resume changes a sample;
 - ``check(root, batch_size, processes, skip_unusable)``, the checks before a run; it returns the
   number of classes, the pictures to skip, and what gives a hash of the files of each split, which
   is part of a run's identity;

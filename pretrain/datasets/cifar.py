@@ -39,9 +39,6 @@ class Cifar100(Dataset):
     A training picture gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
     pixels and mirrored with probability 1/2. Test pictures are not changed.
 
-    Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
-    them, and depend on (seed, epoch, index) alone, not on the batch, processes or a resume.
-
     Args:
         root: the folder ``cifar-100-python`` with the official files.
         split: 'train' or 'val', the official test set.

@@ -98,9 +98,6 @@ class ClassFolder(Dataset):
     ``data_samples``, the class index. A sample to train on has ``augmentation`` as well, for
     :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
-    Samples are requested by (epoch, index), as :class:`pretrain.runs.randomness.EpochSampler` gives
-    them, and depend on (seed, epoch, index) alone, not on workers, processes or a resume.
-
     Args:
         root: the folder that holds the splits.
         split: 'train' or 'val'.

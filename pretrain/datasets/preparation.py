@@ -1,7 +1,4 @@
-"""Is a folder the data set that the paper used? For tools/prepare_data.py.
-
-A message names each missing file and the archive that has it. Nothing is downloaded or changed.
-"""
+"""Is a folder the data set that the paper used? For tools/prepare_data.py."""
 
 from collections.abc import Mapping
 from pathlib import Path

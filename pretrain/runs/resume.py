@@ -1,9 +1,4 @@
-"""The rule of resuming: where a run begins, and which checkpoint it may continue.
-
-Two runs that differ in a setting can still have their first epochs in common. Only their stage
-knows such settings: :func:`pretrain.build.may_differ` names those of pretraining. Fine-tuning has
-none.
-"""
+"""The rule of resuming: where a run begins, and which checkpoint it may continue."""
 
 import sys
 from argparse import Namespace
