@@ -26,15 +26,6 @@ from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
 from pretrain.runs.errors import UserError
 
-# A deep stem's layers, as timm and as OpenMMLab name them.
-_STEM_NAMES = {
-    'conv1.0': 'stem.0',
-    'conv1.1': 'stem.1',
-    'conv1.3': 'stem.3',
-    'conv1.4': 'stem.4',
-    'conv1.6': 'stem.6',
-    'bn1': 'stem.7',
-}
 _CLASSIFIER = ('fc.', 'head.')
 _NO_BACKBONE = (*_CLASSIFIER, 'teacher.')
 _EVERY_RESNET_HAS = 'layer1.0.conv1.weight'
@@ -117,11 +108,11 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' not in backbone:
         return backbone
-    renamed = {}
-    for name, tensor in backbone.items():
-        layer, _, leaf = name.rpartition('.')
-        renamed[f'{_STEM_NAMES.get(layer, layer)}.{leaf}'] = tensor
-    return renamed
+    # timm's names of a deep stem's layers, which are OpenMMLab's stem.0 to stem.7.
+    return {
+        re.sub(r'^bn1\.', 'stem.7.', re.sub(r'^conv1\.([01346])\.', r'stem.\1.', name)): tensor
+        for name, tensor in backbone.items()
+    }
 
 
 def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Tensor], str]]:
