@@ -156,18 +156,13 @@ def _huggingface_name(name: str, prefix: str) -> str:
         >>> _huggingface_name('layer2.0.downsample.1.bias', '')
         'encoder.stages.1.layers.0.shortcut.normalization.bias'
     """
-    layer, _, leaf = name.rpartition('.')
-    if layer == 'fc':
-        return f'classifier.1.{leaf}'
-    if match := re.fullmatch(r'layer(\d)\.(\d+)\.downsample\.([01])', layer):
-        part = f'shortcut.{("convolution", "normalization")[int(match[3])]}'
-    elif match := re.fullmatch(r'layer(\d)\.(\d+)\.(conv|bn)(\d)', layer):
-        kind = 'convolution' if match[3] == 'conv' else 'normalization'
-        part = f'layer.{int(match[4]) - 1}.{kind}'
-    else:
-        kind = 'convolution' if layer == 'conv1' else 'normalization'
-        return f'{prefix}embedder.embedder.{kind}.{leaf}'
-    return f'{prefix}encoder.stages.{int(match[1]) - 1}.layers.{match[2]}.{part}.{leaf}'
+    if name.startswith('fc.'):
+        return name.replace('fc', 'classifier.1')
+    name = name.replace('downsample.0', 'shortcut.conv').replace('downsample.1', 'shortcut.bn')
+    name = re.sub(r'^(conv|bn)1', r'embedder.embedder.\1', name)
+    name = re.sub(r'^layer(\d)', lambda stage: f'encoder.stages.{int(stage[1]) - 1}.layers', name)
+    name = re.sub(r'(conv|bn)(\d)', lambda part: f'layer.{int(part[2]) - 1}.{part[1]}', name)
+    return prefix + name.replace('conv', 'convolution').replace('bn', 'normalization')
 
 
 def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
