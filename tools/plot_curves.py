@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument('out', type=Path, help=f'the picture to write: {", ".join(SUFFIXES)}')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
     args = parser.parse_args()
-    from pretrain.studies.curves import COLOURS, plot_curves
+    from pretrain.studies.curves import COLOURS, error_figure
 
     runs = dict(args.runs)
     if len(runs) < len(args.runs):
@@ -47,7 +47,8 @@ def main() -> None:
         )
     if len(runs) > len(COLOURS):
         raise UserError(f'{len(runs)} runs: at most {len(COLOURS)} can be told apart.')
-    plot_curves({name: one_record(run) for name, run in runs.items()}, args.out, args.from_epoch)
+    records = {name: one_record(run) for name, run in runs.items()}
+    error_figure(records, args.from_epoch).savefig(args.out, dpi=150)
     print(f'The curves are in {args.out}.')
 
 

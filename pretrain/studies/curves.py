@@ -70,20 +70,15 @@ def read_scalars(work_dir: Path) -> list[dict]:
     return [found[iteration] for iteration in sorted(found)]
 
 
-def plot_curves(records: Mapping[str, dict], out: Path, first_epoch: int | None = None) -> None:
-    """Draw the curves of several runs by their labels, as in Figure 1: all epochs on the left, from
-    ``first_epoch`` on magnified on the right (default: the last third).
+def error_figure(
+    records: Mapping[str, dict], first_epoch: int | None = None, stacked: bool = False
+) -> Figure:
+    """The curves of several runs by their labels, as in Figure 1: all epochs on the left, from
+    ``first_epoch`` on magnified on the right (default: the last third); or, ``stacked``, below.
 
     Raises:
         UserError: if a run, or the magnified part, has no epochs.
     """
-    error_figure(records, first_epoch).savefig(out, dpi=150)
-
-
-def error_figure(
-    records: Mapping[str, dict], first_epoch: int | None = None, stacked: bool = False
-) -> Figure:
-    """The figure of :func:`plot_curves`, or one whose parts stand above each other."""
     runs = {label: curves(record) for label, record in records.items()}
     for label, run in runs.items():
         if not all(epochs for epochs, _ in run.values()):
