@@ -15,27 +15,13 @@ from pretrain.runs.errors import UserError
 SUFFIXES = '.png', '.pdf', '.svg'
 
 
-def one_record(run: Path) -> dict:
-    """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names."""
-    from pretrain.runs.record import read_records
-
-    source, *chosen = [run] if run.exists() else str(run).split(':')
-    records = read_records(Path(source))
-    for config in chosen[:1]:
-        records = [r for r in records if r['config'] == config]
-    for seed in chosen[1:]:
-        records = [r for r in records if str(r['identity']['randomness']['seed']) == seed]
-    if len(records) != 1:
-        raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')
-    return records[0]
-
-
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
     parser.add_argument('out', type=Path, help=f'the picture to write: {", ".join(SUFFIXES)}')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
     args = parser.parse_args()
+    from pretrain.runs.record import one_record
     from pretrain.studies.curves import COLOURS, error_figure
 
     runs = dict(args.runs)

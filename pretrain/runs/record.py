@@ -64,6 +64,24 @@ def read_records(source: Path) -> list[dict]:
     return [_parse(line, f'line {n} of {source}') for n, line in enumerate(lines, 1)]
 
 
+def one_record(run: Path) -> dict:
+    """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names; a FILE is as in
+    :func:`read_records`.
+
+    Raises:
+        UserError: as :func:`read_records`, or if none or several have this name.
+    """
+    source, *chosen = [run] if run.exists() else str(run).split(':')
+    records = read_records(Path(source))
+    for config in chosen[:1]:
+        records = [r for r in records if r['config'] == config]
+    for seed in chosen[1:]:
+        records = [r for r in records if str(r['identity']['randomness']['seed']) == seed]
+    if len(records) != 1:
+        raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')
+    return records[0]
+
+
 def _parse(text: str | bytes, place: Path | str) -> dict:
     try:
         record = json.loads(text)
