@@ -118,7 +118,7 @@ class SnapshotHook(Hook):
         model.imitating = self.features and runner.epoch < self.generations[0]
         model.teaching = model.loss.teacher_weight > 0 and runner.epoch >= self.taught_after
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+    def before_train_iter(self, runner: Runner, **_: object) -> None:
         model, done = unwrap(runner), runner.iter  # l - 1
         if model.teacher is not None and not self.teacher_file:
             if done in self.copied:

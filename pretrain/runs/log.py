@@ -101,9 +101,7 @@ class DeferredLogHook(RuntimeInfoHook):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # validation's is not training's
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, outputs: dict, **_: Any) -> None:
         self.waiting.append({name: value.detach() for name, value in outputs.items()})
         if is_flushed(runner, batch_idx):
             self.flush(runner, batch_idx)

@@ -182,9 +182,7 @@ class RunRecordHook(Hook):
         hub.update_info('seconds', self.seconds)
         self.begun, self.tick = 0, time.perf_counter()
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.begun += 1
         if is_flushed(runner, batch_idx):  # between, the host is ahead of the device
             self.flush(runner, batch_idx)

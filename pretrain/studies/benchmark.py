@@ -320,7 +320,7 @@ class Until(Hook):
     def __init__(self, enough: Callable[[Runner], bool]) -> None:
         self.enough = enough
 
-    def after_train_iter(self, runner: Runner, *args: object, **kwargs: object) -> None:
+    def after_train_iter(self, runner: Runner, **_: object) -> None:
         if self.enough(runner):
             raise Enough
 
