@@ -382,20 +382,19 @@ def _results(runs: Sequence[Run]) -> Section:
             for which in ('last', 'best')
         )
         together = record.get('ensemble', {}).get(metric)
-        rows.append(
-            {
-                'config': record['config'],
-                'label': run.label,
-                'seed': str(run.seed),
-                'status': record['status'],
-                'epochs': str(record['history'][-1]['epoch'] if record['history'] else 0),
-                'metric': metric,
-                'last': last,
-                'best': best,
-                'snapshots together': NONE if together is None else f'{together:.2f}',
-                'minutes': f'{record["wall_seconds"] / 60:.1f}',
-            }
-        )
+        row = {
+            'config': record['config'],
+            'label': run.label,
+            'seed': str(run.seed),
+            'status': record['status'],
+            'epochs': str(record['history'][-1]['epoch'] if record['history'] else 0),
+            'metric': metric,
+            'last': last,
+            'best': best,
+            'snapshots together': NONE if together is None else f'{together:.2f}',
+            'minutes': f'{record["wall_seconds"] / 60:.1f}',
+        }
+        rows.append(row)
     notes = ['Metrics are in percent; last and best are of the last mini-generation.']
     return Section('Runs', tables=[('All runs', Table.of(rows, texts=2, notes=notes))])
 
@@ -406,21 +405,20 @@ def _provenance(runs: Sequence[Run]) -> Section:
         record, data = run.record, run.record['data']
         weights = record['identity'].get('backbone', {}).get('weights_sha256')
         changed = ', '.join(change['key'] for change in record['accepted_changes'])
-        rows.append(
-            {
-                'config': record['config'],
-                'label': run.label,
-                'seed': str(run.seed),
-                'commit': _shown(record['git_commit']),
-                'device': record['device'],
-                'processes': str(record['world_size']),
-                'training pictures': str(data['train']['count']),
-                'test pictures': str(data['val']['count']),
-                'data': _shown(data['train']['sha256']),
-                'starts from': _shown(weights or record['started_from']),
-                'changed while it ran': changed or NONE,
-            }
-        )
+        row = {
+            'config': record['config'],
+            'label': run.label,
+            'seed': str(run.seed),
+            'commit': _shown(record['git_commit']),
+            'device': record['device'],
+            'processes': str(record['world_size']),
+            'training pictures': str(data['train']['count']),
+            'test pictures': str(data['val']['count']),
+            'data': _shown(data['train']['sha256']),
+            'starts from': _shown(weights or record['started_from']),
+            'changed while it ran': changed or NONE,
+        }
+        rows.append(row)
     notes = ['Hashes are shortened: of the commit, of the list of training files, of the weights.']
     found = [run.record['versions'] for run in runs]
     versions = [
