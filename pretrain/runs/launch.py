@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar, NoReturn, TextIO
@@ -86,16 +86,12 @@ class Launcher:
     def finish(self, *stages: Sequence[Run]) -> list[list[dict]]:
         """Finish the runs of each stage before those of the next, with numbered titles; return the
         records of each. Errors are those of :meth:`run`."""
-        number, total = count(1), sum(map(len, stages))
-        return [
-            self.each(
-                [
-                    partial(self.run, replace(run, title=f'[{next(number)}/{total}] {run.title}'))
-                    for run in stage
-                ]
-            )
-            for stage in stages
-        ]
+        total = sum(map(len, stages))
+        tasks = (
+            partial(self.run, replace(run, title=f'[{number}/{total}] {run.title}'))
+            for number, run in enumerate(chain(*stages), 1)
+        )
+        return [self.each([*islice(tasks, len(stage))]) for stage in stages]
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return their results in order. After the first
