@@ -23,10 +23,7 @@ MD5 = {
     'test': 'f0ef6b0ae62326f3e7ffdfab6717acfc',
     'meta': '7973b15100ade9c7d40fb424638fde48',
 }
-# Mean and standard deviation of the 50,000 training pictures, RGB, 0-255.
-MEAN = (129.3, 124.1, 112.4)
-STD = (68.2, 65.4, 70.4)
-# The colour of the margin: the grey that the normalisation maps to 0.
+# The colour of the margin: the mean of the training pictures, which normalisation maps to 0.
 FILL = (129, 124, 112)
 SIZE = 32
 MARGIN = 4
