@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pretrain.feature_losses import FSPLoss, HintLoss, flow, forward_to_layers
-from pretrain.models import build_cifar_resnet
+from pretrain.models.cifar import build_cifar_resnet
 from pretrain.runs.errors import UserError
 
 

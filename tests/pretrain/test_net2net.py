@@ -5,12 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretrain.models import (
-    build_cifar_densenet,
-    build_cifar_resnet,
-    build_resnet,
-    build_se_resnet,
-)
+from pretrain.models.cifar import build_cifar_densenet, build_cifar_resnet
+from pretrain.models.resnet import build_resnet, build_se_resnet
 from pretrain.net2net import check_net2net, net2net
 from pretrain.runs.errors import UserError
 

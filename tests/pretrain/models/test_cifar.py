@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pretrain.models import build_cifar_densenet, build_cifar_resnet
+from pretrain.models.cifar import build_cifar_densenet, build_cifar_resnet
 from pretrain.runs.errors import UserError
 
 RESNETS = {8: 81_140, 14: 178_356, 20: 275_572, 32: 470_004, 56: 858_868, 110: 1_733_812}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.models import build_resnet, build_se_resnet
+from pretrain.models.resnet import build_resnet, build_se_resnet
 from pretrain.runs.errors import UserError
 
 
