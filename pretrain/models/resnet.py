@@ -38,9 +38,8 @@ def build_resnet(depth: int, num_classes: int, width: int = 64) -> torchvision.m
             f'model.network.width is {width}: ResNet-{depth} has no bottlenecks to widen, choose '
             '50 or deeper.'
         )
-    wider = {} if width == 64 else {'width_per_group': width}
     return torchvision.models.get_model(
-        f'resnet{depth}', weights=None, num_classes=num_classes, **wider
+        f'resnet{depth}', num_classes=num_classes, width_per_group=width
     )
 
 
