@@ -75,19 +75,18 @@ def snapshot_distillation_loss(
     return LossParts(loss, cross_entropy, kl, log_student, log_teacher)
 
 
-def top_score_difference(logits: Tensor, count: int = 5) -> Tensor:
-    """How far the first class stands out: its score less the mean of the next ``count`` - 1.
+def top_score_difference(logits: Tensor) -> Tensor:
+    """How far the first class stands out: its score less the mean of the next four.
 
     Adding it to a patriarch's loss keeps secondary classes alive (Section 3.3.3, reference [49]).
 
     Args:
-        logits: shape (N, C).
-        count: number of classes looked at; C if there are fewer.
+        logits: shape (N, C); of five classes or fewer, all are looked at.
 
     Returns:
         The mean over the batch, from 0 to 1.
     """
-    scores = logits.softmax(dim=1).topk(min(count, logits.shape[1]), dim=1).values
+    scores = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1).values
     return (scores[:, 0] - scores[:, 1:].mean(dim=1)).mean()
 
 

@@ -17,8 +17,6 @@ class TopKError(BaseMetric):
     so that mmengine can drop the pictures that pad the last rank's share.
     """
 
-    topk = (1, 5)
-
     def process(self, data_batch: dict, data_samples: Sequence[dict[str, Tensor]]) -> None:
         """Count one batch.
 
@@ -27,20 +25,15 @@ class TopKError(BaseMetric):
             data_samples: dicts of ``logits`` (N, C) and ``labels`` (N,).
         """
         for sample in data_samples:
-            labels = sample['labels'][:, None]
             classes = sample['logits'].shape[1]
-            ranking = sample['logits'].topk(min(max(self.topk), classes)).indices
-            counted = [k for k in self.topk if k == 1 or k < classes]
-            wrong = [(ranking[:, :k] != labels).all(dim=1).tolist() for k in counted]
-            self.results.extend(zip(*wrong, strict=True))
+            wrong = sample['logits'].topk(min(5, classes)).indices != sample['labels'][:, None]
+            columns = [wrong[:, 0], wrong.all(dim=1)] if classes > 5 else [wrong[:, 0]]
+            self.results.extend(zip(*map(Tensor.tolist, columns), strict=True))
 
     def compute_metrics(self, results: list[tuple[bool, ...]]) -> dict[str, float]:
         """``top1_error`` and, of more than five classes, ``top5_error`` in percent."""
-        columns = zip(*results, strict=True)
-        return {
-            f'top{k}_error': 100.0 * sum(column) / len(column)
-            for k, column in zip(self.topk, columns, strict=False)
-        }
+        columns = zip(('top1_error', 'top5_error'), zip(*results, strict=True), strict=False)
+        return {name: 100.0 * sum(column) / len(column) for name, column in columns}
 
 
 class TrainingStatistics(nn.Module):

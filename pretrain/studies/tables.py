@@ -145,7 +145,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
             f'no ({_name(other)})' if other else 'yes',
             'yes' if own and not config.algorithm.fresh_student else 'no',
         ]
-        error = [mean_std([_last(r, -1) for r in mine]), str(len(mine))]
+        error = [mean_std([_last(r) for r in mine]), str(len(mine))]
         cost = [*_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')]
         rows.append([config.algorithm.name, *attributes, *error, *_gain(mine, base), *cost])
     notes.append(
@@ -181,7 +181,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
             f'{statistics.fmean(entry[name] for entry in taught):.2f}'
             for name in ('teacher_error', 'agreement', 'difference')
         ]
-        error = mean_std([_last(r, -1) for r in group])
+        error = mean_std([_last(r) for r in group])
         rows.append([label, _c_l(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
@@ -232,7 +232,7 @@ def errors_table(records: Sequence[dict]) -> Table:
             ends = [r['generations'][-1]['last'] for r in arm]
             top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
             row = {'network': backbone, 'label': label, 'n': str(len(arm))}
-            row['top-1 error'] = mean_std([_last(r, -1) for r in arm])
+            row['top-1 error'] = mean_std([_last(r) for r in arm])
             if top5:
                 row['top-5 error'] = mean_std(top5)
             if label != 'BL' and base:
@@ -267,7 +267,7 @@ def table_2(records: Sequence[dict]) -> Table:
         if label := SHARED.fullmatch(record['label']):
             student, teacher = label.groups()
             key = None if student is None else int(student), int(teacher)
-            cells.setdefault(key, []).append(100.0 - _last(record, -1))
+            cells.setdefault(key, []).append(100.0 - _last(record))
             mine.append(record)
     if not mine:
         raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
@@ -424,15 +424,15 @@ def ended_generations(record: dict) -> int:
     return bisect_right(boundaries(_lengths(record)), epochs)
 
 
-def _last(record: dict, k: int) -> float:
-    return record['generations'][k]['last'][METRIC]
+def _last(record: dict) -> float:
+    return record['generations'][-1]['last'][METRIC]
 
 
 def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
     """The gain in points over the baseline and its p-value; errors fall when there is a gain."""
     if not records or not baseline or records is baseline:
         return '', ''
-    ours, theirs = ([_last(r, -1) for r in group] for group in (records, baseline))
+    ours, theirs = ([_last(r) for r in group] for group in (records, baseline))
     return f'{statistics.fmean(theirs) - statistics.fmean(ours):+.2f}', welch_p(ours, theirs)
 
 
