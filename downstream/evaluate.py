@@ -17,8 +17,7 @@ from downstream.build import NOT_IDENTITY, fill, training_images
 from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
-from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.file_checks import counted
+from pretrain.runs.errors import UserError, counted, number_of
 from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
 from pretrain.runs.tables import NONE, Table

@@ -20,10 +20,9 @@ from PIL import Image
 
 from downstream.mmcv_ops import install
 from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
-from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.errors import UserError, counted, number_of
 from pretrain.runs.file_checks import (
     cached,
-    counted,
     describe_findings,
     fingerprint,
     parallel_map,

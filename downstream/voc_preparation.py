@@ -14,8 +14,8 @@ from scipy.io.matlab import MatReadError
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo, read_list
 from pretrain.datasets.preparation import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import UserError
-from pretrain.runs.file_checks import counted, parallel_map
+from pretrain.runs.errors import UserError, counted
+from pretrain.runs.file_checks import parallel_map
 
 _LISTS = 'ImageSets/Segmentation'
 _BORDER = (224, 224, 192)  # VOC's colour of the id 255

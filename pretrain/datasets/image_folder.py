@@ -15,10 +15,9 @@ from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import Picture, centre_box, random_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import (
     content_sha256,
-    counted,
     describe_findings,
     fingerprint,
     paths_within,

@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.errors import UserError, counted
 
 
 def _history_buffer_method(owner: type, name: str) -> Any:
@@ -210,6 +210,5 @@ def tensor_mismatch(
     }
     for problem, names in problems.items():
         if names:
-            more = ', ...' if len(names) > 3 else ''
-            return f'{number_of(len(names), problem)} ({", ".join(names[:3])}{more})'
+            return counted(names, problem, most=3)
     return None

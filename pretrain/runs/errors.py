@@ -2,7 +2,7 @@
 of its sentences."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -26,6 +26,17 @@ def number_of(count: int, things: str) -> str:
         things = re.sub(r'(?<=[sx])es\b|(?<!s)s\b', '', things, count=1)
         things = re.sub(r'\bare\b', 'is', re.sub(r'\bhave\b', 'has', things))
     return f'{count:,} {things}'
+
+
+def counted(names: Sequence[str], kind: str, most: int = 20) -> str:
+    """Count the names of a kind and show up to ``most`` of them.
+
+    Example:
+        >>> counted(['a.jpg', 'b.jpg'], 'files')
+        '2 files (a.jpg, b.jpg)'
+    """
+    more = ', ...' if len(names) > most else ''
+    return f'{number_of(len(names), kind)} ({", ".join(names[:most])}{more})'
 
 
 class Contents(dict):

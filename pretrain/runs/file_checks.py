@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import number_of
-
-SHOWN = 20  # names of each kind in a message
+from pretrain.runs.errors import counted
 
 
 def cached(
@@ -125,19 +123,8 @@ def parallel_map(
         yield from pool.map(function, items, chunksize=chunk)
 
 
-def counted(names: Sequence[str], kind: str) -> str:
-    """Count the names of a kind and show up to ``SHOWN`` of them.
-
-    Example:
-        >>> counted(['a.jpg', 'b.jpg'], 'files')
-        '2 files (a.jpg, b.jpg)'
-    """
-    more = ', ...' if len(names) > SHOWN else ''
-    return f'{number_of(len(names), kind)} ({", ".join(names[:SHOWN])}{more})'
-
-
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Count and show the findings of the given kinds, as :func:`counted` does.
+    """Count and show the findings of the given kinds, as :func:`pretrain.runs.errors.counted` does.
 
     Example:
         >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], 'grey': ['c.jpg']}, ['empty'])

@@ -60,11 +60,12 @@ def test_fingerprint_tells_files_and_facts_apart(tmp_path: Path) -> None:
     assert fingerprint([file], 'cat') not in seen
 
 
-def test_describe_findings_names_some_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('pretrain.runs.file_checks.SHOWN', 3)
+def test_describe_findings_names_some_of_a_kind() -> None:
     kinds = ('empty', 'truncated', '16-bit')
-    found = {'empty': ['a'], 'grey': ['b'], 'truncated': ['c', 'd', 'e'], '16-bit': list('fghi')}
-    text = 'empty (a), 3 truncated (c, d, e), 4 16-bit (f, g, h, ...)'
+    twenty = [f'{number}.jpg' for number in range(20)]
+    found = {'empty': ['a'], 'grey': ['b'], 'truncated': twenty, '16-bit': [*twenty, 'c']}
+    named = ', '.join(twenty)
+    text = f'empty (a), 20 truncated ({named}), 21 16-bit ({named}, ...)'
     assert describe_findings(found, kinds) == f'1 {text}'
     assert describe_findings(found, ['grey']) == '1 grey (b)'
     assert describe_findings({}, kinds) == ''
