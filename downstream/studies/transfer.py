@@ -13,7 +13,7 @@ from downstream.import_backbone import import_backbone
 from downstream.studies.replicates import check_replicates
 from downstream.studies.tables import transfer_table
 from pretrain.export import export_backbone, is_usual_resnet
-from pretrain.runs.backbone_file import is_backbone_file, load_backbone_file
+from pretrain.runs.backbone_file import load_backbone_file, provenance_of
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -139,11 +139,9 @@ class Transfer:
                 found += enumerate((label, f, f / 'backbone.pth') for f in folders)
                 continue
             for number, file in enumerate(sources):
-                folder = self._folder(label, number)
-                if file.suffix != '.safetensors' and is_backbone_file(file):
-                    seed = load_backbone_file(file).provenance.get('seed', number)
-                    folder = self._folder(label, seed)
-                else:
+                ours = None if file.suffix == '.safetensors' else provenance_of(file)
+                folder = self._folder(label, (ours or {}).get('seed', number))
+                if ours is None:
                     source, file = file, folder / 'backbone.pth'
                     import_backbone(source, file)
                 found.append((number, (label, folder, file)))

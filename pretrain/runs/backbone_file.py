@@ -69,13 +69,14 @@ def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
     }
 
 
-def is_backbone_file(path: str | Path) -> bool:
-    """Whether this suite wrote the ``.pth`` file as a backbone, with its provenance.
+def provenance_of(path: str | Path) -> dict | None:
+    """What a ``.pth`` file says of its backbone, not compared with its weights; None if this suite
+    did not write it as a backbone.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
-    return hasattr(load_from_disk(str(path)), 'provenance')
+    return getattr(load_from_disk(str(path)), 'provenance', None)
 
 
 def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
