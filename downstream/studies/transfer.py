@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,17 @@ class Transfer:
     @cached_property
     def _pretrained(self) -> dict[str, Path]:
         """The config of each label that is pretrained here."""
-        configs = {}
-        for label, sources in self.backbones.items():
-            if any(source.suffix == '.py' for source in sources):
-                if len(sources) > 1:
-                    raise UserError(
-                        f'{label} is a config and more: give one config, which --pretrain-seeds '
-                        'repeats, or only files.'
-                    )
-                configs[label] = sources[0]
+        configs = {
+            label: sources[0]
+            for label, sources in self.backbones.items()
+            if any(source.suffix == '.py' for source in sources)
+        }
+        for label in configs:
+            if len(self.backbones[label]) > 1:
+                raise UserError(
+                    f'{label} is a config and more: give one config, which --pretrain-seeds '
+                    'repeats, or only files.'
+                )
         return configs
 
     @cached_property
@@ -136,16 +138,19 @@ class Transfer:
         for label, sources in self.backbones.items():
             if label in self._pretrained:
                 folders = [self._folder(label, seed) for seed in self.pretrain_seeds]
-                found += enumerate((label, f, f / 'backbone.pth') for f in folders)
-                continue
-            for number, file in enumerate(sources):
-                ours = None if file.suffix == '.safetensors' else provenance_of(file)
-                folder = self._folder(label, (ours or {}).get('seed', number))
-                if ours is None:
-                    source, file = file, folder / 'backbone.pth'
-                    import_backbone(source, file)
-                found.append((number, (label, folder, file)))
-        return [replicate for _, replicate in sorted(found, key=itemgetter(0))]
+                found.append([(label, folder, folder / 'backbone.pth') for folder in folders])
+            else:
+                found.append([self._given(label, *pair) for pair in enumerate(sources)])
+        return [replicate for some in zip_longest(*found) for replicate in some if replicate]
+
+    def _given(self, label: str, number: int, file: Path) -> tuple[str, Path, Path]:
+        """Label, folder and backbone file of one of the given files."""
+        ours = None if file.suffix == '.safetensors' else provenance_of(file)
+        folder = self._folder(label, (ours or {}).get('seed', number))
+        if ours is not None:
+            return label, folder, file
+        import_backbone(file, folder / 'backbone.pth')
+        return label, folder, folder / 'backbone.pth'
 
     def _folder(self, label: str, pretraining: int) -> Path:
         return self.work_dir / label / f'pretraining{pretraining}'
