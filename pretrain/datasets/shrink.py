@@ -21,14 +21,12 @@ from pretrain.runs.file_checks import parallel_map
 def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | None = None) -> None:
     """Copy an ImageNet-style root to ``out``, shrinking pictures whose shorter side is over
     ``shorter_side`` pixels. To continue a stopped call, repeat it. ``processes`` default to one a
-    core.
+    core. Both numbers are at least 1.
 
     Raises:
         UserError: if ``root`` is no such folder or has unusable pictures, ``out`` holds anything
-            else, one lies inside the other, or a number is not positive.
+            else, or one lies inside the other.
     """
-    if shorter_side < 1 or (processes is not None and processes < 1):
-        raise UserError('--shorter-side and --processes must be at least 1.')
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
         raise UserError(f'{out} and {root} are not apart: choose another --out.')

@@ -36,13 +36,18 @@ def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
 
 
 def test_imagenet_alone(
-    image_folder: Path, prepare: Callable, capsys: pytest.CaptureFixture
+    image_folder: Path, prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prepare('imagenet', '--root', image_folder)
     assert 'train: 32 pictures' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         prepare('imagenet', '--root', image_folder, '--shorter-side', 20)
     assert '--out and --shorter-side go together' in capsys.readouterr().err
+    for numbers in (('--shorter-side', 0), ('--shorter-side', 20, '--processes', 0)):
+        with pytest.raises(SystemExit):
+            prepare('imagenet', '--root', image_folder, '--out', tmp_path / 'out', *numbers)
+        assert '0: give a whole number above 0' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_voc(prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
