@@ -138,7 +138,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         raise UserError(
             f'{config.data_root} holds {number_of(num_classes, "classes")}, the model '
             f'{config.model.network.num_classes}: add the option '
-            f' model.network.num_classes={num_classes}.'
+            f'model.network.num_classes={num_classes}.'
         )
     folder = 'image_size' in config  # and not pictures on the device
     for split in ('train', 'val'):
