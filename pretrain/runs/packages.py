@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2] / 'pyproject.toml'
 
 def needed_packages() -> list[str]:
     """The names of the packages that the suite asks for, extras left out: as the repository's
-    pyproject.toml says, or elsewhere the installed suite. None if neither is there."""
+    pyproject.toml says, or elsewhere the installed suite; no names if neither is there."""
     project = tomllib.loads(PROJECT.read_text()).get('project', {}) if PROJECT.is_file() else {}
     try:
         wanted = project['dependencies'] if project.get('name') == NAME else requires(NAME)
