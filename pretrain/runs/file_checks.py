@@ -51,7 +51,7 @@ def cached(
 
 def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
     """Hash the paths, sizes and times of files, and the other facts that a check depends on."""
-    names = [path if isinstance(path, bytes) else os.fsencode(path) for path in paths]
+    names = [*map(os.fsencode, paths)]
 
     def facts_of_files() -> Iterator[int]:
         for name in names:
@@ -96,7 +96,7 @@ def content_sha256(
 def paths_within(root: Path, names: Iterable[str | bytes]) -> list[bytes]:
     """The paths of files that are named relative to ``root``; bytes take half the time of Paths."""
     prefix = os.fsencode(root) + b'/'
-    return [prefix + (name if isinstance(name, bytes) else name.encode()) for name in names]
+    return [prefix + os.fsencode(name) for name in names]
 
 
 def _file_sha256(path: bytes) -> bytes:
