@@ -20,7 +20,7 @@ from pretrain.datasets.decode import Picture, centre_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_picture
 from pretrain.runs.errors import UserError
 
-SHOWN = 5  # classes of a classifier
+BEST_CLASSES = 5  # of a classifier, that are shown
 
 
 class Found(NamedTuple):
@@ -85,7 +85,7 @@ def _classify(trained: Trained) -> Callable[[Path, Path], list[Found]]:
         with torch.inference_mode():
             inputs = model.data_preprocessor({'inputs': [pixels]})['inputs']
             scores = model(inputs)[0].softmax(dim=0)
-        best = scores.topk(min(SHOWN, len(classes)))
+        best = scores.topk(min(BEST_CLASSES, len(classes)))
         found = [Found(classes[i], p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True)]
         _write_below(picture, file, found)
         return found

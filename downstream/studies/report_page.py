@@ -41,7 +41,7 @@ NOT_SETTINGS += tuple(f'backbone.{kind}_sha256' for kind in ('source', 'recipe',
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A record and, unless it comes from a collection of records, the folder of its run."""
 
     record: dict
@@ -102,14 +102,14 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
     write_atomically(out, page.encode())
 
 
-def find_runs(sources: Iterable[Path]) -> list[Run]:
+def find_runs(sources: Iterable[Path]) -> list[RecordedRun]:
     """The runs in folders and files of records, each once, in the order of labels and seeds."""
     found = {}
     for source in sources:
         for path in sorted(source.rglob('run.json')) if source.is_dir() else [source]:
             folder = path.parent if path.name == 'run.json' else None
             for number, record in enumerate(read_records(path)):
-                found[path.resolve(), number] = Run(record, folder)
+                found[path.resolve(), number] = RecordedRun(record, folder)
     order = backbones([run.record for run in found.values()])
     return sorted(found.values(), key=lambda run: (order.index(run.label), run.seed))
 
@@ -140,7 +140,7 @@ def extra_cost(record: dict) -> tuple[float, float] | None:
     return sum(lengths[1:]) / sum(lengths) / 3, spent / (sum(iterations.values()) * pace[1]) - 1
 
 
-def _finished(runs: Iterable[Run], *tasks: str) -> list[dict]:
+def _finished(runs: Iterable[RecordedRun], *tasks: str) -> list[dict]:
     records = (run.record for run in runs)
     return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
 
@@ -150,7 +150,7 @@ def _epochs(record: dict) -> int:
     return sum(record['identity']['algorithm']['generations'])
 
 
-def _groups(runs: Iterable[Run], *tasks: str) -> list[tuple[str, list[Run]]]:
+def _groups(runs: Iterable[RecordedRun], *tasks: str) -> list[tuple[str, list[RecordedRun]]]:
     """Runs to compare, with a title: pretraining runs of one network on the same pictures, or runs
     of one downstream config."""
     groups = defaultdict(list)
@@ -165,7 +165,7 @@ def _groups(runs: Iterable[Run], *tasks: str) -> list[tuple[str, list[Run]]]:
     return [(title, group) for (title, _), group in groups.items()]
 
 
-def _first_of_each_label(runs: Iterable[Run]) -> dict[str, Run]:
+def _first_of_each_label(runs: Iterable[RecordedRun]) -> dict[str, RecordedRun]:
     found = {}
     for run in runs:
         found.setdefault(run.label, run)
@@ -176,7 +176,7 @@ def _figure(figure: Figure, caption: str) -> dict[str, str]:
     return {'caption': caption, 'svg': curves.as_svg(figure, caption)}
 
 
-def _transfer(runs: Sequence[Run], labels: Sequence[str]) -> Section:
+def _transfer(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Section:
     title = 'Transfer'
     if not (records := _finished(runs, *TASKS)):
         return Section(title)
@@ -210,7 +210,7 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
     return figure
 
 
-def _paper(runs: Sequence[Run]) -> Section:
+def _paper(runs: Sequence[RecordedRun]) -> Section:
     records = [run.record for run in runs if run.record['task'] == 'classification']
     text, tables = [], []
     for name, rows in tables_with_records(records):
@@ -228,7 +228,7 @@ def _paper(runs: Sequence[Run]) -> Section:
     return Section('Pretraining', text, tables)
 
 
-def _curves(runs: Sequence[Run]) -> Section:
+def _curves(runs: Sequence[RecordedRun]) -> Section:
     figures = []
     for title, group in _groups(runs, 'classification'):
         by_length = defaultdict(list)  # runs of whole generations are longer than the others
@@ -241,7 +241,7 @@ def _curves(runs: Sequence[Run]) -> Section:
     return Section('Curves', figures=figures)
 
 
-def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
+def _curves_of(title: str, first: dict[str, RecordedRun]) -> list[dict[str, str]]:
     shown = dict([*first.items()][: len(curves.COLOURS)])
     seeds = ', '.join(f'{label} with seed {run.seed}' for label, run in shown.items())
     if left_out := [label for label in first if label not in shown]:
@@ -261,7 +261,7 @@ def _curves_of(title: str, first: dict[str, Run]) -> list[dict[str, str]]:
     return figures
 
 
-def _cost(runs: Sequence[Run]) -> Section:
+def _cost(runs: Sequence[RecordedRun]) -> Section:
     text, tables = [], []
     for title, group in _groups(runs, 'classification'):
         timed, untimed = defaultdict(list), []  # runs of one label may have several lengths
@@ -315,7 +315,7 @@ def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
     return Table.of(rows, notes=notes)
 
 
-def _settings(runs: Sequence[Run]) -> Section:
+def _settings(runs: Sequence[RecordedRun]) -> Section:
     tables = []
     for title, group in (*_groups(runs, 'classification'), *_groups(runs, *TASKS)):
         first = _first_of_each_label(group)
@@ -336,7 +336,7 @@ def _shown(value: Any) -> str:
     return shortened(value if isinstance(value, str) else json.dumps(value))
 
 
-def _pictures(runs: Sequence[Run]) -> Section:
+def _pictures(runs: Sequence[RecordedRun]) -> Section:
     found = []
     for config, group in _groups(runs, *TASKS):
         drawn = [run for run in group if run.folder and (run.folder / 'pictures').is_dir()]
@@ -371,7 +371,7 @@ def _picture(caption: str, image: Image.Image) -> dict[str, Any]:
     return {'caption': caption, 'data': uri, 'width': image.width, 'height': image.height}
 
 
-def _results(runs: Sequence[Run]) -> Section:
+def _results(runs: Sequence[RecordedRun]) -> Section:
     rows = []
     for run in runs:
         record, metric = run.record, run.record['paper']['metric']
@@ -399,7 +399,7 @@ def _results(runs: Sequence[Run]) -> Section:
     return Section('Runs', tables=[('All runs', Table.of(rows, texts=2, notes=notes))])
 
 
-def _provenance(runs: Sequence[Run]) -> Section:
+def _provenance(runs: Sequence[RecordedRun]) -> Section:
     rows = []
     for run in runs:
         record, data = run.record, run.record['data']

@@ -101,7 +101,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-_TOLD = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error')
+_FACTS = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error')
 
 
 def written(out: str, provenance: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def written(out: str, provenance: Mapping[str, Any]) -> str:
         >>> written('r18.pth', {'format': 1, 'arch': 'ResNet', 'depth': 18, 'seed': 0})
         'Wrote r18.pth: arch ResNet, depth 18, seed 0'
     """
-    facts = [f'{key} {provenance[key]}' for key in _TOLD if provenance.get(key) is not None]
+    facts = [f'{key} {provenance[key]}' for key in _FACTS if provenance.get(key) is not None]
     return f'Wrote {out}: {", ".join(facts)}'
 
 

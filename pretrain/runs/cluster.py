@@ -76,7 +76,7 @@ class ClusterLauncher(Launcher):
     jobs: int = 1000
     cluster: str = 'slurm'
     options: Mapping[str, Any] = field(default_factory=dict)
-    found_out: ClassVar[Sequence[str]] = ('precision',)
+    machine_keys: ClassVar[Sequence[str]] = ('precision',)
 
     def __post_init__(self) -> None:
         # By this signal Slurm warns all processes of a job: the run stops at its next iteration.

@@ -108,7 +108,7 @@ def literal(text: str) -> Any:
 
 
 # What a value may be replaced by, and what to call that.
-_KINDS = {
+_REPLACEMENTS = {
     NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value and no dict'),
     str: ((str, list, tuple, NoneType), 'a string'),
     bool: ((bool,), 'True or False'),
@@ -125,7 +125,7 @@ def _value(key: str, text: str, present: Any) -> Any:
     value = literal(text)
     if isinstance(present, str) and isinstance(value, bool | int | float):
         return text  # such as a folder called 2012
-    kinds, name = _KINDS[type(present)]
+    kinds, name = _REPLACEMENTS[type(present)]
     missing = value is None and isinstance(present, dict) and '.' not in key
     wrong = isinstance(value, bool) and bool not in kinds
     if missing or wrong or not isinstance(value, kinds):

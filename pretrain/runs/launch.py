@@ -31,7 +31,7 @@ _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 _STOPPED = {code: number.name for number, code in EXIT_CODES.items()}
 _PREPARING = Lock()  # mmengine's registries are one for all threads
 _PLACE = re.compile(r'Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\]')
-_SHOWN = re.compile(
+_NEWS = re.compile(
     r'(?<= )(?:eta|images/s|loss|\w*error|\S*mAP|mIoU): (?:\d+ days?, )?[\d.:]+(?:e[+-]\d+)?'
 )
 
@@ -65,7 +65,7 @@ class Launcher:
     processes: list[subprocess.Popen] = field(default_factory=list, init=False, compare=False)
     stopped: threading.Event = field(default_factory=threading.Event, init=False, compare=False)
     # Keys of the identity that may differ, because the run was on another machine than this one.
-    found_out: ClassVar[Sequence[str]] = ()
+    machine_keys: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         there = usable_gpus()
@@ -145,7 +145,7 @@ class Launcher:
         else:
             with _PREPARING:
                 config = prepare(load_config(run.config, run.options), self.gpus or 1)
-            check_finished(run.work_dir, record, config.identity.to_dict(), self.found_out)
+            check_finished(run.work_dir, record, config.identity.to_dict(), self.machine_keys)
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
         _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')
@@ -234,7 +234,7 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
             log.write(line)
             log.flush()
             tail.append(line.rstrip())
-            if time.monotonic() - shown > 15 and (news := progress(line)):
+            if time.monotonic() - shown > 15 and (news := news_of(line)):
                 _say(f'{title}: {news}')
                 shown = time.monotonic()
         process.wait()
@@ -243,12 +243,12 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
     return list(tail)
 
 
-def progress(line: str) -> str | None:
+def news_of(line: str) -> str | None:
     """Where a run is, how fast and how good, if a line of its log says so.
 
     Example:
-        >>> progress('INFO - Epoch(train) [1][10/62]  lr: 3e-2  eta: 0:04:46  time: 1  loss: 4.1')
+        >>> news_of('INFO - Epoch(train) [1][10/62]  lr: 3e-2  eta: 0:04:46  time: 1  loss: 4.1')
         'Epoch(train) [1][10/62]  eta: 0:04:46  loss: 4.1'
     """
     place = _PLACE.search(line)
-    return '  '.join([place[0], *_SHOWN.findall(line)]) if place else None
+    return '  '.join([place[0], *_NEWS.findall(line)]) if place else None

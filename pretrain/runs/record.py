@@ -103,14 +103,14 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
 
 
 # Of the parts of a record that tools read.
-_KINDS = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
-_KINDS |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
+_TYPES = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
+_TYPES |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
 
 
 def _is_record(content: Any) -> bool:
     if not isinstance(content, dict) or not {'status', 'task'} <= content.keys():
         return False
-    if any(not isinstance(value, _KINDS.get(key, object)) for key, value in content.items()):
+    if any(not isinstance(value, _TYPES.get(key, object)) for key, value in content.items()):
         return False
     epochs = [content[key] for key in ('history', 'generations') if key in content]
     return content['status'] != 'finished' or all(epochs)

@@ -98,14 +98,14 @@ def collect_records(source: Path, out: Path, running: bool = False) -> int:
     return len(records)
 
 
-def check_alike(records: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
+def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
     """Raise a UserError if runs do not belong in one table: if their ``settings`` differ in other
-    keys than ``may_differ`` and those below. The message calls the runs ``records``."""
+    keys than ``may_differ`` and those below. The message calls the runs ``what``."""
     for other in settings[1:]:
         if found := differences(settings[0], other, may_differ):
             values = ', '.join(f'{key} ({a} and {b})' for key, (a, b) in found.items())
             raise UserError(
-                f'{records} differ in {values}, and do not belong in one table: name the folder of '
+                f'{what} differ in {values}, and do not belong in one table: name the folder of '
                 'one set of runs.'
             )
 

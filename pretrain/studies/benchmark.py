@@ -369,11 +369,11 @@ def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
         return len(spent) == rounds
 
     run_until(config, enough)
-    title, seconds = f'{Path(path).stem}: a checkpoint', statistics.median(spent)
-    share = seconds / (60 * config.default_hooks.checkpoint.minutes)
+    title, median = f'{Path(path).stem}: a checkpoint', statistics.median(spent)
+    share = median / (60 * config.default_hooks.checkpoint.minutes)
     return [
         row(f'{title}, size', sizes[-1], 'MB'),
-        row(f'{title}, saving and verifying', seconds, 's'),
+        row(f'{title}, saving and verifying', median, 's'),
         row(f'{title}, share of the time between two', share, at_most=0.01),
     ]
 

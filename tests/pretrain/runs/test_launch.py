@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.runs import launch
 from pretrain.runs.errors import UserError
-from pretrain.runs.launch import Launcher, Run, progress
+from pretrain.runs.launch import Launcher, Run, news_of
 from pretrain.runs.saving import EXIT_CODES
 
 KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
@@ -233,7 +233,7 @@ def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_progress_is_read_from_the_log(line: str, expected: str | None) -> None:
-    assert progress(line) == expected
+    assert news_of(line) == expected
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='prctl is of Linux')
