@@ -26,7 +26,7 @@ from pretrain.runs.record import read_records
 from pretrain.runs.tables import NONE, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
-from pretrain.studies.tables import backbone_of
+from pretrain.studies.tables import backbone_of, lengths_of
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 LABELS = (
@@ -145,11 +145,6 @@ def _finished(runs: Iterable[RecordedRun], *tasks: str) -> list[dict]:
     return [r for r in records if r['status'] == 'finished' and r['task'] in tasks]
 
 
-def _epochs(record: dict) -> int:
-    """The length of a pretraining run."""
-    return sum(record['identity']['algorithm']['generations'])
-
-
 def _groups(runs: Iterable[RecordedRun], *tasks: str) -> list[tuple[str, list[RecordedRun]]]:
     """Runs to compare, with a title: pretraining runs of one network on the same pictures, or runs
     of one downstream config."""
@@ -218,7 +213,7 @@ def _paper(runs: Sequence[RecordedRun]) -> Section:
         if name == 'errors':  # of runs of the same length; random weights have an epoch alone
             groups = defaultdict(list)
             for record in _finished(runs, 'classification'):
-                length = _epochs(record)
+                length = sum(lengths_of(record))
                 groups[f'{TITLES[name]}, {number_of(length, "epochs")}'].append(record)
         for title, mine in groups.items():
             try:
@@ -233,7 +228,7 @@ def _curves(runs: Sequence[RecordedRun]) -> Section:
     for title, group in _groups(runs, 'classification'):
         by_length = defaultdict(list)  # runs of whole generations are longer than the others
         for run in group:
-            length = _epochs(run.record)
+            length = sum(lengths_of(run.record))
             if length > 1 and all(epochs for epochs, _ in curves.curves(run.record).values()):
                 by_length[length].append(run)
         for length, mine in by_length.items():
@@ -266,7 +261,7 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
     for title, group in _groups(runs, 'classification'):
         timed, untimed = defaultdict(list), []  # runs of one label may have several lengths
         for run in group:
-            record, epochs = run.record, _epochs(run.record)
+            record, epochs = run.record, sum(lengths_of(run.record))
             if record['status'] != 'finished':
                 continue
             if sum('iterations' in entry for entry in record['history']) == epochs:

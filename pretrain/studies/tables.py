@@ -320,7 +320,7 @@ def _arms(
         full = full and whole
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
-        f'({ended_generations(record)} of {number_of(len(_lengths(record)), "mini-generations")})'
+        f'({ended_generations(record)} of {number_of(len(lengths_of(record)), "mini-generations")})'
         for config, mine in arms
         for record in mine
         if record['status'] != 'finished'
@@ -403,7 +403,7 @@ def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
     ends = []
     for record in records:
         for found in record['generations'][k : k + 1]:
-            at_end = found.get('last_epoch') == boundaries(_lengths(record))[k]
+            at_end = found.get('last_epoch') == boundaries(lengths_of(record))[k]
             if at_end and name in found['last']:
                 ends.append(found['last'][name])
     return ends
@@ -413,15 +413,15 @@ def _seed(record: dict) -> int:
     return record['identity']['randomness']['seed']
 
 
-def _lengths(record: dict) -> list[int]:
-    """L_1, ..., L_K in epochs."""
+def lengths_of(record: dict) -> list[int]:
+    """L_1, ..., L_K of a run in epochs."""
     return record['identity']['algorithm']['generations']
 
 
 def ended_generations(record: dict) -> int:
     """How many of the mini-generations have ended."""
     epochs = record['history'][-1]['epoch'] if record['history'] else 0
-    return bisect_right(boundaries(_lengths(record)), epochs)
+    return bisect_right(boundaries(lengths_of(record)), epochs)
 
 
 def _last(record: dict) -> float:
