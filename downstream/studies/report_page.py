@@ -17,7 +17,7 @@ from PIL import Image
 
 from downstream.pictures import SCORE_THRESHOLD
 from downstream.studies.replicates import Comparison
-from downstream.studies.tables import PERCENT, TASKS, backbones, comparisons, transfer_table
+from downstream.studies.tables import PERCENT, TASKS, comparisons, transfer_table
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
@@ -26,7 +26,7 @@ from pretrain.runs.record import read_records
 from pretrain.runs.tables import NONE, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
-from pretrain.studies.tables import backbone_of, lengths_of
+from pretrain.studies.tables import backbone_of, labels_of, lengths_of
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 LABELS = (
@@ -110,7 +110,7 @@ def find_runs(sources: Iterable[Path]) -> list[RecordedRun]:
             folder = path.parent if path.name == 'run.json' else None
             for number, record in enumerate(read_records(path)):
                 found[path.resolve(), number] = RecordedRun(record, folder)
-    order = backbones([run.record for run in found.values()])
+    order = labels_of([run.record for run in found.values()])
     return sorted(found.values(), key=lambda run: (order.index(run.label), run.seed))
 
 
@@ -175,7 +175,7 @@ def _transfer(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Section:
     title = 'Transfer'
     if not (records := _finished(runs, *TASKS)):
         return Section(title)
-    order = [*dict.fromkeys([*labels, *backbones(records)])]
+    order = [*dict.fromkeys([*labels, *labels_of(records)])]
     try:
         table = transfer_table(records, order)
         gains = comparisons(records, order)

@@ -7,6 +7,7 @@ from statistics import fmean
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import MISSING, NONE, SHORTENED, Table, check_alike, mean_std
+from pretrain.studies.tables import labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
@@ -49,7 +50,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
             of a config differ in more than seed and backbone, or if replicates of a backbone
             differ in more than their seed.
     """
-    labels = labels or backbones(records)
+    labels = labels or labels_of(records)
     gains = comparisons(records, labels)
     tested = any(gain.p is not None for gain in gains.values())
     gain = f'gain over {labels[0]}{" [95 %]" * tested}'
@@ -82,11 +83,6 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     if len(labels) > 1:
         notes.append(ABOUT_GAINS + ABOUT_TESTS * tested)
     return replace(table, notes=notes)
-
-
-def backbones(records: Sequence[dict]) -> list[str]:
-    """The labels of downstream records, the baseline first."""
-    return sorted({r['label'] for r in records}, key=lambda label: (label != 'BL', label))
 
 
 def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Comparison]:

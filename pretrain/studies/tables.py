@@ -225,8 +225,7 @@ def errors_table(records: Sequence[dict]) -> Table:
         mine = [r for r in records if backbone_of(r['identity']) == backbone]
         _one_setting(mine)
         notes.append(_describe(mine))
-        labels = sorted({r['label'] for r in mine}, key=lambda label: (label != 'BL', label))
-        arms = {label: [r for r in mine if r['label'] == label] for label in labels}
+        arms = {label: [r for r in mine if r['label'] == label] for label in labels_of(mine)}
         base = arms.get('BL', [])
         for label, arm in arms.items():
             ends = [r['generations'][-1]['last'] for r in arm]
@@ -385,6 +384,11 @@ def _epochs(record: dict) -> int:
     algorithm = record['identity']['algorithm']
     lengths = algorithm['generations']
     return lengths[0] if algorithm['fresh_student'] else sum(lengths)
+
+
+def labels_of(records: Sequence[dict]) -> list[str]:
+    """The labels of records, the baseline first."""
+    return sorted({r['label'] for r in records}, key=lambda label: (label != 'BL', label))
 
 
 def backbone_of(settings: Mapping[str, Any]) -> str:
