@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,6 +54,24 @@ def _leave_to_parent() -> None:
     for number in EXIT_CODES:
         if signal.getsignal(number) is _receive:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _start_worker(first: Callable[[int], object] | None, worker: int) -> None:
+    """Do what a loader's worker does ``first``, and have it end at its parent's SIGTERM alone.
+
+    A scheduler sends SIGTERM to all processes of a run. The run then saves, and torch would stop it
+    by an error as soon as a worker ended.
+    """
+    if first:
+        first(worker)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def iterations_done(runner: Runner) -> int:
@@ -114,6 +134,10 @@ class SaveHook(Hook):
         self.buffers: list[dict[str, Tensor]] | None = None  # of each process, within an epoch
         self.unsaved = False  # whether an iteration was trained since the last checkpoint
         self.spent = 0.0  # seconds that the last checkpoint took
+
+    def before_run(self, runner: Runner) -> None:
+        for loader in (runner.train_dataloader, runner.val_dataloader):
+            loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
 
     def before_train(self, runner: Runner) -> None:
         self.newest = Path(runner.cfg.load_from) if runner.cfg.load_from else None

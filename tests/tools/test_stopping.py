@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +22,23 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def train(image_folder: Path) -> Callable[..., subprocess.Popen]:
-    """``train(work_dir)``: a resumed SD run of two processes, two epochs of four iterations."""
+    """``train(work_dir, processes)``: a resumed SD run, two epochs of four iterations, in a process
+    group of its own."""
 
-    def start(work_dir: Path) -> subprocess.Popen:
+    def start(work_dir: Path, processes: int = 2) -> subprocess.Popen:
         options = [
             f'data_root={image_folder}', 'model.network.num_classes=4', 'image_size=32',
             'batch_size=8', 'epochs=2', 'train_dataloader.num_workers=1',
             'val_dataloader.num_workers=0', 'default_hooks.logger.interval=1',
         ]  # fmt: skip
+        config = str(ROOT / 'configs/demo/r18_sd.py')
+        command = ['bash', 'tools/dist_train.sh', config, str(processes)]
+        if processes == 1:
+            command = [sys.executable, 'tools/train.py', config]
         return subprocess.Popen(
-            ['bash', 'tools/dist_train.sh', str(ROOT / 'configs/demo/r18_sd.py'), '2', '--resume',
-             '--work-dir', str(work_dir), '--cfg-options', *options],
+            [*command, '--resume', '--work-dir', str(work_dir), '--cfg-options', *options],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
             env=os.environ | {'CUDA_VISIBLE_DEVICES': ''},
         )  # fmt: skip
 
@@ -84,6 +90,21 @@ def test_two_processes_stop_together_and_go_on(train: Callable, tmp_path: Path) 
     output, _ = train(cut).communicate()
     assert 'Traceback' not in output
     assert_same_run(whole, cut, 'epoch_2.pth')
+
+
+@pytest.mark.parametrize(('processes', 'to_all'), [(1, True), (2, False), (2, True)])
+def test_a_scheduler_ends_the_job(
+    processes: int, to_all: bool, train: Callable, tmp_path: Path
+) -> None:
+    """SIGTERM, to the command alone or to all its processes, loaders' workers included."""
+    process = train(tmp_path, processes)
+    follow(process, r'Epoch\(train\) +\[1\]\[1/4\]')
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert 'Traceback' not in output
+    assert checkpoints(tmp_path)
+    wait_until_free(tmp_path)
 
 
 def test_a_process_is_killed(train: Callable, tmp_path: Path) -> None:

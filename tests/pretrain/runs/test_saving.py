@@ -72,6 +72,39 @@ def test_a_stop_changes_nothing(stopped: Callable[..., Path]) -> None:
     assert_same_run(whole, with_workers, 'epoch_3.pth')
 
 
+class TellsAll(Hook):
+    """Sends SIGTERM to the loaders' workers from another process, as a scheduler does, and then to
+    the run."""
+
+    def __init__(self) -> None:
+        self.others = multiprocessing.active_children()  # of tests before this one
+
+    def before_train_iter(self, runner: Runner, **_: Any) -> None:
+        self.workers = [w for w in multiprocessing.active_children() if w not in self.others]
+        subprocess.run(['kill', '-TERM', *(str(worker.pid) for worker in self.workers)], check=True)
+        time.sleep(0.2)  # for torch to miss a worker
+        saving._received.append(signal.SIGTERM)
+
+
+def test_a_run_outlives_a_signal_to_all_its_processes(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, '_received', [])
+    config = tiny_config(
+        'bl', tmp_path, 'algorithm.generations=1', 'train_dataloader.num_workers=1'
+    )
+    runner = Runner.from_cfg(config)
+    runner.register_hook(told := TellsAll())
+    with pytest.raises(SystemExit) as ended:
+        runner.train()
+    assert ended.value.code == 143
+    assert [path.name for path in checkpoints(tmp_path)] == ['epoch_0_iter_1.pth']
+    (worker,) = told.workers
+    worker.terminate()  # from its parent
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
 def test_a_run_saves_by_the_clock_and_keeps_two(tiny_config: Callable, tmp_path: Path) -> None:
     """Every iteration is late here. Another run's file and a lost part are not checkpoints."""
     for name in ('.epoch_9.pth.part', 'epoch_best.pth'):
