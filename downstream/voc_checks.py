@@ -259,14 +259,15 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     complete = sorted(complete)
     pairs = [tuple(folder / (name + ending) for folder, ending in folders) for name in complete]
 
-    def check() -> list[_Checked]:
+    def check() -> tuple[list[_Checked], bool]:
         if len(complete) > 1_000:
             print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
-        return list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
+        results = list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
+        return results, _all_are_readable(results)
 
     state = fingerprint(chain.from_iterable(pairs), 4)  # 5 when the kinds change
     place = split.list_file.resolve()
-    results = cached(check_label.__name__.strip('_'), place, state, check, _all_are_readable)
+    results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
     for name, (problems, labels, colours) in zip(complete, results, strict=True):
         findings.labels[name + suffix], findings.colours[name + suffix] = labels, colours

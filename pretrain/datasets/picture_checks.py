@@ -45,7 +45,7 @@ def check_pictures(
     root = root.resolve()
     paths = paths_within(root, names)
 
-    def check() -> dict[str, list[str]]:
+    def check() -> tuple[dict[str, list[str]], bool]:
         if len(paths) > 10_000:
             print(f'Checking {len(paths):,} pictures of {root} ...', flush=True)
         found = {}
@@ -53,10 +53,10 @@ def check_pictures(
         for name, kind in zip(names, kinds, strict=True):
             if kind is not None:
                 found.setdefault(kind, []).append(os.fsdecode(name))
-        return {kind: sorted(names) for kind, names in found.items()}
+        found = {kind: sorted(names) for kind, names in found.items()}
+        return found, 'unreadable' not in found
 
-    # 3 when the kinds change
-    return cached('pictures', root, f'2 {state}', check, lambda found: 'unreadable' not in found)
+    return cached('pictures', root, f'2 {state}', check)  # 3 when the kinds change
 
 
 def check_picture(path: str | Path) -> str | None:

@@ -16,18 +16,12 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import counted
 
 
-def cached(
-    name: str,
-    place: Path,
-    fingerprint: str,
-    check: Callable[[], Any],
-    lasts: Callable[[Any], bool] = lambda _: True,
-) -> Any:
-    """Return ``check()``, which must fit into JSON, or what it returned for the same fingerprint.
+def cached(name: str, place: Path, fingerprint: str, check: Callable[[], tuple[Any, bool]]) -> Any:
+    """Return the result of ``check``, or the one that is kept for the same fingerprint.
 
-    The user's cache directory holds the latest result of each ``name`` and ``place``, a resolved
-    path. A result is kept only if it ``lasts``: a file that could not be read may be readable the
-    next time, though nothing of its fingerprint has changed.
+    The user's cache directory keeps the latest result of each ``name`` and ``place``, a resolved
+    path. ``check()`` returns a result, which must fit into JSON, and whether to keep it: a file
+    that could not be read may be readable the next time, though its fingerprint is the same.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
@@ -39,8 +33,8 @@ def cached(
         results = None
     if isinstance(results, dict) and fingerprint in results:
         return results[fingerprint]
-    result = check()
-    if not lasts(result):
+    result, keep = check()
+    if not keep:
         return result
     try:
         write_atomically(cache, json.dumps({fingerprint: result}).encode())
@@ -80,17 +74,16 @@ def content_sha256(
         names: their paths relative to ``root``, in the order that counts.
         state: what :func:`fingerprint` gives for them, if it is known.
     """
-    paths, contents = paths_within(root, names), []
+    paths = paths_within(root, names)
 
-    def read() -> str:
-        contents.extend(parallel_map(_file_sha256, paths, 64, None))
+    def read() -> tuple[str, bool]:
+        contents = [*parallel_map(_file_sha256, paths, 64, None)]
         digest = hashlib.sha256()
         for name, content in zip(names, contents, strict=True):
             digest.update(os.fsencode(name) + b'\0' + content)
-        return digest.hexdigest()
+        return digest.hexdigest(), b'' not in contents
 
-    state = state or fingerprint(paths)
-    return cached('content', place, state, read, lasts=lambda _: b'' not in contents)
+    return cached('content', place, state or fingerprint(paths), read)
 
 
 def paths_within(root: Path, names: Iterable[str | bytes]) -> list[bytes]:

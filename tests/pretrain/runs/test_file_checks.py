@@ -27,7 +27,9 @@ def test_what_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     looks = []
 
     def check(name: str, place: str, print_of_it: str) -> int:
-        return cached(name, Path(place), print_of_it, lambda: looks.append(name) or len(looks))
+        return cached(
+            name, Path(place), print_of_it, lambda: (looks.append(name) or len(looks), True)
+        )
 
     assert [check('boxes', '/a', 'x') for _ in range(3)] == [1, 1, 1]
     assert check('masks', '/a', 'x') == 2
