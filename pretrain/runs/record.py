@@ -153,18 +153,23 @@ class RunRecordHook(Hook):
             read_record(Path(source).parent / 'run.json') if source else None,
         ]
         broadcast_object_list(seen)
-        previous, source = seen
-        earlier = (previous or source or {'history': []})['history']
-        self.earlier_seconds = previous['wall_seconds'] if previous else 0.0
+        own, of_source = seen
+        earlier = own or {
+            'started_from': source,
+            'history': of_source['history'] if of_source else [],
+            'sessions': 0,
+            'wall_seconds': 0.0,
+        }
+        self.earlier_seconds = earlier['wall_seconds']
         self.record = describe(runner.cfg) | {
             'status': 'running',
-            'started_from': previous['started_from'] if previous else runner.cfg.load_from,
+            'started_from': earlier['started_from'],
             'data': {
                 'train': describe_data(runner.train_dataloader.dataset, runner.cfg.data_root),
                 'val': describe_data(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
-            'history': [entry for entry in earlier if entry['epoch'] <= runner.epoch],
-            'sessions': (previous['sessions'] if previous else 0) + 1,
+            'history': [e for e in earlier['history'] if e['epoch'] <= runner.epoch],
+            'sessions': earlier['sessions'] + 1,
         }
         # A checkpoint is written before its epoch is validated. A run that was stopped in between,
         # or starts from the snapshot of another run, validates the epoch now.
