@@ -8,6 +8,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor, nn
 
+# Whose classes a row and a column of TrainingStatistics.equal compare.
+LABEL, STUDENT, TEACHER = range(3)
+
 
 @METRICS.register_module()
 class TopKError(BaseMetric):
@@ -93,18 +96,19 @@ class TrainingStatistics(nn.Module):
         nats = torch.stack(sums)
         self.equal = equal if self.equal is None else self.equal + equal
         self.nats = nats.double() if self.nats is None else self.nats + nats
-        return (equal[0, 0] - equal[0, 1]) * (100.0 / len(labels))
+        return (equal[LABEL, LABEL] - equal[LABEL, STUDENT]) * (100.0 / len(labels))
 
     def mean(self) -> dict[str, float]:
         """The means over the batches of all processes; every process must call it."""
         all_reduce(self.equal)
         all_reduce(self.nats)
         equal, nats = self.equal.tolist(), self.nats.tolist()
-        count = equal[0][0]
-        means = {'error': 100.0 - 100.0 * equal[0][1] / count, 'entropy': -nats[0] / count}
+        count = equal[LABEL][LABEL]
+        means = {'error': 100.0 - 100.0 * equal[LABEL][STUDENT] / count}
+        means['entropy'] = -nats[0] / count
         if len(nats) > 1:
-            means['teacher_error'] = 100.0 - 100.0 * equal[0][2] / count
+            means['teacher_error'] = 100.0 - 100.0 * equal[LABEL][TEACHER] / count
             means['teacher_entropy'] = -nats[1] / count
-            means['agreement'] = 100.0 * equal[1][2] / count
+            means['agreement'] = 100.0 * equal[STUDENT][TEACHER] / count
             means['difference'] = nats[2] / count
         return means
