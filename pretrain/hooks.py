@@ -96,27 +96,29 @@ class SnapshotHook(Hook):
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def _plan(self, runner: Runner) -> None:
-        """The iterations after which the student is copied, for the length of the data."""
+        """For the length of the data, the iterations after which the student is copied, and the
+        epoch from which there is a copy that teaches."""
         length = len(runner.train_dataloader)
         self.ends = [end * length for end in boundaries(self.generations)]
         self.copied = self.ends
+        self.first_taught = self.taught_after  # the first epoch with a teacher, counted from 0
         if self.copy_every:
             self.copied = range(self.copy_every, self.ends[-1], self.copy_every)
             epochs = range(self.taught_after, runner.max_epochs)
             taught = (e for e in epochs if teacher_step(e * length + 1, self.copied, self.lag))
-            if (first := next(taught, None)) is None:
+            self.first_taught = next(taught, None)
+            if self.first_taught is None:
                 raise UserError(
                     f'algorithm.lag={self.lag} and copy_every={self.copy_every} leave no epoch of '
                     f'the {number_of(self.ends[-1], "iterations")} a teacher: lower them, or train '
                     'longer.'
                 )
-            self.taught_after = first
 
     def before_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
         model.statistics.clear()  # SaveHook gives them back within an epoch
         model.imitating = self.features and runner.epoch < self.generations[0]
-        model.teaching = model.loss.teacher_weight > 0 and runner.epoch >= self.taught_after
+        model.teaching = model.loss.teacher_weight > 0 and runner.epoch >= self.first_taught
 
     def before_train_iter(self, runner: Runner, **_: object) -> None:
         model, done = unwrap(runner), runner.iter  # l - 1
