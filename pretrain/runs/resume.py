@@ -127,21 +127,22 @@ def check_resume(
     theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
     begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
-    found = differences(theirs, identity, allowed)
-    restored = {key for key in found if covers(RESTORED, key)}
+    changed = differences(theirs, identity, allowed)
     refused = {
-        key: pair for key, pair in found.items() if key in restored or not covers(accepted, key)
+        key: pair
+        for key, pair in changed.items()
+        if covers(RESTORED, key) or not covers(accepted, key)
     }
     if refused:
         flags = ' '.join(f'--accept-change {key}' for key in refused)
         advice = f'or start tools/train.py with {flags} to change them on purpose'
-        if restored:
+        if any(covers(RESTORED, key) for key in refused):
             advice = 'since the checkpoint holds the optimizer and the schedule'
-        found = in_words(refused, 'was trained with', 'this run asks for')
+        settings = in_words(refused, 'was trained with', 'this run asks for')
         if any(covers(['data'], key) for key in refused):
-            found += ' (other pictures in data_root, or other lists)'
+            settings += ' (other pictures in data_root, or other lists)'
         raise UserError(
-            f'{path} (epoch {epoch}) {found}: keep them, {advice}, or begin a new run in '
+            f'{path} (epoch {epoch}) {settings}: keep them, {advice}, or begin a new run in '
             'another --work-dir.'
         )
-    return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in found.items()]
+    return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in changed.items()]
