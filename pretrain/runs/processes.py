@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs.errors import UserError, number_of
@@ -95,8 +97,6 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         UserError: what a process raised, or that ``MASTER_ADDR`` is missing.
     """
     from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # The host's name, which torchrun takes otherwise, may be unknown on one node.
     rendezvous = ['--standalone', '--local-addr=127.0.0.1']
@@ -121,18 +121,25 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     except SignalException as stop:
         sys.exit(EXIT_CODES.get(stop.sigval, 128 + stop.sigval))
     except ChildFailedError as error:
-        reported = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
-        _, first = error.get_first_failure()
-        if not reported and first.exitcode > 0:  # it has said why, as a stopped run does
-            sys.exit(first.exitcode)
-        # The others only report then that they miss it.
-        for rank, failure in error.failures.items():
-            if failure.exitcode < 0 and (failure.exitcode == -signal.SIGKILL or not reported):
-                raise UserError(
-                    f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
-                    'goes on from the newest checkpoint.'
-                ) from None
-        raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
+        _end_as(error)
+
+
+def _end_as(error: ChildFailedError) -> NoReturn:
+    """End as the process did that failed by itself. The others fail as well, since they miss it."""
+    reported = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
+    _, first = error.get_first_failure()
+    # The first has said why without an error, as a stopped run does.
+    if not reported and first.exitcode > 0:
+        sys.exit(first.exitcode)
+    # A signal ended a process. Those that miss a killed one may report errors.
+    for rank, failure in error.failures.items():
+        if failure.exitcode == -signal.SIGKILL or (failure.exitcode < 0 and not reported):
+            raise UserError(
+                f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
+                'goes on from the newest checkpoint.'
+            ) from None
+    # The error that was reported first.
+    raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
 
 
 def signal_in_words(number: int) -> str:
