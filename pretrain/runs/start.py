@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from pretrain.runs.checkpoint import install
@@ -36,27 +37,26 @@ from pretrain.runs.saving import stop_when_told
 _TOLD = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
-def launched_processes() -> int | None:
-    """How many processes a launcher has started for this run; None without a launcher.
+def is_launched() -> bool:
+    """Whether a launcher has started this process for the run, perhaps one of many.
 
     torchrun and ``tools/dist_train.sh`` set all variables that a process needs. Other launchers set
     fewer, and may leave them in a shell.
-
-    Raises:
-        UserError: if there seem to be several processes that do not know of each other.
     """
-    missing = [name for name in _TOLD if not os.environ.get(name)]
-    if not missing:
-        return int(os.environ['WORLD_SIZE'])
+    return all(os.environ.get(name) for name in _TOLD)
+
+
+def check_alone() -> None:
+    """Make sure that a process without :func:`is_launched` is the only one; else UserError."""
+    missing = ', '.join(name for name in _TOLD if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
             raise UserError(
-                f'{name}={count} in the environment, but {", ".join(missing)} missing: start '
+                f'{name}={count} in the environment, but {missing} missing: start '
                 'several processes with tools/dist_train.sh or torchrun (in each pod of a '
                 'PyTorchJob: NNODES=$WORLD_SIZE NODE_RANK=$RANK tools/dist_train.sh CONFIG GPUS); '
                 f'for a single process, unset {name}.'
             )
-    return None
 
 
 def check_writable(work_dir: Path) -> None:
@@ -103,45 +103,59 @@ def claim(work_dir: Path) -> TextIO:
     return file
 
 
+def _tell_precision(config: Config) -> None:
+    if config.precision == 'auto' and (without := device_without_bf16()):
+        print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
+
+
 def main() -> None:
     start(training_arguments())
 
 
 def start(args: argparse.Namespace) -> None:
     """Start a run, or the processes of one, as :func:`pretrain.runs.cli.training_arguments` say."""
-    told = all(os.environ.get(name) for name in _TOLD)  # this is one of many processes
+    launched = is_launched()
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or Path('work_dirs') / Path(args.config).stem)
-    if not told:
+    if not launched:
         print(f'{args.config}: the run lives in {work_dir}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     add_log_backends(config, args.log)
-    # Checked before the processes start, so that a mistake is one sentence and not many tracebacks.
-    if args.gpus is None:
-        args.gpus = args.check
-    launches = args.gpus is not None and not told
-    nodes = int(os.environ.get('NNODES') or 1)
-    if launches:
-        check_processes(args.gpus)
+    if not launched and (count := args.gpus or args.check):
+        _launch(config, args, count)
     else:
-        usable_gpus()
-    launched = None if launches else launched_processes()
+        _train(config, args, launched)
+
+
+def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
+    """Start ``count`` processes, each of which calls :func:`start`; with ``--check`` none.
+
+    All is checked here first, so that a mistake is one sentence and not many tracebacks.
+    """
+    check_processes(count)
+    nodes = int(os.environ.get('NNODES') or 1)
+    _tell_precision(config)
+    config = prepare(config, count * nodes)
+    if choose_start(config, args) and args.check is None:
+        start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], count, nodes)
+
+
+def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
+    """Train in this process, alone or with the others that a launcher has started."""
+    usable_gpus()
     if launched:
         end_with_launcher()
-    processes = Processes.of_launcher() if launched else Processes()
-    count = args.gpus * nodes if launches else processes.count
+        processes = Processes.of_launcher()
+        first_of_node = processes.rank - int(os.environ['LOCAL_RANK'])
+    else:
+        check_alone()
+        processes, first_of_node = Processes(), 0
+        _tell_precision(config)
     # Once a node: a million files are looked at.
-    first_of_node = processes.rank - (int(os.environ['LOCAL_RANK']) if launched else 0)
-    if not launched and config.precision == 'auto' and (without := device_without_bf16()):
-        print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
-    config = processes.decided_by(first_of_node, partial(prepare, config, count))
-    if launches or args.check is not None:
-        unfinished = choose_start(config, args)
-        if args.check is not None or not unfinished:
-            return
-    if launches:
-        start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], args.gpus, nodes)
+    config = processes.decided_by(first_of_node, partial(prepare, config, processes.count))
+    if args.check is not None:
+        choose_start(config, args)
         return
     install()
     stage_of(config).install()
@@ -149,7 +163,7 @@ def start(args: argparse.Namespace) -> None:
     with ExitStack() as held:
 
         def begin() -> tuple[bool, str | None, bool, list[dict]]:
-            held.enter_context(claim(work_dir))
+            held.enter_context(claim(Path(config.work_dir)))
             unfinished = choose_start(config, args)
             return unfinished, config.load_from, config.resume, config.accepted_changes
 

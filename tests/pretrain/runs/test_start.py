@@ -15,11 +15,7 @@ from mmengine.registry import HOOKS, LOOPS, MODELS, RUNNERS
 import pretrain
 from pretrain.runs import saving, start
 from pretrain.runs.errors import UserError
-from pretrain.runs.start import (
-    check_writable,
-    claim,
-    launched_processes,
-)
+from pretrain.runs.start import check_alone, check_writable, claim, is_launched
 
 
 @pytest.fixture
@@ -62,29 +58,30 @@ LAUNCHED = dict(
 @pytest.mark.parametrize(
     ('environment', 'expected'),
     [
-        (LAUNCHED, 4),
-        ({}, None),
-        ({'WORLD_SIZE': ''}, None),
-        ({'WORLD_SIZE': '1', 'RANK': '0'}, None),
-        ({'LOCAL_RANK': '0'}, None),
-        ({'SLURM_JOB_ID': '1', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, None),  # a batch script
-        ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'}, None),
+        (LAUNCHED, True),
+        ({}, False),
+        ({'WORLD_SIZE': ''}, False),
+        ({'WORLD_SIZE': '1', 'RANK': '0'}, False),
+        ({'LOCAL_RANK': '0'}, False),
+        ({'SLURM_JOB_ID': '1', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, False),  # a batch script
+        ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'}, False),
         ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}, 'OMPI_COMM_WORLD_SIZE=2'),
         (LAUNCHED | {'LOCAL_RANK': ''}, 'WORLD_SIZE=4 in the environment, but LOCAL_RANK missing'),
     ],
 )
 def test_what_launchers_tell(
-    environment: dict[str, str], expected: object, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], expected: bool | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (*LAUNCHED, 'OMPI_COMM_WORLD_SIZE'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    assert is_launched() is (expected is True)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            launched_processes()
-    else:
-        assert launched_processes() == expected
+            check_alone()
+    elif not expected:
+        check_alone()
 
 
 @pytest.mark.parametrize('leftover', LAUNCHED)
