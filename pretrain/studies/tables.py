@@ -34,6 +34,8 @@ ABOUT_GAIN = 'A gain above 0 is a lower error, in points.'
 RESNET_EPOCHS = 164  # of CIFAR-100's ResNets (Section 4.1)
 TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
+Arms = list[tuple[Config, list[dict]]]  # each config with its records
+
 
 def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
     """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side, or where
@@ -54,7 +56,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     Raises:
         UserError: if the records of the rows do not belong in one table.
     """
-    arms, notes, full = _arms(records, configs)
+    arms = _arms(records, configs)
+    notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
@@ -84,7 +87,8 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 
     Args and errors are those of :func:`table_3`.
     """
-    arms, notes, full = _arms(records, configs)
+    arms = _arms(records, configs)
+    notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
     rows = []
@@ -131,7 +135,8 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     are those of training, over all generations, and means over the seeds. The first config is the
     baseline. Args and errors are those of :func:`table_3`.
     """
-    arms, notes, _ = _arms(records, configs)
+    arms = _arms(records, configs)
+    notes = _notes(records, arms)
     base = arms[0][1]
     header = ['method', 'same architecture?', 'one generation?', 'error (%)', 'n', 'gain over BL']
     header += ['p', 'iterations', '× BL', 'seconds', '× BL']
@@ -291,13 +296,9 @@ def table_2(records: Sequence[dict]) -> Table:
     return Table(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, 2, notes)
 
 
-def _arms(
-    records: Sequence[dict], configs: Sequence[Config]
-) -> tuple[list[tuple[Config, list[dict]]], list[str], bool]:
-    """The records of each config, notes on what they are, and whether all are as long as the
-    configs say and on all pictures. A record's identity, not its file's name, says what it is."""
-    kinds = [_kind(config) for config in configs]
-    records = [r for r in records if r['status'] == 'finished' or ended_generations(r)]
+def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
+    """The records of each config. A record's identity, not its file's name, says what it is."""
+    records = _with_ends(records)
     arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
     for config, mine in arms:
         seeds = [*map(_seed, mine)]
@@ -306,17 +307,34 @@ def _arms(
                 f'Two records are of {backbone_of(config)}, {config.algorithm.name} and the same '
                 'seed: keep one of them.'
             )
-    notes, full = [], True
-    for backbone in dict.fromkeys(map(backbone_of, configs)):
+    return arms
+
+
+def _with_ends(records: Sequence[dict]) -> list[dict]:
+    """The records with a mini-generation that has ended."""
+    return [r for r in records if r['status'] == 'finished' or ended_generations(r)]
+
+
+def _networks(arms: Arms) -> Arms:
+    """The first arm with records of each network, whose records must all be of one setting."""
+    networks = []
+    for backbone in dict.fromkeys(backbone_of(config) for config, _ in arms):
         found = [(c, mine) for c, mine in arms if mine and backbone_of(c) == backbone]
-        if not found:
-            continue
         _one_setting([record for _, mine in found for record in mine])
-        config, mine = found[0]
-        pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
-        whole = _epochs(mine[0]) == config.epochs and mine[0]['data']['train']['count'] == pictures
-        notes.append(_describe(mine, whole))
-        full = full and whole
+        networks += found[:1]
+    return networks
+
+
+def _is_full(config: Config, records: Sequence[dict]) -> bool:
+    """Whether runs are as long as their config says, and on all pictures."""
+    pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
+    first = records[0]
+    return _epochs(first) == config.epochs and first['data']['train']['count'] == pictures
+
+
+def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
+    """What the records of each network are, which of them go on, and which are in no arm."""
+    notes = [_describe(mine, _is_full(config, mine)) for config, mine in _networks(arms)]
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
         f'({ended_generations(record)} of {number_of(len(lengths_of(record)), "mini-generations")})'
@@ -329,14 +347,15 @@ def _arms(
             f'NOT FINISHED: {"; ".join(going_on)}. Such a run counts in n, and has the errors of '
             'the mini-generations that have ended. Best, ensemble, gain and p are of finished runs.'
         )
-    others = (r['identity'] for r in records if _kind(r['identity']) not in kinds)
+    kinds = [_kind(config) for config, _ in arms]
+    others = (r['identity'] for r in _with_ends(records) if _kind(r['identity']) not in kinds)
     names = Counter(f'{backbone_of(i)}, {i["algorithm"]["name"]}' for i in others)
     if names:
         listed = '; '.join(f'{name} ({count})' for name, count in names.items())
         notes.append(
             f'Records that belong in no row: {listed}. tools/table.py errors shows any records.'
         )
-    return arms, notes, full
+    return notes
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
