@@ -108,19 +108,49 @@ def unwrap(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+class _Wishes:
+    """The wishes of a ``group`` of processes. The answer to them is the largest of each number.
+
+    They exchange them at each iteration, and read the answer at the next one, so that none waits
+    and all stop at the same iteration. A single process has no group: its own wish is the answer.
+    """
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
+        self.group = group
+        self.pending: tuple[torch.distributed.Work, Tensor] | None = None
+
+    def exchange(self, wish: list[int], wait: bool = False) -> list[int]:
+        """Send a wish. Returns the answer to the wishes before, or with ``wait`` to these."""
+        if self.group is None:
+            return wish
+        before = self.settle()
+        wishes = torch.tensor(wish)
+        largest = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(wishes, largest, self.group, async_op=True)
+        self.pending = work, wishes
+        return self.settle() if wait else before
+
+    def settle(self) -> list[int]:
+        """Wait for the answer that is still to come, and take it; zeros if there is none."""
+        if self.pending is None:
+            return [0, 0]
+        work, wishes = self.pending
+        self.pending = None
+        work.wait()
+        return wishes.tolist()
+
+
 @HOOKS.register_module()
 class SaveHook(Hook):
     """Saves the run: at the end of an epoch as ``epoch_<e>.pth``; within the next one as
     ``epoch_<e>_iter_<i>.pth`` when ``minutes`` have passed since the last time, or to stop.
 
-    All processes wait while a checkpoint is written. The end of an epoch, except the last, is left
-    out if the last checkpoint took more than ``SHARE`` of the time since then.
+    All processes stop at the same iteration, and wait while a checkpoint is written. The end of an
+    epoch, except the last, is left out if the last checkpoint took more than ``SHARE`` of the time
+    since then.
 
     The two newest checkpoints are kept. An older one is deleted once the new one has been read
     back. A checkpoint with a value that is not finite is not written.
-
-    The processes exchange at each iteration whether to stop, and read the answer at the next one,
-    so that none waits and all stop at the same iteration.
 
     Args:
         minutes: the longest time between two checkpoints, but for the length of a validation.
@@ -144,7 +174,7 @@ class SaveHook(Hook):
         self.saved_at = time.monotonic()
         several = get_world_size() > 1
         self.group = torch.distributed.new_group(backend='gloo') if several else None
-        self.pending: tuple[torch.distributed.Work, Tensor] | None = None
+        self.wishes = _Wishes(self.group)
         if is_main_process():
             for part in Path(runner.work_dir).glob('.*.part'):
                 part.unlink()
@@ -158,10 +188,10 @@ class SaveHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self.unsaved = True
-        stop, due = self._wishes()
+        stop, due = self.wishes.exchange(self._wish())
         if not (stop or due):
             return
-        self._answer()
+        self.wishes.settle()
         runner.call_hook('flush', batch_idx=batch_idx)  # what the log and the record put off
         self.buffers = self._gather(_changing_buffers(unwrap(runner)))
         done = dict(epoch=runner.epoch, iter=runner.iter + 1)
@@ -172,8 +202,8 @@ class SaveHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         epoch = runner.epoch + 1
-        self._answer()
-        stop, due = self._wishes(end_of_epoch=True)
+        self.wishes.settle()
+        stop, due = self.wishes.exchange(self._wish(end_of_epoch=True), wait=True)
         if stop or due or epoch == runner.max_epochs:
             self._save(runner, f'epoch_{epoch}.pth', dict(epoch=epoch, iter=runner.iter))
         if stop:
@@ -199,29 +229,11 @@ class SaveHook(Hook):
                     'checkpoints so far are kept.'
                 )
 
-    def _wishes(self, end_of_epoch: bool = False) -> list[int]:
-        """The signal to stop by, or 0, and whether to save: what the processes wanted at the
-        iteration before, or at the ``end_of_epoch`` what they want now."""
+    def _wish(self, end_of_epoch: bool = False) -> list[int]:
+        """The signal to stop by, or 0, and whether to save, which the main process decides."""
         since = time.monotonic() - self.saved_at
         due = since > 60 * self.minutes or (end_of_epoch and self.spent <= SHARE * since)
-        due = is_main_process() and due
-        wish = [max(_received, default=0), int(due)]
-        if self.group is None:
-            return wish
-        answer = self._answer()
-        wishes = torch.tensor(wish)
-        largest = torch.distributed.ReduceOp.MAX
-        work = torch.distributed.all_reduce(wishes, largest, self.group, async_op=True)
-        self.pending = work, wishes
-        return self._answer() if end_of_epoch else answer
-
-    def _answer(self) -> list[int]:
-        if self.pending is None:
-            return [0, 0]
-        work, wishes = self.pending
-        self.pending = None
-        work.wait()
-        return wishes.tolist()
+        return [max(_received, default=0), int(is_main_process() and due)]
 
     def _gather(self, buffers: dict[str, Tensor]) -> list[dict[str, Tensor]] | None:
         if self.group is None:
