@@ -13,8 +13,12 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
-# mmengine restores these from a checkpoint, so that a changed setting would have no effect.
-RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
+# mmengine restores these from a checkpoint, or counts iterations by them: a changed setting would
+# have no effect, or the wrong one.
+FIXED = 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler'
+FIXED += 'randomness.seed', 'batch_size'
+# Within an epoch, the pictures are dealt out to the processes.
+FIXED_WITHIN = (*FIXED, 'world_size')
 
 # The keys that may differ. Its arguments: the number of epochs that the checkpoint has begun, the
 # identities of the checkpoint and of the run, whether the checkpoint is another run's.
@@ -128,16 +132,15 @@ def check_resume(
     begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
     changed = differences(theirs, identity, allowed)
+    fixed = {key for key in changed if covers(FIXED_WITHIN if begun > epoch else FIXED, key)}
     refused = {
-        key: pair
-        for key, pair in changed.items()
-        if covers(RESTORED, key) or not covers(accepted, key)
+        key: pair for key, pair in changed.items() if key in fixed or not covers(accepted, key)
     }
     if refused:
         flags = ' '.join(f'--accept-change {key}' for key in refused)
         advice = f'or start tools/train.py with {flags} to change them on purpose'
-        if any(covers(RESTORED, key) for key in refused):
-            advice = 'since the checkpoint holds the optimizer and the schedule'
+        if fixed:
+            advice = 'since the checkpoint depends on them'
         settings = in_words(refused, 'was trained with', 'this run asks for')
         if any(covers(['data'], key) for key in refused):
             settings += ' (other pictures in data_root, or other lists)'

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pretrain.runs.checkpoint import checkpoints, is_whole, progress
 from pretrain.runs.config import walk
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, number_of
 
 # The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
 # (EX_TEMPFAIL, "try again") for the warning of a scheduler that the time is up.
@@ -214,9 +214,17 @@ class SaveHook(Hook):
             self._stop(runner, max(_received))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        length, meta = len(runner.train_dataloader), checkpoint['meta']
+        if (theirs := meta.get('epoch_length', length)) != length:  # earlier ones do not say
+            raise UserError(
+                f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} an '
+                f'epoch, and these data give {length}: the schedule counts iterations. Take the '
+                'same number of pictures, or begin a new run in another --work-dir.'
+            )
         self.buffers = checkpoint.get('process_buffers')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta']['epoch_length'] = len(runner.train_dataloader)
         if self.buffers is not None:
             checkpoint['process_buffers'] = self.buffers
         parts = 'state_dict', 'optimizer', 'process_buffers', 'waiting_copies'

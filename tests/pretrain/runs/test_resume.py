@@ -1,5 +1,6 @@
 """Where a run begins, which checkpoint it may continue, and what SE, SD and a branch share."""
 
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from pretrain.build import may_differ, prepare
 from pretrain.runs.errors import UserError
@@ -80,15 +82,13 @@ def checkpoint(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> None:
-    path = checkpoint({'randomness': {'seed': 0}, 'batch_size': 8, 'c': 1})
-    ours = {'randomness': {'seed': 1}, 'batch_size': 4, 'c': 1}
+    path = checkpoint({'loader': {'shuffle': True}, 'batch': 8, 'c': 1})
+    ours = {'loader': {'shuffle': False}, 'batch': 4, 'c': 1}
     with pytest.raises(UserError) as error:
         check_resume(path, ours)
-    assert f'{path} (epoch 3) was trained with batch_size=8, this run asks for 4; ' in str(
-        error.value
-    )
-    assert 'randomness.seed=0, this run asks for 1: keep them, or' in str(error.value)
-    assert '--accept-change batch_size --accept-change randomness.seed' in str(error.value)
+    assert f'{path} (epoch 3) was trained with batch=8, this run asks for 4; ' in str(error.value)
+    assert 'loader.shuffle=True, this run asks for False: keep them, or' in str(error.value)
+    assert '--accept-change batch --accept-change loader.shuffle' in str(error.value)
 
 
 def test_other_pictures_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
@@ -115,6 +115,49 @@ def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None
     ours = {'optim_wrapper': {'optimizer': {'lr': 0.2}}, 'seed': 0}
     with pytest.raises(UserError, match=r'lr=0\.1, this run asks for 0\.2: keep them, since'):
         check_resume(path, ours, accepted=['optim_wrapper'])
+
+
+def test_what_iterations_are_counted_by_cannot_be_changed(
+    checkpoint: Callable, tmp_path: Path
+) -> None:
+    """Another number of processes can, at the end of an epoch."""
+    before = {'batch_size': 8, 'randomness': {'seed': 0}, 'world_size': 2}
+    end, within = checkpoint(before), str(tmp_path / 'epoch_3_iter_1.pth')
+    shutil.copy(end, within)
+    changes = {'batch_size': 4, 'randomness': {'seed': 1}, 'world_size': 4}
+    refused = {
+        (path, key)
+        for path in (end, within)
+        for key, value in changes.items()
+        if not accepts(path, before | {key: value}, key)
+    }
+    assert refused == {
+        *((path, key) for path in (end, within) for key in ('batch_size', 'randomness')),
+        (within, 'world_size'),
+    }
+
+
+def accepts(path: str, identity: dict, key: str) -> bool:
+    try:
+        return bool(check_resume(path, identity, accepted=[key]))
+    except UserError as error:
+        assert 'keep them, since the checkpoint depends on them' in str(error)
+        return False
+
+
+def test_an_epoch_of_another_length_is_refused(
+    image_folder: Path, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """Mini-generations would end at iterations that never come, and no teacher would be taken."""
+    root = shutil.copytree(image_folder, tmp_path / 'pictures')
+    train('sd', tmp_path / 'run', f'data_root={root}')
+    (tmp_path / 'run/epoch_3.pth').unlink()  # as if it had been stopped
+    for path in root.glob('train/*/[01]*'):
+        path.unlink()
+    config = tiny_config('sd', tmp_path / 'run', f'data_root={root}')
+    choose_start(config, Namespace(**vars(RESUME) | {'accept_change': ['data']}))
+    with pytest.raises(UserError, match=r'epoch_2\.pth is of a run with 4 iterations an epoch'):
+        Runner.from_cfg(config).train()
 
 
 def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
