@@ -176,40 +176,54 @@ def _conclude(
     """Raise all that is wrong, or print what is tolerated or missing and count the images. The
     first ``trained`` splits are trained on. ``classes`` has the name of each label."""
     train, test = findings[:trained], findings[trained:]
-    for split, names, wrong, found, *_ in findings:
-        if kinds := [kind for kind in found if kind not in tolerated]:
-            verb = 'is' if len(found[kinds[0]]) == 1 else 'are'
-            wrong.append(f'there {verb} {describe_findings(found, kinds)}')
-        if wrong and names:
-            hint = ', or have such boxes ignored by drop_invalid_boxes=True'
-            errors.append(
-                f'{split.list_file} names {number_of(len(names), "images")}, but '
-                f'{"; ".join(wrong)}: unpack the data again, correct these files or take them out '
-                f'of the split{hint if INVALID_BOXES in kinds else ""}.'
-            )
-        else:
-            errors += wrong
-    for one, other in combinations(findings, 2):
-        same_folder = one.split.pictures.resolve() == other.split.pictures.resolve()
-        if shared := sorted({*one.names} & {*other.names}) if same_folder else []:
-            both = one in train and other in test
-            effect = 'be trained on and tested on' if both else 'count twice'
-            errors.append(
-                f'{one.split.list_file} and {other.split.list_file} share '
-                f'{counted(shared, "images")}, which would {effect}: leave each in one list alone.'
-            )
-    if errors:
+    wrong = chain.from_iterable(_wrong_files(part, tolerated) for part in findings)
+    if errors := [*errors, *wrong, *_shared_images(train, test)]:
         raise UserError('\n'.join(errors))
     for part in findings:
         if ignored := describe_findings(part.found, tolerated):
             print(f'Ignored in {part.split.list_file}: {ignored}.')
     for parts, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
-        present = _files_by_label(parts)
-        absent = [name for label, name in classes.items() if label not in present]
-        if parts and absent:
+        if absent := _absent_classes(parts, classes):
             files = ', '.join(str(part.split.list_file) for part in parts)
             _warn(f'{files}: these classes occur nowhere and {effect}: {", ".join(absent)}.')
     return [len(part.names) for part in findings]
+
+
+def _wrong_files(part: _Findings, tolerated: Sequence[str]) -> list[str]:
+    """A sentence on what is wrong with a split, if anything is."""
+    wrong, kinds = [*part.wrong], [kind for kind in part.found if kind not in tolerated]
+    if kinds:
+        verb = 'is' if len(part.found[kinds[0]]) == 1 else 'are'
+        wrong.append(f'there {verb} {describe_findings(part.found, kinds)}')
+    if not wrong or not part.names:  # its list could not be read
+        return wrong
+    hint = ', or have such boxes ignored by drop_invalid_boxes=True'
+    return [
+        f'{part.split.list_file} names {number_of(len(part.names), "images")}, but '
+        f'{"; ".join(wrong)}: unpack the data again, correct these files or take them out '
+        f'of the split{hint if INVALID_BOXES in kinds else ""}.'
+    ]
+
+
+def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> list[str]:
+    """A sentence on each pair of splits that have images in common."""
+    sentences = []
+    for one, other in combinations([*train, *test], 2):
+        same_folder = one.split.pictures.resolve() == other.split.pictures.resolve()
+        if shared := sorted({*one.names} & {*other.names}) if same_folder else []:
+            both = one in train and other in test
+            effect = 'be trained on and tested on' if both else 'count twice'
+            sentences.append(
+                f'{one.split.list_file} and {other.split.list_file} share '
+                f'{counted(shared, "images")}, which would {effect}: leave each in one list alone.'
+            )
+    return sentences
+
+
+def _absent_classes(parts: Sequence[_Findings], classes: Mapping[Any, str]) -> list[str]:
+    """The names of the classes that occur in none of the splits; none if there is no split."""
+    present = _files_by_label(parts)
+    return [name for label, name in classes.items() if parts and label not in present]
 
 
 @cache
