@@ -168,6 +168,23 @@ def _huggingface_name(name: str, prefix: str) -> str:
 def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
     """A folder for ``mmpretrain.get_model(CONFIG, pretrained=WEIGHTS)``, and for the ``backbone``
     of any OpenMMLab model, with the ``metafile.yml`` of its model zoos."""
+    config = Config(_mmpretrain_settings(snapshot))
+    weights = OrderedDict(
+        (f'{"head" if name.startswith("fc.") else "backbone"}.{name}', tensor)
+        for name, tensor in snapshot.weights.items()
+    )
+    meta = {'cfg': config.pretty_text, 'dataset_meta': {'classes': snapshot.classes}}
+    metafile = {'Collections': [COLLECTION], 'Models': [_model_of_metafile(snapshot)]}
+    usage = f"mmpretrain.get_model('{out.name}/config.py', pretrained='{out.name}/model.pth')"
+    with _new_folder(out) as folder:
+        save_sealed({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
+        config.dump(folder / 'config.py')
+        (folder / 'metafile.yml').write_text(yaml.safe_dump(metafile, sort_keys=False))
+        (folder / 'README.md').write_text(_card(snapshot, 'mmpretrain', usage))
+
+
+def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
+    """The config of mmpretrain for the network and its test pictures."""
     size = snapshot.image_size
     settings = {
         'model': {
@@ -202,12 +219,11 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
             'loss': {'type': 'CrossEntropyLoss'},
             'topk': (1, 5) if len(snapshot.classes) > 5 else (1,),
         }
-    config = Config(settings)
-    weights = OrderedDict(
-        (f'{"head" if name.startswith("fc.") else "backbone"}.{name}', tensor)
-        for name, tensor in snapshot.weights.items()
-    )
-    meta = {'cfg': config.pretty_text, 'dataset_meta': {'classes': snapshot.classes}}
+    return settings
+
+
+def _model_of_metafile(snapshot: Snapshot) -> dict[str, Any]:
+    """The entry of the network in ``metafile.yml``."""
     model = {
         'Name': f'{snapshot.name}_{snapshot.provenance["algorithm"]["name"].lower()}',
         'In Collection': COLLECTION['Name'],
@@ -220,13 +236,7 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
         model['Results'] = [
             {'Task': 'Image Classification', 'Dataset': _data(snapshot), 'Metrics': metrics}
         ]
-    usage = f"mmpretrain.get_model('{out.name}/config.py', pretrained='{out.name}/model.pth')"
-    with _new_folder(out) as folder:
-        save_sealed({'meta': meta, 'state_dict': weights}, folder / 'model.pth')
-        config.dump(folder / 'config.py')
-        metafile = {'Collections': [COLLECTION], 'Models': [model]}
-        (folder / 'metafile.yml').write_text(yaml.safe_dump(metafile, sort_keys=False))
-        (folder / 'README.md').write_text(_card(snapshot, 'mmpretrain', usage))
+    return model
 
 
 class _FromPixels(nn.Module):
