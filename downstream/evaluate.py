@@ -58,16 +58,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
             f'{checkpoint} holds a {trained.kind}, {config_path} a {KINDS[config.task]}: give '
             'the config that the checkpoint was trained with.'
         )
-    if config.task == 'classification':
-        config.model.network = trained.settings.model.network
-        # A test needs no teacher, and nothing of the run that the student started from.
-        config.algorithm.features = {}
-        config.teacher = config.initial = dict(network={}, checkpoint=None)
-        config = prepare(config)
-    else:
-        # A test takes one picture at a time, however few training pictures there are.
-        config.update(batch_size=2, micro_batches=1)
-        config = fill(config)
+    config = _prepare_test(config, trained)
     _tell_differences(checkpoint, trained, config)
     with METRICS.switch_scope_and_registry(config.default_scope):
         loader = Runner.build_dataloader(config.val_dataloader, seed=0)
@@ -83,17 +74,41 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     for batch in tqdm(loader, 'testing', mininterval=5):
         evaluator.process(trained.model.val_step(batch), batch)
     metrics, columns, classes = _RESULTS[config.task](metric, loader.dataset)
-    rows = [
-        [name, str(count), NONE if np.isnan(value) else f'{value:.2f}']
-        for name, (count, value) in zip(ours, classes, strict=True)
-    ]
-    if config.task != 'classification':
-        images = training_images(config)
-        columns = 'training images', *columns
-        rows = [[name, str(n), *row] for n, (name, *row) in zip(images, rows, strict=True)]
+    images = None if config.task == 'classification' else training_images(config)
+    if images is not None:
         metrics |= _of_frequent_classes(next(iter(metrics)), [v for _, v in classes], images)
     line = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
-    return f'{line}\n\n{Table(["class", *columns], rows, notes=["In percent."])}'
+    return f'{line}\n\n{_table(ours, columns, classes, images)}'
+
+
+def _prepare_test(config: Config, trained: Trained) -> Config:
+    """Check the data of a config and give its loader what a test of the checkpoint needs."""
+    if config.task == 'classification':
+        config.model.network = trained.settings.model.network
+        # A test needs no teacher, and nothing of the run that the student started from.
+        config.algorithm.features = {}
+        config.teacher = config.initial = dict(network={}, checkpoint=None)
+        return prepare(config)
+    # A test takes one picture at a time, however few training pictures there are.
+    config.update(batch_size=2, micro_batches=1)
+    return fill(config)
+
+
+def _table(
+    names: Sequence[str],
+    columns: tuple[str, str],
+    classes: Sequence[tuple[int, float]],
+    images: Sequence[int] | None,
+) -> Table:
+    """A row for each class: its name, its training ``images`` if given, its count and metric."""
+    rows = [
+        [name, str(count), NONE if np.isnan(value) else f'{value:.2f}']
+        for name, (count, value) in zip(names, classes, strict=True)
+    ]
+    if images is not None:
+        columns = 'training images', *columns
+        rows = [[name, str(n), *row] for n, (name, *row) in zip(images, rows, strict=True)]
+    return Table(['class', *columns], rows, notes=['In percent.'])
 
 
 def _of_frequent_classes(
