@@ -65,8 +65,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config = fill(config, world_size)
     backbone = _hand_over(config)
     if config.task == 'probe':
-        *_, content = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
-        data = content()
+        data = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable).content()
     else:
         data = _content(config)
         loader, seed = config.train_dataloader, config.randomness.seed
@@ -88,7 +87,7 @@ def fill(config: Config, world_size: int = 1) -> Config:
     config.precision = resolve_precision(config.precision)
     if config.task == 'probe':
         config.runner_type = 'ProbeRunner'
-        _, config.skip, _ = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
+        config.skip = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable).skip
         return config
     if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
         config.train_dataloader.dataset = config.train_dataloader.dataset.dataset

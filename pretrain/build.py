@@ -131,14 +131,12 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
     root = Path(str(config.data_root))
     skip_unusable = config.get('skip_unusable', False)  # CIFAR-100 has no such setting
-    num_classes, skip, content = dataset_class.check(
-        root, config.batch_size, world_size, skip_unusable
-    )
-    if config.model.network.num_classes != num_classes:
+    checked = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
+    if config.model.network.num_classes != checked.classes:
         raise UserError(
-            f'{config.data_root} holds {number_of(num_classes, "classes")}, the model '
+            f'{config.data_root} holds {number_of(checked.classes, "classes")}, the model '
             f'{config.model.network.num_classes}: add the option '
-            f'model.network.num_classes={num_classes}.'
+            f'model.network.num_classes={checked.classes}.'
         )
     folder = 'image_size' in config  # and not pictures on the device
     for split in ('train', 'val'):
@@ -150,8 +148,8 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
         if folder:
-            loader.dataset.update(size=config.image_size, skip=skip)
-    return content()
+            loader.dataset.update(size=config.image_size, skip=checked.skip)
+    return checked.content()
 
 
 def _hooks(config: Config) -> dict[str, dict]:

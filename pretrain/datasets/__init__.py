@@ -8,9 +8,8 @@ with the pictures to ``skip``. It has
   or ``__getitems__`` for whole batches. :class:`pretrain.runs.randomness.EpochSampler` gives the
   pairs. What is random is drawn from (seed, epoch, index) alone, so that neither workers nor the
   number of processes nor a resume changes a sample;
-- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run; it returns the
-  number of classes, the pictures to skip, and what gives a hash of the files of each split, which
-  is part of a run's identity;
+- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run; it returns a
+  :class:`pretrain.datasets.image_folder.Checked`, whose hashes are part of a run's identity;
 - ``file_list()``, a name for each sample, and ``metainfo['classes']``.
 
 :class:`pretrain.datasets.image_folder.ClassFolder` is an example.

@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pretrain.datasets.image_folder import Checked
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import stable_seed
@@ -77,13 +78,13 @@ class Cifar100(Dataset):
     @staticmethod
     def check(
         root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
-    ) -> tuple[int, list[str], Callable[[], dict[str, str]]]:
+    ) -> Checked:
         """As :meth:`pretrain.datasets.image_folder.ClassFolder.check`; there is nothing to skip."""
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
         md5 = {'train': MD5['train'], 'val': MD5['test']}
-        return len(contents['meta']['fine_label_names']), [], lambda: md5
+        return Checked(len(contents['meta']['fine_label_names']), [], lambda: md5)
 
     def __len__(self) -> int:
         return len(self.labels)

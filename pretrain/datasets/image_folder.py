@@ -39,6 +39,20 @@ class PictureList(NamedTuple):
     labels: np.ndarray
 
 
+class Checked(NamedTuple):
+    """What the check of a data set returns.
+
+    Attributes:
+        classes: their number.
+        skip: the pictures to leave out, sorted paths relative to the root.
+        content: reads all pictures for a hash of each split's names and bytes.
+    """
+
+    classes: int
+    skip: list[str]
+    content: Callable[[], dict[str, str]]
+
+
 def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
     """List the pictures in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
     ImageFolder, but for those in ``skip``, paths relative to ``root``.
@@ -91,6 +105,21 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
         yield parent, files
 
 
+def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Both splits must have the same classes, in folders of their own; else UserError."""
+    if differing := sorted({*train} ^ {*val}):
+        raise UserError(
+            f'train and val of {root} do not hold the same classes: only one of them has '
+            f'{counted(differing, "classes")}.'
+        )
+    for name in train:
+        if (root / 'train' / name).samefile(root / 'val' / name):
+            raise UserError(
+                f'train/{name} and val/{name} of {root} are the same folder: a run would be '
+                'tested on its training pictures.'
+            )
+
+
 @DATASETS.register_module()
 class ClassFolder(Dataset):
     """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
@@ -141,15 +170,14 @@ class ClassFolder(Dataset):
         image = picture.crop(box, self.size)
         return {'inputs': image, 'data_samples': label, 'augmentation': augmentation}
 
-    @classmethod
+    @staticmethod
     def check(
-        cls,
         root: Path,
         batch_size: int,
         processes: int = 1,
         skip_unusable: bool = False,
         workers: int | None = None,
-    ) -> tuple[int, list[str], Callable[[], dict[str, str]]]:
+    ) -> Checked:
         """Check an ImageNet-style root (``train/<class>/``, ``val/<class>/``) before a run.
 
         Args:
@@ -159,25 +187,11 @@ class ClassFolder(Dataset):
             skip_unusable: print which pictures cannot be trained with instead of raising an error.
             workers: processes that look at the pictures; without it as many as there are cores.
 
-        Returns:
-            The number of classes; the pictures to skip, sorted paths relative to ``root``; and a
-            function that reads all pictures for a hash of each split's names and bytes.
-
         Raises:
             UserError: naming what is missing, differs between the splits or cannot be used.
         """
         train, val = (list_pictures(root, split) for split in ('train', 'val'))
-        if differing := sorted(set(train.classes) ^ set(val.classes)):
-            raise UserError(
-                f'train and val of {root} do not hold the same classes: only one of them has '
-                f'{counted(differing, "classes")}.'
-            )
-        for name in train.classes:
-            if (root / 'train' / name).samefile(root / 'val' / name):
-                raise UserError(
-                    f'train/{name} and val/{name} of {root} are the same folder: a run would be '
-                    'tested on its training pictures.'
-                )
+        _check_classes(root, train.classes, val.classes)
         lists = {'train': train.paths.tolist(), 'val': val.paths.tolist()}
         place = root.resolve()
         states = {split: fingerprint(paths_within(place, names)) for split, names in lists.items()}
@@ -199,7 +213,7 @@ class ClassFolder(Dataset):
         def content() -> dict[str, str]:
             return {s: content_sha256(place / s, place, lists[s], states[s]) for s in lists}
 
-        return len(train.classes), skip, content
+        return Checked(len(train.classes), skip, content)
 
     def file_list(self) -> list[str]:
         """The pictures' paths relative to the split's folder, in the order of the labels."""

@@ -36,7 +36,7 @@ def check_imagenet(root: Path, processes: int | None = None) -> None:
     """
     source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the pictures to one folder a class'
     require_paths({root / split: source.format(split) for split in ('train', 'val')})
-    classes, *_ = ClassFolder.check(root, batch_size=1, workers=processes)
+    classes = ClassFolder.check(root, batch_size=1, workers=processes).classes
     counts = {split: len(list_pictures(root, split).paths) for split in ('train', 'val')}
     print_counts(counts, {'train': 1_281_167, 'val': 50_000})
     print(number_of(classes, 'classes'))

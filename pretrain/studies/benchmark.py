@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 from pretrain.build import prepare
 from pretrain.datasets.augmentation import draw_augmentation
+from pretrain.datasets.image_folder import Checked
 from pretrain.runs.checkpoint import install, write_atomically
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -171,8 +172,8 @@ class OneBatch(Dataset):
         self.batch: dict[str, Tensor] = {}
 
     @staticmethod
-    def check(root: Path, *rules: object) -> tuple[int, list[str], Callable[[], dict]]:
-        return int(root.name), [], dict
+    def check(root: Path, *rules: object) -> Checked:
+        return Checked(int(root.name), [], dict)
 
     def __len__(self) -> int:
         return 2**14
