@@ -49,12 +49,12 @@ def row(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> dict:
-    """A line of the report, with its goal if it has one."""
+    """A line of the report, with its goal if it has one, such as '≤ 1.26'."""
     goal, met = None, None
     if at_most is not None:
-        goal, met = at_most, value <= at_most
+        goal, met = f'≤ {at_most:g}', value <= at_most
     if at_least is not None:
-        goal, met = at_least, value >= at_least
+        goal, met = f'≥ {at_least:g}', value >= at_least
     return {'name': name, 'value': value, 'unit': unit, 'goal': goal, 'met': met}
 
 
@@ -62,12 +62,9 @@ def show(rows: Iterable[dict]) -> Table:
     """A table of rows, those with a goal first."""
     cells = []
     for line in sorted(rows, key=lambda line: line['goal'] is None):
-        goal = verdict = ''
-        if line['goal'] is not None:
-            below = line['met'] == (line['value'] <= line['goal'])
-            goal = f'{"≤" if below else "≥"} {line["goal"]:g}'
-            verdict = 'met' if line['met'] else 'missed'
         value = f'{line["value"]:.4g} {line["unit"]}'.rstrip()
+        goal = line['goal'] or ''
+        verdict = goal and ('met' if line['met'] else 'missed')
         cells.append([line['name'], value, goal, verdict])
     return Table(['', 'measured', 'goal', ''], cells)
 
@@ -81,8 +78,8 @@ def read_rows(path: Path) -> list[dict]:
     try:
         content = json.loads(path.read_bytes())
         rows = content if isinstance(content, list) else content['rows']
-        show(rows)
-    except (ValueError, LookupError, TypeError) as error:
+        str(show(rows))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f'{path} holds no rows of tools/benchmark.py --json.') from error
     return rows
 

@@ -60,7 +60,12 @@ def test_all_goes_on_after_a_failure_and_ends_in_time(
     assert 0 < ran[2][1] <= ran[0][1] <= 300
 
 
-@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"rows": [{"name": "x"}]}', '\0'])
+NUMBER_AS_GOAL = '[{"name": "x", "value": 1, "unit": "", "goal": 1.26, "met": true}]'
+
+
+@pytest.mark.parametrize(
+    'text', ['', '{}', '[1]', '{"rows": [{"name": "x"}]}', '\0', NUMBER_AS_GOAL]
+)
 def test_a_file_of_another_program_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(UserError, match=r'a\.json holds no rows'):
@@ -72,12 +77,14 @@ def test_shown_as_written() -> None:
         benchmark.row('plain', 1234.5, 'ms'),
         benchmark.row('kept', 1.2, at_most=1.26),
         benchmark.row('broken', 1.9, at_least=2.3),
+        benchmark.row('just kept', 2.3, at_least=2.3),
     ]
     lines = str(benchmark.show(json.loads(json.dumps(rows)))).splitlines()
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:5]]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:6]]
     assert cells == [
         ['kept', '1.2', '≤ 1.26', 'met'],
         ['broken', '1.9', '≥ 2.3', 'missed'],
+        ['just kept', '2.3', '≥ 2.3', 'met'],
         ['plain', '1234 ms', '', ''],
     ]
 
@@ -130,7 +137,7 @@ def test_bf16_is_measured_against_float32(monkeypatch: pytest.MonkeyPatch) -> No
     ratio = found['BL, a step']['value'] / found['BL in float32, a step']['value']
     gain = found['BL step / BL step in float32']
     assert gain['value'] == pytest.approx(ratio)
-    assert gain['goal'] == 0.62
+    assert gain['goal'] == '≤ 0.62'
 
 
 def test_a_step_needs_a_teacher_to_measure() -> None:
@@ -146,7 +153,7 @@ def test_run_of_a_small_network(tmp_path: Path) -> None:
     run, path, bare = (rows[name, 'ms']['value'] for name in ('run', 'data path', 'bare loop'))
     assert rows['data path / run', '']['value'] == pytest.approx(path / run)
     assert rows['run / bare loop', '']['value'] == pytest.approx(run / bare)
-    assert rows['run / bare loop', '']['goal'] == 1.1  # 1.02 is for ResNet-152
+    assert rows['run / bare loop', '']['goal'] == '≤ 1.1'  # 1.02 is for ResNet-152
     assert rows['run', 'images/s']['value'] == pytest.approx(2000 / run)
 
 
