@@ -17,6 +17,7 @@ from pretrain.classifier import student_weights
 from pretrain.runs.checkpoint import load_from_disk, tensor_mismatch
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_in
+from pretrain.runs.precision import forbid_tf32
 
 KINDS = {'classification': 'classifier', 'detection': 'detector', 'segmentation': 'segmenter'}
 
@@ -46,6 +47,7 @@ def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
     Raises:
         UserError: if the checkpoint is missing, damaged or not of this suite.
     """
+    forbid_tf32()  # as in a run
     checkpoint = load_from_disk(str(path))
     identity, meta = identity_in(checkpoint, path), checkpoint['meta']
     settings = ConfigDict(json.loads(json.dumps(identity)))

@@ -78,6 +78,10 @@ class SnapshotClassifier(BaseModel):
         if compiled:
             self.student.compile()  # in place, so that names stay; the teacher is copied by now
 
+    def init_weights(self) -> None:
+        """Nothing: networks draw their weights when they are built. mmengine's method would have
+        timm's draw them anew, by other rules than their settings."""
+
     def set_teacher(self, weights: Mapping[str, Tensor], decay: float = 0.0) -> None:
         """Give the teacher other weights, running statistics included.
 

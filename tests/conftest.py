@@ -113,6 +113,18 @@ def default_scope() -> Iterator[None]:
     DefaultScope._instance_dict.update(before)
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """A process in which a GPU would compute float32 as TF32."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
 @pytest.fixture(scope='session')
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 classes of 8 + 3 coloured noise pictures of 40 x 36 pixels."""

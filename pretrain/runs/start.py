@@ -20,6 +20,7 @@ from pretrain.runs.checkpoint import install
 from pretrain.runs.cli import run, training_arguments
 from pretrain.runs.config import load_config, prepare, stage_of
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import differences, in_words
 from pretrain.runs.log import add_log_backends
 from pretrain.runs.precision import device_without_bf16, forbid_tf32
 from pretrain.runs.processes import (
@@ -103,6 +104,16 @@ def claim(work_dir: Path) -> TextIO:
     return file
 
 
+def check_nodes(first: dict, ours: dict) -> None:
+    """Raise a UserError if the ``first`` node has another identity than ours: other pictures, or
+    with ``precision='auto'`` another kind of GPU."""
+    if found := differences(first, ours):
+        raise UserError(
+            f'This node differs from the first: {in_words(found, "that has", "this one")}. Give '
+            'all nodes the same data and the same settings.'
+        )
+
+
 def _tell_precision(config: Config) -> None:
     if config.precision == 'auto' and (without := device_without_bf16()):
         print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
@@ -154,6 +165,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         _tell_precision(config)
     # Once a node: a million files are looked at.
     config = processes.decided_by(first_of_node, partial(prepare, config, processes.count))
+    check_nodes(processes.decided_by(0, config.identity.to_dict), config.identity.to_dict())
     if args.check is not None:
         choose_start(config, args)
         return

@@ -34,6 +34,11 @@ def photos(tmp_path: Path) -> list[Path]:
     return files
 
 
+def test_a_gpu_predicts_in_the_float32_of_the_run(tf32: None, classifier: Path) -> None:
+    load_trained(classifier)
+    assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
 def test_classifier_sees_what_it_is_tested_on(
     classifier: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -141,6 +141,18 @@ def test_networks_of_timm_teach_whether_they_can_be_traced_or_not(
     torch.testing.assert_close(model.teach(batch['inputs']), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_network_of_timm_keeps_the_weights_that_its_settings_ask_for() -> None:
+    model = SnapshotClassifier(
+        network=dict(type='Timm', name='resnet18', num_classes=4, zero_init_last=False),
+        loss=dict(type='SnapshotDistillationLoss', teacher_weight=0.0, temperature=1.0),
+        data_preprocessor=dict(type='ImgDataPreprocessor'),
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.init_weights()  # as the Runner calls it
+    torch.testing.assert_close(dict(model.state_dict()), before, atol=0.0, rtol=0.0)
+    assert before['student.layer1.0.bn2.weight'].eq(1).all()
+
+
 def test_an_unknown_network_of_timm_is_named() -> None:
     with pytest.raises(UserError, match='has no network resnet51'):
         MODELS.build(dict(type='Timm', name='resnet51', num_classes=4))

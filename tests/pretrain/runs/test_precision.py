@@ -82,10 +82,7 @@ def test_only_bf16_is_autocast():
             assert layer(images).dtype == dtype
 
 
-def test_float32_is_no_tf32():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+def test_float32_is_no_tf32(tf32):
     forbid_tf32()
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -130,18 +130,6 @@ def test_gpus_that_cannot_be_used_are_no_cpu_run(
         start.main()
 
 
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    """A process in which a GPU would compute float32 as TF32."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = True
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.allow_tf32 = value
-
-
 def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     tf32: None, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +137,8 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     path = tiny_file('bl')
     prepared = start.prepare(start.load_config(path), 4)
     prepared.work_dir = str(tmp_path / 'run')
-    decisions = {2: [prepared], 0: [(True, 'elsewhere/epoch_7.pth', True, ['a change'])]}
+    chosen = True, 'elsewhere/epoch_7.pth', True, ['a change']
+    decisions = {2: [prepared], 0: [chosen, prepared.identity.to_dict()]}
     built = []
 
     class Decided(start.Processes):
@@ -171,6 +160,16 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     assert config.accepted_changes == ['a change']
     assert config.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+def test_nodes_with_other_pictures_or_gpus_do_not_train_together() -> None:
+    ours = {'precision': 'bf16', 'data': {'train': 'ab' * 32}}
+    start.check_nodes(ours, {**ours})
+    said = 'precision=float32, this one bf16. Give all nodes the same data and the same settings'
+    with pytest.raises(UserError, match=said):
+        start.check_nodes(ours | {'precision': 'float32'}, ours)
+    with pytest.raises(UserError, match=r'that has data\.train=cdcdcdcd, this one abababab'):
+        start.check_nodes(ours | {'data': {'train': 'cd' * 32}}, ours)
 
 
 def test_the_place_is_looked_at_before_the_data(
