@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -184,9 +184,7 @@ class SaveHook(Hook):
             _restore(unwrap(runner), self.buffers[get_rank()])
         self.buffers = None
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.unsaved = True
         stop, due = self.wishes.exchange(self._wish())
         if not (stop or due):
@@ -229,8 +227,8 @@ class SaveHook(Hook):
             checkpoint['process_buffers'] = self.buffers
         parts = 'state_dict', 'optimizer', 'process_buffers', 'waiting_copies'
         parts = {key: checkpoint.get(key) for key in parts}
-        for name, tensor in _tensors(parts):
-            if not tensor.isfinite().all():
+        for name, value in walk(parts):
+            if isinstance(value, Tensor) and not value.isfinite().all():
                 raise UserError(
                     f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: begin '
                     'a new run with a lower optim_wrapper.optimizer.lr, or look at the data. The '
@@ -283,7 +281,3 @@ def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
     for path, value in buffers.items():
         owner, _, name = path.rpartition('.')
         setattr(model.get_submodule(owner), name, value.to(device))
-
-
-def _tensors(node: Any) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in walk(node) if isinstance(value, Tensor))
