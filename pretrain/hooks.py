@@ -1,7 +1,7 @@
 """When snapshots are taken and teachers change, and the ensemble of the snapshots. The model itself
 is in :mod:`pretrain.classifier`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,16 +218,12 @@ class EnsembleHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if self.generations == 1:
             return
-        identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
-        accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]
         model = unwrap(runner).eval()
         loader = runner.val_dataloader
         logits = []
         # The last snapshot leaves the model as it was.
         for k in range(1, self.generations + 1):
-            path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
-            check_resume(path, identity, rule, another_run=True, accepted=accepted)
-            model.student.load_state_dict(student_weights(load_from_disk(path)))
+            model.student.load_state_dict(self._weights(runner, k))
             predictions = [model.val_step(batch)[0] for batch in loader]
             logits.append(torch.cat([p['logits'] for p in predictions]))
             labels = torch.cat([p['labels'] for p in predictions])
@@ -237,3 +233,12 @@ class EnsembleHook(Hook):
         metrics = metric.evaluate(len(loader.dataset))
         runner.message_hub.update_info('ensemble', metrics)
         runner.logger.info(f'The {self.generations} snapshots together: {metrics}')
+
+    def _weights(self, runner: Runner, k: int) -> Mapping[str, Tensor]:
+        """The student's weights of snapshot k, which must be of this run; else UserError."""
+        path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
+        identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
+        accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]
+        checkpoint = load_from_disk(path)
+        check_resume(checkpoint, path, identity, rule, another_run=True, accepted=accepted)
+        return student_weights(checkpoint)

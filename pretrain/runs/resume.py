@@ -63,6 +63,7 @@ def choose_start(config: Config, args: Namespace) -> bool:
         return True
     config.resume = True
     changed = check_resume(
+        load_from_disk(config.load_from),
         config.load_from,
         config.identity.to_dict(),
         getattr(stage_of(config), 'may_differ', None),
@@ -106,6 +107,7 @@ def _newest_whole(found: list[Path]) -> Path:
 
 
 def check_resume(
+    checkpoint: dict,
     path: str,
     identity: dict,
     may_differ: MayDiffer | None = None,
@@ -115,7 +117,8 @@ def check_resume(
     """Refuse to continue a checkpoint that another run, or the same with another setting, wrote.
 
     Args:
-        path: the checkpoint.
+        checkpoint: its content.
+        path: its file, for the message; its name tells whether another epoch has begun.
         identity: of the run that continues it.
         may_differ: the rule of the stage that the run belongs to, if it has one.
         another_run: whether another run wrote the checkpoint, and this one branches off.
@@ -127,7 +130,6 @@ def check_resume(
     Raises:
         UserError: naming every other key that differs, with both values.
     """
-    checkpoint = load_from_disk(path)
     theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
     begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()

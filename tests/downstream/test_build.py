@@ -550,13 +550,12 @@ def identity(voc, backbone_file):
 
 
 @pytest.mark.parametrize(('config', 'change'), CHANGES)
-def test_a_resumed_run_keeps_each_setting(config, change, identity, tmp_path):
+def test_a_resumed_run_keeps_each_setting(config, change, identity):
     before, after = identity(config), identity(config, change)
-    path = str(tmp_path / 'epoch_1.pth')
-    torch.save({'meta': {'epoch': 1, 'format': FORMAT, 'identity': before}}, path)
-    check_resume(path, before)
+    checkpoint = {'meta': {'epoch': 1, 'format': FORMAT, 'identity': before}}
+    check_resume(checkpoint, 'epoch_1.pth', before)
     with pytest.raises(UserError, match=CHANGES[config, change]):
-        check_resume(path, after)
+        check_resume(checkpoint, 'epoch_1.pth', after)
 
 
 @pytest.mark.faults

@@ -11,11 +11,16 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from pretrain.build import may_differ, prepare
+from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT, differences
 from pretrain.runs.resume import check_resume, choose_start
 
 RESUME = Namespace(resume=True, start_from=None, accept_change=[])
+
+
+def check(path: str, *arguments: object, **named: object) -> list[dict]:
+    return check_resume(load_from_disk(path), path, *arguments, **named)
 
 
 def flip(path: Path) -> None:
@@ -85,7 +90,7 @@ def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> Non
     path = checkpoint({'loader': {'shuffle': True}, 'batch': 8, 'c': 1})
     ours = {'loader': {'shuffle': False}, 'batch': 4, 'c': 1}
     with pytest.raises(UserError) as error:
-        check_resume(path, ours)
+        check(path, ours)
     assert f'{path} (epoch 3) was trained with batch=8, this run asks for 4; ' in str(error.value)
     assert 'loader.shuffle=True, this run asks for False: keep them, or' in str(error.value)
     assert '--accept-change batch --accept-change loader.shuffle' in str(error.value)
@@ -94,7 +99,7 @@ def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> Non
 def test_other_pictures_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
     path = checkpoint({'data': {'train': 'ab' * 32, 'val': 'c'}})
     with pytest.raises(UserError) as error:
-        check_resume(path, {'data': {'train': 'cd' * 32, 'val': 'c'}})
+        check(path, {'data': {'train': 'cd' * 32, 'val': 'c'}})
     said = 'data.train=abababab, this run asks for cdcdcdcd (other pictures in data_root, or other'
     assert said in str(error.value)
 
@@ -102,11 +107,11 @@ def test_other_pictures_are_told_without_their_whole_hashes(checkpoint: Callable
 def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
     path = checkpoint({'data': {'train': 'x', 'val': 'y'}, 'seed': 0})
     ours = {'data': {'train': 'z', 'val': 'y'}, 'seed': 0}
-    assert check_resume(path, ours, accepted=['data', 'seed']) == [
+    assert check(path, ours, accepted=['data', 'seed']) == [
         {'epoch': 3, 'key': 'data.train', 'was': 'x', 'now': 'z'}
     ]
     with pytest.raises(UserError, match='seed=0, this run asks for 1'):
-        check_resume(path, ours | {'seed': 1}, accepted=['data'])
+        check(path, ours | {'seed': 1}, accepted=['data'])
 
 
 def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None:
@@ -114,7 +119,7 @@ def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None
     path = checkpoint({'optim_wrapper': {'optimizer': {'lr': 0.1}}, 'seed': 0})
     ours = {'optim_wrapper': {'optimizer': {'lr': 0.2}}, 'seed': 0}
     with pytest.raises(UserError, match=r'lr=0\.1, this run asks for 0\.2: keep them, since'):
-        check_resume(path, ours, accepted=['optim_wrapper'])
+        check(path, ours, accepted=['optim_wrapper'])
 
 
 def test_what_iterations_are_counted_by_cannot_be_changed(
@@ -139,7 +144,7 @@ def test_what_iterations_are_counted_by_cannot_be_changed(
 
 def accepts(path: str, identity: dict, key: str) -> bool:
     try:
-        return bool(check_resume(path, identity, accepted=[key]))
+        return bool(check(path, identity, accepted=[key]))
     except UserError as error:
         assert 'keep them, since the checkpoint depends on them' in str(error)
         return False
@@ -163,7 +168,7 @@ def test_an_epoch_of_another_length_is_refused(
 def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({'meta': {'epoch': 1}}, tmp_path / 'a.pth')
     with pytest.raises(UserError, match='not written by this suite'):
-        check_resume(str(tmp_path / 'a.pth'), {})
+        check(str(tmp_path / 'a.pth'), {})
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_file_of_another_program_is_named(content: object, tmp_path: Path) -> 
     torch.save(content, tmp_path / 'a.pth')
     fault = 'was not written by this suite' if isinstance(content, dict) else 'holds a .*no dict'
     with pytest.raises(UserError, match=rf'a\.pth {fault}'):
-        check_resume(str(tmp_path / 'a.pth'), {})
+        check(str(tmp_path / 'a.pth'), {})
 
 
 def sd_identity(**algorithm: object) -> dict:
@@ -207,7 +212,7 @@ def sd_checkpoint(path: Path, epoch: int, **algorithm: object) -> str:
 )
 def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -> None:
     path = sd_checkpoint(tmp_path / 'a.pth', epoch)
-    assert check_resume(path, sd_identity(**ours), may_differ) == []
+    assert check(path, sd_identity(**ours), may_differ) == []
 
 
 @pytest.mark.parametrize(
@@ -228,21 +233,21 @@ def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -
 def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
     (key, *_) = ours
     with pytest.raises(UserError, match=f'trained with algorithm.{key}='):
-        check_resume(sd_checkpoint(tmp_path / 'a.pth', epoch), sd_identity(**ours), may_differ)
+        check(sd_checkpoint(tmp_path / 'a.pth', epoch), sd_identity(**ours), may_differ)
 
 
 def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
     path, other = sd_checkpoint(tmp_path / 'a.pth', 1), sd_identity() | {'data_seed': 1}
-    check_resume(path, other, may_differ, another_run=True)
+    check(path, other, may_differ, another_run=True)
     with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
-        check_resume(path, other, may_differ)
+        check(path, other, may_differ)
 
 
 def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
     ours = sd_identity(taught_after=2) | {'teacher': 'its hash'}
-    check_resume(sd_checkpoint(tmp_path / 'a.pth', 2), ours, may_differ)
+    check(sd_checkpoint(tmp_path / 'a.pth', 2), ours, may_differ)
     with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
-        check_resume(sd_checkpoint(tmp_path / 'a.pth', 3), ours, may_differ)
+        check(sd_checkpoint(tmp_path / 'a.pth', 3), ours, may_differ)
 
 
 CHANGES = {
@@ -274,9 +279,9 @@ def test_a_resumed_run_keeps_each_setting(
     )
     meta = {'epoch': 1, 'format': FORMAT, 'identity': before.identity.to_dict()}
     torch.save({'meta': meta}, tmp_path / 'epoch_1.pth')
-    check_resume(str(tmp_path / 'epoch_1.pth'), before.identity.to_dict(), may_differ)
+    check(str(tmp_path / 'epoch_1.pth'), before.identity.to_dict(), may_differ)
     with pytest.raises(UserError, match=CHANGES[change]):
-        check_resume(str(tmp_path / 'epoch_1.pth'), after.identity.to_dict(), may_differ)
+        check(str(tmp_path / 'epoch_1.pth'), after.identity.to_dict(), may_differ)
 
 
 def test_a_resumed_run_keeps_the_number_of_processes(
