@@ -120,10 +120,6 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
     return keys
 
 
-def install() -> None:
-    """Make ready to build a prepared config. Pretraining needs nothing."""
-
-
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and hand them to the loaders. Returns a hash of each split's content."""
     batch_size = batch_per_process(config, world_size)

@@ -65,8 +65,9 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 def stage_of(config: Config) -> ModuleType:
     """``pretrain.build`` or ``downstream.build``: the module with this config's ``prepare(config,
-    world_size)``, ``install()`` and, if its runs can have epochs in common, the rule ``may_differ``
-    of :func:`pretrain.runs.resume.check_resume`."""
+    world_size)``; ``install()``, if a process must call it before it builds what was prepared; and,
+    if its runs can have epochs in common, the rule ``may_differ`` of
+    :func:`pretrain.runs.resume.check_resume`."""
     return importlib.import_module(f'{config.stage}.build')
 
 

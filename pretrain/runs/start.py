@@ -170,7 +170,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         choose_start(config, args)
         return
     install()
-    stage_of(config).install()
+    getattr(stage_of(config), 'install', lambda: None)()
     forbid_tf32()
     with ExitStack() as held:
 
