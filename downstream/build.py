@@ -1,7 +1,8 @@
 """From a detection, segmentation or probe config to what a Runner takes (Section 4.3)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     Raises:
         UserError: if the data, the backbone file or a setting cannot work.
     """
-    config = fill(config, world_size)
-    backbone = _hand_over(config)
-    if config.task == 'probe':
-        data = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable).content()
-    else:
-        data = _content(config)
+    config, content = _fill(config, world_size)
+    backbone, data = _hand_over(config), content()
+    if config.task != 'probe':
         loader, seed = config.train_dataloader, config.randomness.seed
         loader.dataset = dict(type='SeededDataset', dataset=loader.dataset, seed=seed)
     if not config.label:  # a backbone of another library says nothing of an algorithm
@@ -79,16 +77,23 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
-def fill(config: Config, world_size: int = 1) -> Config:
+def prepare_without_backbone(config: Config, world_size: int = 1) -> Config:
     """Do what :func:`prepare` does without a backbone, with the same arguments and errors."""
+    return _fill(config, world_size)[0]
+
+
+def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
+    """The config that :func:`prepare_without_backbone` returns, and what reads the data for a hash
+    of each split."""
     install()
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
     config.precision = resolve_precision(config.precision)
     if config.task == 'probe':
         config.runner_type = 'ProbeRunner'
-        config.skip = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable).skip
-        return config
+        checked = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
+        config.skip = checked.skip
+        return config, checked.content
     if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
         config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
     config.runner_type = 'DownstreamRunner'
@@ -104,11 +109,12 @@ def fill(config: Config, world_size: int = 1) -> Config:
     visualizer = downstream.pictures.VISUALIZERS_BY_TASK[config.task]
     config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
     config.default_hooks.record.generations = [config.train_cfg.max_epochs]
-    return config
+    return config, partial(_content, config)
 
 
 def training_images(config: Config) -> list[int]:
-    """The number of training images that each class occurs in; ``config`` is filled."""
+    """The number of training images that each class occurs in; ``config`` is that of
+    :func:`prepare_without_backbone`."""
     train, _ = _splits(config)
     return count_images(train, _classes(config), config.task)
 

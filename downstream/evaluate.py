@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from downstream.build import NOT_IDENTITY, fill, training_images
+from downstream.build import NOT_IDENTITY, prepare_without_backbone, training_images
 from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
@@ -91,7 +91,7 @@ def _prepare_test(config: Config, trained: Trained) -> Config:
         return prepare(config)
     # A test takes one picture at a time, however few training pictures there are.
     config.update(batch_size=2, micro_batches=1)
-    return fill(config)
+    return prepare_without_backbone(config)
 
 
 def _table(

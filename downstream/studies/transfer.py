@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.backbone import check_handoff, fitting_options
-from downstream.build import fill
+from downstream.build import prepare_without_backbone
 from downstream.import_backbone import import_backbone
 from downstream.studies.replicates import check_replicates
 from downstream.studies.tables import transfer_table
@@ -104,7 +104,7 @@ class Transfer:
             depths[label] = provenances[0]['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
-            fill(config, self.launcher.gpus or 1)
+            prepare_without_backbone(config, self.launcher.gpus or 1)
             for label, depth in depths.items():
                 if depth != config.model.backbone.depth:
                     raise UserError(

@@ -90,7 +90,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Launcher, '_launch', launch)
     for module in (transfer_module, launch_module):
         monkeypatch.setattr(module, 'load_config', lambda *args: load_once(*map(_frozen, args)))
-    monkeypatch.setattr(transfer_module, 'fill', lambda *_: None)
+    monkeypatch.setattr(transfer_module, 'prepare_without_backbone', lambda *_: None)
     monkeypatch.setattr(launch_module, 'prepare', prepared)
     return titles
 
