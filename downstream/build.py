@@ -192,6 +192,7 @@ def _fill_lists(config: Config) -> None:
 
 def _fill_schedule(config: Config) -> None:
     epochs = config.train_cfg.max_epochs
+    config.param_scheduler = config.param_scheduler or []
     for scheduler in config.param_scheduler:
         if 'end' in scheduler:
             scheduler.end = epochs

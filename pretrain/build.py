@@ -27,7 +27,7 @@ from pretrain.runs.config import batch_per_process, check_whole_numbers
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
-from pretrain.settings import check_copies, check_epochs, mini_generations
+from pretrain.settings import check_copies, check_epochs, check_names, mini_generations
 
 # The identity of a run leaves out where another run's network lies and what it keeps,
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
@@ -37,6 +37,7 @@ NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
+FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # the optimizers of torch that have this option
 TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
 LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
 
@@ -60,7 +61,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         UserError: if the data or a setting cannot work.
     """
     config = copy.deepcopy(config)
+    check_names(config)
     algorithm = config.algorithm
+    config.keep_epochs = config.keep_epochs or []
     algorithm.generations = mini_generations(
         config.epochs, algorithm.generations, whole=algorithm.fresh_student
     )
@@ -91,8 +94,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.default_hooks.update(_hooks(config))
     facts = dict(world_size=world_size, data=data, **hashes)
     config.identity = identity_of(config, NOT_IDENTITY, **facts)
-    if torch.cuda.is_available():
-        config.optim_wrapper.optimizer.fused = True  # one kernel; the CPU's would not be the same
+    optimizer = config.optim_wrapper.optimizer
+    if torch.cuda.is_available() and optimizer.type in FUSED:
+        optimizer.fused = True  # one kernel; the CPU's would not be the same
     return config
 
 
@@ -137,12 +141,23 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     folder = 'image_size' in config  # and not pictures on the device
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
+        if loader.num_workers and not folder and torch.cuda.is_available():
+            raise UserError(
+                f'{split}_dataloader.num_workers is {loader.num_workers}, but the pictures lie on '
+                'the GPU, which its workers cannot use: set it to 0.'
+            )
         loader.batch_size = batch_size
         loader.persistent_workers = loader.num_workers > 0
         # A data set that has no workers puts its batches on the device itself.
         loader.pin_memory = torch.cuda.is_available() and loader.num_workers > 0
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
+        area = loader.dataset.get('crop_area')
+        if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+            raise UserError(
+                f'{split}_dataloader.dataset.crop_area is {area}: give the least and the greatest '
+                'part of a picture, such as (0.08, 1.0).'
+            )
         if folder:
             loader.dataset.update(size=config.image_size, skip=checked.skip)
     return checked.content()
@@ -176,13 +191,29 @@ def _hooks(config: Config) -> dict[str, dict]:
 
 def _check_model(config: Config) -> None:
     """Build the model without memory, so that an impossible setting is an error here, once."""
+    size = config.get('image_size', 32)  # CIFAR's
     with torch.device('meta'):
         model = _built(config.model, 'model')
+        _try_pictures(
+            model.student, config.train_dataloader.batch_size // config.micro_batches, size
+        )
         if model.features:
-            size = config.get('image_size', 32)  # CIFAR's
             model.imitate(torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.long))
         if config.initial.checkpoint:
             check_net2net(_built(config.initial.network, 'initial.network'), model.student)
+
+
+def _try_pictures(student: nn.Module, count: int, size: int) -> None:
+    try:
+        student.train().forward(torch.empty(count, 3, size, size))
+    except NotImplementedError:  # an operator that computes no shapes
+        return
+    except (ValueError, RuntimeError, AssertionError) as error:
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(
+            f'The network cannot train on {number_of(count, "pictures")} of {size} x {size} pixels '
+            f'at a time ({what}): change the network, image_size, batch_size or micro_batches.'
+        ) from error
 
 
 def _built(settings: dict, name: str) -> nn.Module:
@@ -223,6 +254,6 @@ def _check_other_runs(config: Config) -> dict[str, str | None]:
         'initial_weights': (initial.checkpoint, initial.network),
     }
     return {
-        name: check_other_run(path, network, config) if path else None
+        name: check_other_run(str(path), network, config) if path else None
         for name, (path, network) in others.items()
     }

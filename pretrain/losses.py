@@ -1,5 +1,6 @@
 """The loss of Snapshot Distillation (Eqn 3). Needs torch alone."""
 
+import math
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ class SnapshotDistillationLoss(nn.Module):
         confidence_penalty: float = 0.0,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f'algorithm.temperature is {temperature}: it must be above 0.')
         if label_weight is None:
             label_weight = balanced_label_weight(teacher_weight, temperature)
@@ -123,7 +124,7 @@ class SnapshotDistillationLoss(nn.Module):
             'confidence_penalty': confidence_penalty,
         }
         for name, value in weights.items():
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise UserError(f'algorithm.{name} is {value}: it must be 0 or more.')
         self.teacher_weight = teacher_weight
         self.temperature = temperature

@@ -1,10 +1,32 @@
 """Settings of the algorithm that cannot work: found before a run, and said in one sentence."""
 
+import difflib
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+from mmengine.config import Config
+
+from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, number_of
 
 MOST_COPIES = 50  # of the student, which wait in memory until they teach
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """What a config of pretraining has before it states anything."""
+    return load_config('configs/_base_/pretrain/classification.py').to_dict()
+
+
+def check_names(config: Config) -> None:
+    """Raise a UserError for a setting of the method that there is not, such as a misspelt one."""
+    for part in ('algorithm', 'teacher', 'initial'):
+        known = defaults()[part]
+        for name in config[part]:
+            if name not in known:
+                (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise UserError(f'There is no {part}.{name}: did you mean {part}.{near}?')
 
 
 def mini_generations(

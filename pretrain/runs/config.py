@@ -3,6 +3,8 @@
 import ast
 import difflib
 import importlib
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -50,14 +52,20 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config = Config(config.to_dict(), text, file, config.env_variables, format_python_code=False)
     if 'stage' not in config:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
-    known = dict(walk(config.to_dict()))
+    # mmengine merges into the dicts of a list, and into no other list.
+    known = {
+        key: value
+        for key, value in walk(config.to_dict())
+        if isinstance(value, dict) or not key.rpartition('.')[2].isdigit()
+    }
     overrides = {}
     for option in options:
         key, equals, text = option.partition('=')
         if not equals:
             raise UserError(f'Option {option}: write key=value.')
         if key not in known:
-            raise UserError(f'{path} has no key {key}: did you mean {_nearest(key, known)}?')
+            near = _nearest(re.sub(r'\.\d+$', '', key), known)
+            raise UserError(f'{path} has no key {key}: did you mean {near}?')
         overrides[key] = _value(key, text, known[key])
     config.merge_from_dict(overrides)
     return config
@@ -131,9 +139,21 @@ def _value(key: str, text: str, present: Any) -> Any:
     wrong = isinstance(value, bool) and bool not in kinds
     if missing or wrong or not isinstance(value, kinds):
         raise UserError(f'Option {key}={text}: give {name}, such as {present}.')
+    if isinstance(value, dict) and present and 'type' not in present:
+        for unknown in value.keys() - present.keys():
+            near = _nearest(str(unknown), [*map(str, present)])
+            raise UserError(f'Option {key}={text}: {key} has no {unknown}: did you mean {near}?')
     return value
 
 
+# What every run has, if its task has it at all: mmengine lets an option remove a part by None.
+PARTS = 'model', 'model.network', 'optim_wrapper.optimizer', 'default_hooks.logger'
+PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint', 'record'))
+PARTS += tuple(
+    f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
+)
+# Settings of every run that are above 0.
+POSITIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
 # Settings of every run that count something, and the least that each may be.
 WHOLE_NUMBERS = {
     'batch_size': 1,
@@ -154,16 +174,31 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
         value = values.get(key, at_least)
         if not isinstance(value, int) or value < at_least:
             raise UserError(f'{key} is {value}: it must be a whole number of at least {at_least}.')
+        if value >= 2**32:  # NumPy takes no greater seed
+            raise UserError(f'{key} is {value}: it must be below 2^32.')
+
+
+def check_settings(config: Config) -> None:
+    """Raise a UserError if one of ``PARTS`` was removed, or a number is out of its range."""
+    values = dict(walk(config.to_dict()))
+    for key in PARTS:
+        if key in values and not isinstance(values[key], dict):
+            raise UserError(f'{key} is {values[key]}: no run can do without it.')
+    for key in POSITIVE:
+        value = values.get(key, 1)
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise UserError(f'{key} is {value}: it must be above 0.')
+    check_whole_numbers(config, WHOLE_NUMBERS)
 
 
 def batch_per_process(config: Config, world_size: int) -> int:
     """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
 
     Raises:
-        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or one of
-            ``WHOLE_NUMBERS`` is none.
+        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or as
+            :func:`check_settings`.
     """
-    check_whole_numbers(config, WHOLE_NUMBERS)
+    check_settings(config)
     pieces = config.micro_batches
     if config.batch_size % (world_size * pieces):
         of_each = f', each in {pieces} pieces' if pieces > 1 else ''

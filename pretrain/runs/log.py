@@ -74,10 +74,16 @@ class ProgressLine(LogProcessor):
         return tag, line
 
 
+def _interval(runner: Runner) -> int:
+    """The iterations between two lines."""
+    (interval,) = (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook))
+    return interval
+
+
 def is_flushed(runner: Runner, batch_idx: int) -> bool:
     """Whether the host waits for the device after this iteration: when a line of the log is due and
     at the end of an epoch."""
-    (interval,) = (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook))
+    interval = _interval(runner)
     return (batch_idx + 1) % interval == 0 or batch_idx + 1 == len(runner.train_dataloader)
 
 
@@ -125,7 +131,9 @@ class DeferredLogHook(RuntimeInfoHook):
                 runner.message_hub.update_scalar(f'train/{name}', value)
         self.waiting.clear()
         # A line shows a window of training, or the whole of a validation.
-        longest = max(runner.log_processor.window_size, len(runner.val_dataloader))
+        longest = max(
+            runner.log_processor.window_size, _interval(runner), len(runner.val_dataloader)
+        )
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = longest
         # Before LoggerHook, which resets CUDA's peak at each line.

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +58,9 @@ def usable_gpus() -> int:
 
 def _runs_on(arch: str, major: int, minor: int) -> bool:
     """Whether code for ``arch``, such as sm_86 or compute_90, runs on a GPU."""
-    kind, _, version = arch.rstrip('af').partition('_')
+    if not (found := re.fullmatch(r'(sm|compute)_(\d+)[af]?', arch)):
+        return True  # AMD's, such as gfx90a, follow another rule
+    kind, version = found.groups()
     ours, theirs = (int(version[:-1]), int(version[-1])), (major, minor)
     return ours <= theirs and (kind == 'compute' or ours[0] == major)
 

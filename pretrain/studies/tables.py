@@ -7,13 +7,11 @@ import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from mmengine.config import Config
 from scipy.stats import ttest_ind
 
-from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import (
     MISSING,
@@ -25,6 +23,7 @@ from pretrain.runs.tables import (
     mean_std,
 )
 from pretrain.schedule import boundaries
+from pretrain.settings import defaults
 
 METRIC = 'top1_error'
 # The runs of a network may differ in these and still stand in one table.
@@ -362,7 +361,7 @@ def _kind(settings: Mapping[str, Any]) -> tuple:
     """What makes a config or an identity a row of its own: network and method, whatever the names,
     the lengths and the weights of another run's network."""
     # Records do not have settings that were added later.
-    algorithm = _defaults() | json.loads(json.dumps(settings['algorithm']))
+    algorithm = defaults()['algorithm'] | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')
     for name in ('name', 'taught_after'):
         algorithm.pop(name, None)
@@ -375,11 +374,6 @@ def _kind(settings: Mapping[str, Any]) -> tuple:
         (settings.get('initial') or {}).get('network') or {},
         algorithm,
     )
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    return load_config('configs/_base_/pretrain/classification.py').algorithm.to_dict()
 
 
 def _one_setting(records: Sequence[dict]) -> None:

@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from pretrain.build import prepare
+from pretrain.datasets.cifar import Cifar100
+from pretrain.datasets.image_folder import Checked
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -47,6 +49,21 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
             assert loader.pin_memory == gpu
         assert prepared.model.data_preprocessor.non_blocking
         assert prepared.optim_wrapper.optimizer.get('fused', False) == gpu
+
+
+def test_what_a_gpu_cannot_do_is_found_before_training(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(ROOT / 'configs/demo/r18_bl.py', options)
+    config.optim_wrapper.optimizer = dict(type='RMSprop', lr=0.1)
+    assert 'fused' not in prepare(config).optim_wrapper.optimizer
+    options = ['train_dataloader.num_workers=1', 'batch_size=4']
+    config = load_config(ROOT / 'configs/pretrain/cifar100/resnet20_bl.py', options)
+    monkeypatch.setattr(Cifar100, 'check', lambda *_: Checked(100, [], dict))
+    with pytest.raises(UserError, match='the pictures lie on the GPU'):
+        prepare(config)
 
 
 def test_number_of_classes_must_agree(image_folder: Path) -> None:

@@ -9,6 +9,7 @@ initial = dict(network={}, checkpoint=None)  # the smaller network that Net2Net 
 keep_epochs = []  # epochs whose training state is kept as kept_<epoch>.pth
 # The settings that BL, SE, SD and the methods they are compared with may differ in.
 algorithm = dict(
+    name='',  # of the method, for tables
     generations=1,  # K equal mini-generations, or a list of their lengths in epochs
     teacher_weight=0.0,  # λT; 0: no teacher
     temperature=1.0,  # T

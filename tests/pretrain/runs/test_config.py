@@ -33,6 +33,8 @@ def test_options_override_what_is_there() -> None:
         ('model.depth=50', r'did you mean model\.network\.depth\?'),
         ('num_workers=1', r'train_dataloader\.num_workers or val_dataloader\.num_workers\?'),
         ('batch_size', 'key=value'),
+        ("algorithm={'temprature': 3}", 'algorithm has no temprature: did you mean temperature'),
+        ('model.data_preprocessor.mean.0=1', r'did you mean model\.data_preprocessor\.mean\?'),
     ],
 )
 def test_option_that_is_not_there(option: str, message: str) -> None:
@@ -93,13 +95,49 @@ def test_batch_is_shared_evenly() -> None:
         'keep_epochs=[0]',
         'algorithm.generations=5',
         'algorithm.rates=0.5',
+        'algorithm.temperature=1e999',
+        'algorithm.teacher_weight=1e999',
         'epochs=0',
+        'randomness.seed=4294967296',
+        'data_seed=4294967296',
+        'optim_wrapper.optimizer.lr=-1',
+        'optim_wrapper.optimizer.lr=1e999',
+        'default_hooks.checkpoint.minutes=-1',
+        'default_hooks.logger=None',
+        'default_hooks.checkpoint=None',
+        'model.network=None',
+        'optim_wrapper.optimizer=None',
+        'train_dataloader.sampler=None',
+        'train_dataloader.dataset.crop_area=[1.0, 0.5]',
+        'train_dataloader.dataset.crop_area=[0.5]',
     ],
 )
 def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8', option]
     with pytest.raises(UserError, match=option.split('=')[0]):
         prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options))
+
+
+def test_none_of_a_list_is_an_empty_one(image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'keep_epochs=None'])
+    assert prepare(config).keep_epochs == []
+
+
+def test_a_misspelt_setting_in_a_config_is_named(image_folder: Path) -> None:
+    config = load_config(ROOT / 'configs/demo/r18_sd.py', [f'data_root={image_folder}'])
+    config.algorithm.temprature = 3.0
+    with pytest.raises(UserError, match=r'no algorithm\.temprature: did you mean algorithm\.temp'):
+        prepare(config)
+
+
+def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
+    image_folder: Path,
+) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'image_size=32']
+    with pytest.raises(UserError, match='cannot train on 1 picture of 32 x 32 pixels at a time'):
+        prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=1']))
+    prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=2']))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The log shows what a user needs, costs the device nothing between its lines and does not grow."""
 
 import json
+import math
 import re
 import signal
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
@@ -212,6 +213,7 @@ def test_peak_memory_is_trainings_though_the_log_resets_it(monkeypatch) -> None:
         message_hub=MessageHub('peak'),
         log_processor=SimpleNamespace(window_size=50),
         val_dataloader=[None],
+        hooks=[LoggerHook(interval=50)],
     )
     hook = DeferredLogHook()
     hook.waiting = []
@@ -224,6 +226,29 @@ def test_peak_memory_is_trainings_though_the_log_resets_it(monkeypatch) -> None:
     memory['peak'] = max(memory['peak'], 450)
     hook.after_train_iter(runner, 0, outputs={'loss': torch.ones(())})
     assert runner.message_hub.get_info('peak_memory_mb') == 500
+
+
+class Breaks(Hook):
+    """Makes the loss of iteration ``at`` infinite."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_train_iter(self, runner: Runner, **_: object) -> None:
+        if runner.iter + 1 == self.at:
+            next(runner.model.student.parameters()).data.fill_(math.inf)
+
+
+def test_a_loss_is_named_wherever_it_was_in_a_line(tiny_config: Callable, tmp_path: Path) -> None:
+    """Lines further apart than the window of the log; epoch 1 ends with a short one."""
+    settings = 'epochs=2', 'algorithm.generations=1', 'batch_size=2'
+    settings += 'log_processor.window_size=2', 'default_hooks.logger.interval=12'
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, *settings))
+    runner.register_hook(Breaks(17))  # of 2 times 16
+    with pytest.raises(UserError, match=r'epoch 2, iteration 1 \(lr 0\.'):
+        runner.train()
 
 
 def test_record_counts_every_iteration_between_the_lines(

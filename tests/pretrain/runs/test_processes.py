@@ -82,6 +82,12 @@ def test_gpus_that_torch_has_kernels_for(capability, machine):
     assert usable_gpus() == 1
 
 
+def test_amds_gpus_are_not_compared_with_nvidias(machine, monkeypatch):
+    machine(gpus=[(9, 0)])
+    monkeypatch.setattr(torch.cuda, 'get_arch_list', lambda: ['gfx90a', 'gfx1100'])
+    assert usable_gpus() == 1
+
+
 @pytest.mark.parametrize('capability', [(6, 0), (7, 0)])
 def test_a_gpu_that_torch_has_no_kernels_for_is_named(capability, machine):
     machine(gpus=[(9, 0), capability])
