@@ -205,7 +205,8 @@ def test_every_tensor_of_a_checkpoint_is_looked_at(part: str) -> None:
     held = {'a': torch.ones(2), 'b': [(1, {'c': torch.tensor([0.0, torch.nan])})]}
     checkpoint = {'meta': {'iter': 3}, 'state_dict': {}, part: held}
     with pytest.raises(UserError, match=rf'^{part}\.b\.0\.1\.c is not finite after iteration 3'):
-        saving.SaveHook().before_save_checkpoint(None, checkpoint)
+        runner = SimpleNamespace(train_dataloader=[])
+        saving.SaveHook().before_save_checkpoint(runner, checkpoint)
 
 
 @pytest.fixture
