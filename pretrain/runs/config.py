@@ -152,8 +152,8 @@ PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint'
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
-# Settings of every run that are above 0.
-POSITIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
+# Settings of every run that are 0 or more.
+NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
 # Settings of every run that count something, and the least that each may be.
 WHOLE_NUMBERS = {
     'batch_size': 1,
@@ -184,10 +184,10 @@ def check_settings(config: Config) -> None:
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):
             raise UserError(f'{key} is {values[key]}: no run can do without it.')
-    for key in POSITIVE:
-        value = values.get(key, 1)
-        if not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise UserError(f'{key} is {value}: it must be above 0.')
+    for key in NOT_NEGATIVE:
+        value = values.get(key, 0)
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(f'{key} is {value}: it must be a number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
 
 
