@@ -187,6 +187,7 @@ FAULTS = {
     'the loss is not finite': f'{RUNS}record.py::test_loss_that_is_not_finite_stops_the_run',
     'an update makes a weight infinite': f'{RUNS}saving.py::test_a_checkpoint_that_is_not_finite',
     'a setting, the data or': f'{RUNS}resume.py::test_a_resumed_run_keeps_each_setting',
+    'the nodes of a run': f'{RUNS}start.py::test_nodes_with_other_pictures_or_gpus',
     'a second run begins in the folder': f'{RUNS}start.py::test_a_folder_has_one_run',
     'a run without `--resume`': 'tools/test_train.py::test_a_run_is_not_started_over_by_accident',
     'nothing can be written': f'{RUNS}start.py::test_where_a_run_can_be_written',
