@@ -237,7 +237,7 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(
             f'No split file {path}: data_root must name a VOCdevkit folder with the '
-            'ImageSets of its years unpacked.'
+            'ImageSets of its years unpacked, or train_list and val_list your own lists.'
         )
     try:
         text = path.read_bytes().decode()

@@ -2,7 +2,8 @@
 
 A loss names layers of the student and of the teacher, and compares their outputs for the same
 pictures. It trains the student alone in the first mini-generation (``algorithm.features``).
-A loss beside the labels would also need ``SnapshotClassifier.forward`` and ``SnapshotHook``.
+A loss beside the labels would also change ``SnapshotClassifier.forward``, ``SnapshotHook``, and
+``pretrain.build``, which leaves the ensemble out.
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ from pretrain.datasets.picture_checks import DECODE_ERRORS
 from pretrain.runs.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
+CENTRE = 224 / 256  # of the shorter side: what a test crop shows
 REDUCTIONS = (8, 4, 2)  # the ones that libjpeg-turbo has fast code for
 
 
@@ -37,8 +38,8 @@ def random_box(height: int, width: int, area: Sequence[float]) -> Box:
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The single centre crop: a square of 224 pixels where the shorter side has 256."""
-    side = max(1, round(min(height, width) * 224 / 256))
+    """The single centre crop, a square."""
+    side = max(1, round(min(height, width) * CENTRE))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
