@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -79,8 +79,10 @@ class SnapshotClassifier(BaseModel):
             self.student.compile()  # in place, so that names stay; the teacher is copied by now
 
     def init_weights(self) -> None:
-        """Nothing: networks draw their weights when they are built. mmengine's method would have
-        timm's draw them anew, by other rules than their settings."""
+        """Have networks of mmengine's kind draw or load their weights. Others have drawn them when
+        they were built; timm's would do so again, by other rules than their settings."""
+        if isinstance(self.student, BaseModule):
+            self.student.init_weights()
 
     def set_teacher(self, weights: Mapping[str, Tensor], decay: float = 0.0) -> None:
         """Give the teacher other weights, running statistics included.
@@ -121,6 +123,8 @@ class SnapshotClassifier(BaseModel):
         """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""
         with torch_seed(seed):
             network = MODELS.build(self._network)
+            if isinstance(network, BaseModule):
+                network.init_weights()
         self.student.load_state_dict(network.state_dict())
 
     def train(self, mode: bool = True) -> 'SnapshotClassifier':

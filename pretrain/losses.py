@@ -115,7 +115,9 @@ class SnapshotDistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:
-            raise UserError(f'algorithm.temperature is {temperature}: it must be above 0.')
+            raise UserError(
+                f'algorithm.temperature is {temperature}: it must be finite and above 0.'
+            )
         if label_weight is None:
             label_weight = balanced_label_weight(teacher_weight, temperature)
         weights = {
@@ -125,7 +127,7 @@ class SnapshotDistillationLoss(nn.Module):
         }
         for name, value in weights.items():
             if not 0 <= value < math.inf:
-                raise UserError(f'algorithm.{name} is {value}: it must be 0 or more.')
+                raise UserError(f'algorithm.{name} is {value}: it must be finite and 0 or more.')
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.label_weight = label_weight

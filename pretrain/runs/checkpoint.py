@@ -143,7 +143,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')  # others may write it as well
+    part = path.with_name(f'.{path.name}.part')
     try:
         with part.open('wb') as file:
             file.write(data)

@@ -135,18 +135,16 @@ def _value(key: str, text: str, present: Any) -> Any:
     if isinstance(present, str) and isinstance(value, bool | int | float):
         return text  # such as a folder called 2012
     kinds, name = _REPLACEMENTS[type(present)]
-    missing = value is None and isinstance(present, dict) and '.' not in key
+    # mmengine removes a part by None, but neither a whole setting nor one of a list.
+    needed = '.' not in key or key.rpartition('.')[2].isdigit()
+    missing = value is None and isinstance(present, dict) and needed
     wrong = isinstance(value, bool) and bool not in kinds
     if missing or wrong or not isinstance(value, kinds):
         raise UserError(f'Option {key}={text}: give {name}, such as {present}.')
-    if isinstance(value, dict) and present and 'type' not in present:
-        for unknown in value.keys() - present.keys():
-            near = _nearest(str(unknown), [*map(str, present)])
-            raise UserError(f'Option {key}={text}: {key} has no {unknown}: did you mean {near}?')
     return value
 
 
-# What every run has, if its task has it at all: mmengine lets an option remove a part by None.
+# Parts that no run of a task that has them can do without. An option can remove a part by None.
 PARTS = 'model', 'model.network', 'optim_wrapper.optimizer', 'default_hooks.logger'
 PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint', 'record'))
 PARTS += tuple(
@@ -187,7 +185,7 @@ def check_settings(config: Config) -> None:
     for key in NOT_NEGATIVE:
         value = values.get(key, 0)
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(f'{key} is {value}: it must be a number from 0 on.')
+            raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
 
 

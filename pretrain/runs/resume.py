@@ -17,8 +17,8 @@ from pretrain.runs.record import read_record
 # have no effect, or the wrong one.
 FIXED = 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler'
 FIXED += 'randomness.seed', 'batch_size'
-# Within an epoch, the pictures are dealt out to the processes.
-FIXED_WITHIN = (*FIXED, 'world_size')
+# Within an epoch, some pictures have been dealt out to the processes, and the others must follow.
+FIXED_WITHIN = 'world_size', 'data_seed', 'data'
 
 # The keys that may differ. Its arguments: the number of epochs that the checkpoint has begun, the
 # identities of the checkpoint and of the run, whether the checkpoint is another run's.
@@ -71,7 +71,7 @@ def choose_start(config: Config, args: Namespace) -> bool:
         accepted=args.accept_change,
     )
     config.accepted_changes = changes + [change for change in changed if change not in changes]
-    if finished and newest == found[-1] and not changed:
+    if finished and progress(newest)[0] >= config.train_cfg.max_epochs:
         return _nothing_to_do(work_dir)
     return True
 
@@ -133,8 +133,9 @@ def check_resume(
     theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
     begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
-    changed = differences(theirs, identity, allowed)
-    fixed = {key for key in changed if covers(FIXED_WITHIN if begun > epoch else FIXED, key)}
+    within = FIXED_WITHIN if begun > epoch else ()
+    changed = differences(theirs, identity, [key for key in allowed if key not in within])
+    fixed = {key for key in changed if covers((*FIXED, *within), key)}
     refused = {
         key: pair for key, pair in changed.items() if key in fixed or not covers(accepted, key)
     }

@@ -216,8 +216,8 @@ class SaveHook(Hook):
         if (theirs := meta.get('epoch_length', length)) != length:  # earlier ones do not say
             raise UserError(
                 f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} an '
-                f'epoch, and these data give {length}: the schedule counts iterations. Take the '
-                'same number of pictures, or begin a new run in another --work-dir.'
+                f'epoch, and these data give {length}: the schedule counts iterations. Take as '
+                'many pictures and processes, or begin a new run in another --work-dir.'
             )
         self.buffers = checkpoint.get('process_buffers')
 

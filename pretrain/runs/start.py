@@ -48,7 +48,7 @@ def is_launched() -> bool:
 
 
 def check_alone() -> None:
-    """Make sure that a process without :func:`is_launched` is the only one; else UserError."""
+    """Make sure that this process, which no launcher started, is the only one; else UserError."""
     missing = ', '.join(name for name in _TOLD if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
@@ -104,13 +104,14 @@ def claim(work_dir: Path) -> TextIO:
     return file
 
 
-def check_nodes(first: dict, ours: dict) -> None:
+def check_node(first: dict, ours: dict) -> None:
     """Raise a UserError if the ``first`` node has another identity than ours: other pictures, or
     with ``precision='auto'`` another kind of GPU."""
     if found := differences(first, ours):
         raise UserError(
-            f'This node differs from the first: {in_words(found, "that has", "this one")}. Give '
-            'all nodes the same data and the same settings.'
+            f'{socket.gethostname()} differs from the first node: '
+            f'{in_words(found, "that has", "this one")}. Give all nodes the same data and, where '
+            "their GPUs differ, precision='float32'."
         )
 
 
@@ -165,7 +166,9 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         _tell_precision(config)
     # Once a node: a million files are looked at.
     config = processes.decided_by(first_of_node, partial(prepare, config, processes.count))
-    check_nodes(processes.decided_by(0, config.identity.to_dict), config.identity.to_dict())
+    first = processes.decided_by(0, config.identity.to_dict)
+    # Each process decides for itself, and one that refuses ends all.
+    processes.decided_by(processes.rank, partial(check_node, first, config.identity.to_dict()))
     if args.check is not None:
         choose_start(config, args)
         return

@@ -49,6 +49,7 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
             assert loader.pin_memory == gpu
         assert prepared.model.data_preprocessor.non_blocking
         assert prepared.optim_wrapper.optimizer.get('fused', False) == gpu
+        assert prepare(prepared).identity == prepared.identity  # as from the run's own folder
 
 
 def test_what_a_gpu_cannot_do_is_found_before_training(

@@ -76,3 +76,16 @@ def test_snapshots_of_different_runs_are_refused(
         UserError, match=r'snapshot_1\.pth \(epoch 1\) was trained with randomness\.seed=1'
     ):
         runner.call_hook('after_train')
+
+
+def test_snapshots_of_before_an_accepted_change_belong_to_the_run(
+    train: Callable, tmp_path: Path
+) -> None:
+    """Also of a setting that no checkpoint can be resumed with."""
+    train('se', tmp_path / 'before', 'randomness.seed=1')
+    runner = train('se', tmp_path / 'run')
+    (tmp_path / 'before/snapshot_1.pth').replace(tmp_path / 'run/snapshot_1.pth')
+    changes = [{'epoch': 1, 'key': key} for key in ('randomness.seed', 'data_seed')]
+    runner.cfg.accepted_changes = changes
+    runner.call_hook('after_train')
+    assert runner.message_hub.get_info('ensemble')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -151,6 +152,28 @@ def test_a_network_of_timm_keeps_the_weights_that_its_settings_ask_for() -> None
     model.init_weights()  # as the Runner calls it
     torch.testing.assert_close(dict(model.state_dict()), before, atol=0.0, rtol=0.0)
     assert before['student.layer1.0.bn2.weight'].eq(1).all()
+
+
+@MODELS.register_module()
+class Drawn(BaseModule):
+    """A network of mmengine's kind, which draws its weights when it is told to."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(init_cfg=dict(type='Constant', layer='Linear', val=3.0))
+        self.fc = nn.Linear(2, num_classes)
+
+
+def test_a_network_of_mmengine_draws_its_weights_each_time() -> None:
+    model = SnapshotClassifier(
+        network=dict(type='Drawn', num_classes=4),
+        loss=dict(type='SnapshotDistillationLoss', teacher_weight=0.0, temperature=1.0),
+        data_preprocessor=dict(type='ImgDataPreprocessor'),
+    )
+    model.init_weights()
+    assert model.student.fc.weight.eq(3).all()
+    nn.init.zeros_(model.student.fc.weight)
+    model.renew_student(0)
+    assert model.student.fc.weight.eq(3).all()
 
 
 def test_an_unknown_network_of_timm_is_named() -> None:

@@ -33,7 +33,6 @@ def test_options_override_what_is_there() -> None:
         ('model.depth=50', r'did you mean model\.network\.depth\?'),
         ('num_workers=1', r'train_dataloader\.num_workers or val_dataloader\.num_workers\?'),
         ('batch_size', 'key=value'),
-        ("algorithm={'temprature': 3}", 'algorithm has no temprature: did you mean temperature'),
         ('model.data_preprocessor.mean.0=1', r'did you mean model\.data_preprocessor\.mean\?'),
     ],
 )
@@ -110,6 +109,8 @@ def test_batch_is_shared_evenly() -> None:
         'train_dataloader.sampler=None',
         'train_dataloader.dataset.crop_area=[1.0, 0.5]',
         'train_dataloader.dataset.crop_area=[0.5]',
+        "train_dataloader.dataset.crop_area=['a', 1]",
+        "algorithm={'temprature': 3}",
     ],
 )
 def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
@@ -150,6 +151,7 @@ def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
         ('model.data_preprocessor.mean=grey', 'give a list'),
         ('algorithm=SD', 'give a dict'),
         ('algorithm=None', 'give a dict'),
+        ('visualizer.vis_backends.0=None', 'give a dict'),
         ('precision={}', 'give a string'),
     ],
 )

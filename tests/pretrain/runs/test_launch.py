@@ -232,7 +232,7 @@ def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None
         ('Saved epoch_1.pth.', None),
     ],
 )
-def test_progress_is_read_from_the_log(line: str, expected: str | None) -> None:
+def test_news_are_read_from_the_log(line: str, expected: str | None) -> None:
     assert news_of(line) == expected
 
 

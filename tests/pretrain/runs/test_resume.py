@@ -68,7 +68,10 @@ def test_a_finished_run_is_neither_begun_anew_nor_changed(
     assert not choose_start(same, RESUME)
     with pytest.raises(UserError, match='--accept-change micro_batches'):
         choose_start(other, RESUME)
-    assert choose_start(other, Namespace(**vars(RESUME) | {'accept_change': ['micro_batches']}))
+    accepted = Namespace(**vars(RESUME) | {'accept_change': ['micro_batches']})
+    assert not choose_start(other, accepted)  # no iteration would have the new setting
+    other.train_cfg.max_epochs = 3
+    assert choose_start(other, accepted)
     for path in tmp_path.glob('epoch_*.pth'):
         path.unlink()
     assert not choose_start(same, RESUME)
@@ -125,11 +128,11 @@ def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None
 def test_what_iterations_are_counted_by_cannot_be_changed(
     checkpoint: Callable, tmp_path: Path
 ) -> None:
-    """Another number of processes can, at the end of an epoch."""
-    before = {'batch_size': 8, 'randomness': {'seed': 0}, 'world_size': 2}
+    """Another number of processes and another order can, at the end of an epoch."""
+    before = {'batch_size': 8, 'randomness': {'seed': 0}, 'world_size': 2, 'data_seed': 0}
     end, within = checkpoint(before), str(tmp_path / 'epoch_3_iter_1.pth')
     shutil.copy(end, within)
-    changes = {'batch_size': 4, 'randomness': {'seed': 1}, 'world_size': 4}
+    changes = {'batch_size': 4, 'randomness': {'seed': 1}, 'world_size': 4, 'data_seed': 1}
     refused = {
         (path, key)
         for path in (end, within)
@@ -139,6 +142,7 @@ def test_what_iterations_are_counted_by_cannot_be_changed(
     assert refused == {
         *((path, key) for path in (end, within) for key in ('batch_size', 'randomness')),
         (within, 'world_size'),
+        (within, 'data_seed'),
     }
 
 

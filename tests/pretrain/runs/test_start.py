@@ -5,6 +5,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -138,7 +140,7 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     prepared = start.prepare(start.load_config(path), 4)
     prepared.work_dir = str(tmp_path / 'run')
     chosen = True, 'elsewhere/epoch_7.pth', True, ['a change']
-    decisions = {2: [prepared], 0: [chosen, prepared.identity.to_dict()]}
+    decisions = {2: [prepared], 0: [chosen, prepared.identity.to_dict()], 3: [None]}
     built = []
 
     class Decided(start.Processes):
@@ -163,13 +165,26 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
 
 
 def test_nodes_with_other_pictures_or_gpus_do_not_train_together() -> None:
-    ours = {'precision': 'bf16', 'data': {'train': 'ab' * 32}}
-    start.check_nodes(ours, {**ours})
-    said = 'precision=float32, this one bf16. Give all nodes the same data and the same settings'
-    with pytest.raises(UserError, match=said):
-        start.check_nodes(ours | {'precision': 'float32'}, ours)
-    with pytest.raises(UserError, match=r'that has data\.train=cdcdcdcd, this one abababab'):
-        start.check_nodes(ours | {'data': {'train': 'cd' * 32}}, ours)
+    """None waits for another that has refused."""
+    first = {'precision': 'float32', 'data': {'train': 'ab' * 32}}
+
+    def agree(second: dict) -> list[str]:
+        store = torch.distributed.HashStore()
+
+        def node(rank: int) -> str:
+            check = partial(start.check_node, first, (first, second)[rank])
+            try:
+                return str(start.Processes(rank, 2, store).decided_by(rank, check))
+            except UserError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(2) as pool:
+            return [*pool.map(node, range(2))]
+
+    assert agree(dict(first)) == ['None', 'None']
+    for key, said in (('precision', 'precision=float32, this one x.'), ('data', 'data=.*abababab')):
+        for told in agree(first | {key: 'x'}):
+            assert re.search(rf'differs from the first node: that has {said}', told)
 
 
 def test_the_place_is_looked_at_before_the_data(
