@@ -1,6 +1,6 @@
 """Kill runs again and again at random moments, and compare them with runs that nobody killed.
 
-``python tests/soak.py KILLS REPORT.json``
+bash tools/soak.sh KILLS [REPORT.json]
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from downstream.builtin import write_imagenet_folder, write_vocdevkit
 from downstream.mmcv_ops import install
 from pretrain.runs.backbone_file import write_backbone_file
 from pretrain.runs.checkpoint import checkpoints, progress
-from pretrain.runs.cli import run
+from pretrain.runs.cli import positive, run, tool_parser
 from pretrain.runs.start import main
 from pretrain.studies.benchmark import report, row
 
@@ -159,4 +159,8 @@ def soak_both(kills: int, path: Path) -> None:
 
 
 if __name__ == '__main__':
-    soak_both(int(sys.argv[1]), Path(sys.argv[2]))
+    parser = tool_parser(__doc__)
+    parser.add_argument('kills', type=positive, help='of each of the two runs')
+    parser.add_argument('report', type=Path, nargs='?', default=Path('work_dirs/soak.json'))
+    args = parser.parse_args()
+    soak_both(args.kills, args.report)

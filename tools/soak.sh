@@ -5,9 +5,6 @@
 # usage: tools/soak.sh KILLS [REPORT.json]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-  echo 'usage: tools/soak.sh KILLS [REPORT.json]' >&2
-  exit 2
-fi
-export OMP_NUM_THREADS=1
-exec .venv/bin/python tests/soak.py "$1" "${2:-work_dirs/soak.json}"
+# Without the path, Python would take the folder tests/pretrain for the package.
+export OMP_NUM_THREADS=1 PYTHONPATH=$PWD
+exec .venv/bin/python tests/soak.py "$@"

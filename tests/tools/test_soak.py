@@ -9,6 +9,13 @@ import pytest
 from tests.conftest import ROOT
 
 
+def test_it_finds_its_packages_and_says_what_it_needs() -> None:
+    command = ['bash', 'tools/soak.sh', '0']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert 'argument kills' in result.stderr
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
