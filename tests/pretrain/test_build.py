@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.build import prepare
+from pretrain.build import _try_pictures, prepare
 from pretrain.datasets.cifar import Cifar100
 from pretrain.datasets.image_folder import Checked
 from pretrain.runs.config import load_config
@@ -94,3 +94,22 @@ def test_other_pictures_under_the_same_names_are_another_run(
     assert (change['key'], change['epoch']) == ('data.train', 2)
     Runner.from_cfg(config).train()
     assert read_record(tmp_path / 'run/run.json')['accepted_changes'] == [change]
+
+
+class Reads(torch.nn.Module):
+    """Computes with a value of its input, which the meta device does not have."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * inputs.mean().item()
+
+
+class Odd(torch.nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise ValueError('an odd size')
+
+
+def test_only_what_no_device_can_compute_is_refused() -> None:
+    with torch.device('meta'):
+        _try_pictures(Reads(), 2, 32)
+        with pytest.raises(UserError, match=r'cannot train on 2 pictures .* an odd size'):
+            _try_pictures(Odd(), 2, 32)
