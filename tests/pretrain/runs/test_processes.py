@@ -13,6 +13,8 @@ import torch
 import torchvision
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import config_from_args, parse_args
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs import processes
@@ -245,6 +247,16 @@ def test_one_node_needs_no_address(torchrun):
     assert '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT' in arguments
     assert arguments[-3:] == ['-m', 'module', 'x.py']
     assert int(os.environ['OMP_NUM_THREADS']) >= 1
+
+
+@pytest.mark.skipif(
+    'shutdown_timeout' not in signature(LaunchConfig).parameters,
+    reason='this torch kills what has not ended after 30 s',
+)
+def test_processes_have_time_to_validate_and_save_when_they_are_told_to_stop(torchrun):
+    start_processes(['x.py'], 2, nodes=1)
+    config, *_ = config_from_args(parse_args(torchrun[0]))
+    assert config.shutdown_timeout == 300  # seconds, as Slurm's warning comes before its time limit
 
 
 def test_a_process_whose_launcher_ended_first_does_not_wait_for_it(torchrun, monkeypatch):
