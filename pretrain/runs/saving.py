@@ -170,7 +170,7 @@ class SaveHook(Hook):
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
 
     def before_train(self, runner: Runner) -> None:
-        self.newest = Path(runner.cfg.load_from) if runner.cfg.load_from else None
+        self.newest = Path(runner.cfg.load_from or '').name
         self.saved_at = time.monotonic()
         several = get_world_size() > 1
         self.group = torch.distributed.new_group(backend='gloo') if several else None
@@ -254,9 +254,9 @@ class SaveHook(Hook):
         self.spent = time.monotonic() - begun
         if is_main_process():
             for old in checkpoints(path.parent):
-                if progress(old) < progress(path) and old != self.newest:
+                if progress(old) < progress(path) and old.name != self.newest:
                     old.unlink()
-        self.newest, self.saved_at, self.unsaved = path, time.monotonic(), False
+        self.newest, self.saved_at, self.unsaved = name, time.monotonic(), False
 
     def _stop(self, runner: Runner, number: int) -> NoReturn:
         runner.logger.info(

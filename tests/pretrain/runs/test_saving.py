@@ -133,6 +133,23 @@ def test_a_run_saves_by_the_clock_and_keeps_two(tiny_config: Callable, tmp_path:
     assert not list(tmp_path.glob('.*.part'))
 
 
+def test_a_run_keeps_the_checkpoint_that_it_resumed_from_beside_its_next(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder that is named from the working directory, as work_dirs/ is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(saving, '_received', [signal.SIGTERM])
+    for iteration in (1, 2):
+        config = tiny_config('bl', Path('run'), 'algorithm.generations=1')
+        config.experiment_name += f'-{iteration}'
+        if found := checkpoints(Path('run')):
+            config.load_from, config.resume = str(found[-1]), True
+        with pytest.raises(SystemExit):
+            Runner.from_cfg(config).train()
+    kept = [path.name for path in checkpoints(Path('run'))]
+    assert kept == ['epoch_0_iter_1.pth', 'epoch_0_iter_2.pth']
+
+
 def test_ends_of_epochs_are_left_out_where_saving_takes_long(
     tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
