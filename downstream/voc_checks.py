@@ -274,9 +274,8 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     pairs = [tuple(folder / (name + ending) for folder, ending in folders) for name in complete]
 
     def check() -> tuple[list[_Checked], bool]:
-        if len(complete) > 1_000:
-            print(f'Checking {len(complete):,} images of {split.list_file} ...', flush=True)
-        results = list(parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None))
+        title = f'checking {split.list_file}'
+        results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
     state = fingerprint(chain.from_iterable(pairs), 4)  # 5 when the kinds change

@@ -96,7 +96,7 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     colours = metainfo('mmseg', 'PascalVOCDataset')['palette']
     palette[: len(colours)] = colours
     convert = partial(_convert, files, masks, palette.tobytes())
-    done = Counter(parallel_map(convert, names, 16, None))
+    done = Counter(parallel_map(convert, names, 16, None, 'converting'))
     if not aug.exists():
         write_atomically(aug, ''.join(f'{name}\n' for name in names).encode())
     print(f'{masks}: {", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))}')

@@ -46,10 +46,8 @@ def check_pictures(
     paths = paths_within(root, names)
 
     def check() -> tuple[dict[str, list[str]], bool]:
-        if len(paths) > 10_000:
-            print(f'Checking {len(paths):,} pictures of {root} ...', flush=True)
-        found = {}
-        kinds = parallel_map(check_picture, list(map(os.fsdecode, paths)), _CHUNK, processes)
+        found, files = {}, list(map(os.fsdecode, paths))
+        kinds = parallel_map(check_picture, files, _CHUNK, processes, f'checking {root}')
         for name, kind in zip(names, kinds, strict=True):
             if kind is not None:
                 found.setdefault(kind, []).append(os.fsdecode(name))

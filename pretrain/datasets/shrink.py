@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from pretrain.datasets.image_folder import ClassFolder, list_pictures
 from pretrain.datasets.picture_checks import DECODE_ERRORS
@@ -36,8 +35,8 @@ def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | Non
     lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
     names = list(map(os.fsdecode, chain(*lists)))
     done, before, after = Counter(), 0, 0
-    results = parallel_map(partial(_shrink_file, root, out, shorter_side), names, 8, processes)
-    for what, old, new in tqdm(results, total=len(names), unit=' pictures', mininterval=10):
+    shrink = partial(_shrink_file, root, out, shorter_side)
+    for what, old, new in parallel_map(shrink, names, 8, processes, 'shrinking'):
         done[what] += 1
         before, after = before + old, after + new
     counts = ', '.join(f'{count:,} {what}' for what, count in sorted(done.items()))

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import counted
@@ -77,7 +79,7 @@ def content_sha256(
     paths = paths_within(root, names)
 
     def read() -> tuple[str, bool]:
-        contents = [*parallel_map(_file_sha256, paths, 64, None)]
+        contents = [*parallel_map(_file_sha256, paths, 64, None, f'reading {place}')]
         digest = hashlib.sha256()
         for name, content in zip(names, contents, strict=True):
             digest.update(os.fsencode(name) + b'\0' + content)
@@ -101,19 +103,21 @@ def _file_sha256(path: bytes) -> bytes:
 
 
 def parallel_map(
-    function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None
+    function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None, title: str
 ) -> Iterator:
-    """``map`` in several processes; in this one if there are fewer than 32 chunks, which would
-    take less time than starting the processes."""
-    if processes == 1 or len(items) < 32 * chunk:
-        yield from map(function, items)
+    """``map`` in several processes, with a progress bar; in this one and without a bar if there are
+    fewer than 32 chunks, which would take less time than starting the processes."""
+    few = len(items) < 32 * chunk
+    bar = partial(tqdm, desc=title, total=len(items), mininterval=10, disable=few)
+    if few or processes == 1:
+        yield from bar(map(function, items))
         return
     # This process has threads that may hold locks, so it is not forked. The fork server has none,
     # and imports the function's module, and torch with it, once for all processes.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(function, 'func', function).__module__])
     with ProcessPoolExecutor(processes, context) as pool:
-        yield from pool.map(function, items, chunksize=chunk)
+        yield from bar(pool.map(function, items, chunksize=chunk))
 
 
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:

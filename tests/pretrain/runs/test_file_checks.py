@@ -16,7 +16,7 @@ from pretrain.runs.file_checks import (
 
 def test_many_items_leave_this_process() -> None:
     def pids(count: int) -> set[int]:
-        return set(parallel_map(operator.call, [os.getpid] * count, 1, 2))
+        return set(parallel_map(operator.call, [os.getpid] * count, 1, 2, ''))
 
     assert pids(31) == {os.getpid()}
     assert os.getpid() not in pids(32)
