@@ -7,12 +7,11 @@ from pathlib import Path
 
 from pretrain.runs.cli import add_study_arguments, run, tool_parser
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'pretrain' / 'cifar100'
-
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('--config', type=Path, default=CONFIGS / 'densenet100_bl.py')
+    default = Path('configs/pretrain/cifar100/densenet100_bl.py')
+    parser.add_argument('--config', type=Path, default=default)
     parser.add_argument('--shared-epochs', type=int, nargs='+', default=[0, 75, 150])
     add_study_arguments(parser, [0, 1], 'work_dirs/table2', ['--cfg-options'])
     args = parser.parse_args()

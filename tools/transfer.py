@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pretrain.runs.cli import add_study_arguments, named_path, run, tool_parser
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'downstream'
-TABLE_5 = [CONFIGS / 'faster_rcnn_r152_voc07.py', CONFIGS / 'deeplabv3_r152_voc12aug.py']
+TABLE_5 = ('faster_rcnn_r152_voc07.py', 'deeplabv3_r152_voc12aug.py')
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
         '--configs',
         type=Path,
         nargs='+',
-        default=TABLE_5,
+        default=[Path('configs/downstream', name) for name in TABLE_5],
         help='fine-tunings, which build a ResNet of the same depth (default: those of Table 5)',
     )
     options = ['--pretrain-options', '--downstream-options']

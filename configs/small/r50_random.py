@@ -4,5 +4,8 @@ The epoch only measures the statistics of batch normalisation, which a detector 
 Command: python tools/train.py configs/small/r50_random.py
 """
 
-_base_ = 'r18_random.py'
+_base_ = ['../_base_/runtime.py', '../_base_/pretrain/tiny_imagenet.py']
+algorithm = dict(name='random')
+epochs = 1
 model = dict(network=dict(depth=50))
+optim_wrapper = dict(optimizer=dict(lr=0.0))
