@@ -57,11 +57,14 @@ def predict(
 
     Raises:
         UserError: before anything is predicted, if the checkpoint or a picture cannot be used, or
-            two pictures have one name.
+            one would be drawn over another.
     """
     files = [(out or picture.parent) / f'{picture.stem}_predicted.png' for picture in pictures]
-    if twice := [file for file, count in Counter(files).items() if count > 1]:
-        raise UserError(f'Two pictures would be drawn to {twice[0]}: predict one at a time.')
+    if lost := [file for file, count in Counter([*files, *pictures]).items() if count > 1]:
+        raise UserError(
+            f'{lost[0]} would be drawn over another picture: predict each in a call with its own '
+            '--out.'
+        )
     for picture in pictures:
         if not picture.is_file():
             raise UserError(f'No picture {picture}: give the path of an existing file.')

@@ -142,7 +142,9 @@ def test_what_cannot_be_used_is_one_sentence(
         list(predict(tmp_path / 'none.pth', photos))
     with pytest.raises(UserError, match='was not written by this suite'):
         list(predict(backbone_file, photos))
-    twin = photos[0].with_suffix('.png')
-    Image.open(photos[0]).save(twin)
-    with pytest.raises(UserError, match='Two pictures would be drawn to'):
-        list(predict(classifier, [photos[0], twin]))
+    for other in (photos[0].with_suffix('.png'), photos[0].with_name('colour_predicted.png')):
+        Image.open(photos[0]).save(other)
+        before = other.read_bytes()
+        with pytest.raises(UserError, match=r'colour_predicted\.png would be drawn over another'):
+            list(predict(classifier, [photos[0], other]))
+        assert other.read_bytes() == before
