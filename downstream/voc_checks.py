@@ -6,7 +6,7 @@ what was found in a split until a file changes.
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import chain, combinations
 from pathlib import Path
@@ -47,21 +47,22 @@ class Split(NamedTuple):
     labels: Path
 
 
-# Of an image: what is wrong with its files, as (kind, what); the labels in its label file, which
-# are classes of objects or ids of a mask; and of a mask with a palette the colour of each id.
+# Of an image: what is wrong with its files, as (kind, what); the labels that its label file is
+# trained or tested on, which are classes of objects or ids of a mask; and what belongs to them: the
+# classes of all objects, also of those that mmdet ignores, or the colours of a mask's ids.
 _Checked = tuple[list, list, list]
 
 
 class _Findings(NamedTuple):
     """A split, its names, what is wrong with it in sentences, the files that are wrong by kind, and
-    the labels and colours in each label file."""
+    of each label file the two lists of ``_Checked``."""
 
     split: Split
     names: list[str]
     wrong: list[str]
     found: dict[str, list[str]]
     labels: dict[str, list]
-    colours: dict[str, list]
+    further: dict[str, list]
 
 
 def metainfo(library: str, dataset_type: str) -> dict[str, Any]:
@@ -94,15 +95,23 @@ def check_detection(
         UserError: saying all that is wrong with the splits and their files.
     """
     findings = [_check_split(split, '.xml', _check_boxes) for split in (*train, *test)]
-    files = _files_by_label(findings)
+    files = _files_by_label(part.further for part in findings)
     errors = []
     if unknown := {name: found for name, found in files.items() if name not in classes}:
         errors.append(
             f'The objects have {_counts(unknown, "classes")}. Correct these names or, if all '
             f'classes are your own, add the option "classes={list(files)}".'
         )
+    errors += [
+        f'{part.split.list_file} names no image with an object that counts: difficult ones are '
+        'neither learned nor tested. Name images with objects, or correct their <difficult>.'
+        for part in findings
+        if part.labels and not any(part.labels.values())
+    ]
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
-    return _conclude(findings, len(train), {name: name for name in classes}, errors, tolerated)
+    absent = 'object of these classes (difficult ones do not count)', 'are left out of the mean'
+    names = {name: name for name in classes}
+    return _conclude(findings, len(train), names, errors, absent, tolerated)
 
 
 def check_segmentation(
@@ -117,7 +126,7 @@ def check_segmentation(
     id; without ``palette`` all masks must agree. The rest is as in :func:`check_detection`.
     """
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
-    files = _files_by_label(findings)
+    files = _files_by_label(part.labels for part in findings)
     colours = dict(enumerate(map(list, palette)))
     errors = []
     if unknown := {i: found for i, found in files.items() if i >= len(classes)}:
@@ -127,7 +136,7 @@ def check_segmentation(
             f'to {max(unknown)}, in this order.'
         )
     for part in findings:
-        for file, of_file in part.colours.items():
+        for file, of_file in part.further.items():
             for i, colour in zip(part.labels[file], of_file, strict=False):
                 if colour not in ([], [i] * 3) and colour != colours.setdefault(i, colour):
                     what = f'{file}: {i} is {colour}, not {colours[i]}'
@@ -139,13 +148,14 @@ def check_segmentation(
                 f'All masks of {part.split.list_file} hold {held}, beside 255, which is ignored: '
                 'write the id of its class into each pixel, 1 and not 255 for a single class.'
             )
-    return _conclude(findings, len(train), dict(enumerate(classes)), errors)
+    absent = 'pixel of these classes', 'count as 0 in the mean where they are predicted'
+    return _conclude(findings, len(train), dict(enumerate(classes)), errors, absent)
 
 
 def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> list[int]:
     """The number of images that each class occurs in, over splits that a check has passed."""
     check = {'detection': ('.xml', _check_boxes), 'segmentation': ('.png', _check_mask)}[task]
-    files = _files_by_label([_check_split(split, *check) for split in splits])
+    files = _files_by_label(_check_split(split, *check).labels for split in splits)
     labels = classes if task == 'detection' else range(len(classes))
     return [len({*files.get(label, ())}) for label in labels]
 
@@ -156,11 +166,11 @@ def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
     return f'{number_of(len(unknown), f"unknown {what}")}: {", ".join(counts)}'
 
 
-def _files_by_label(findings: Sequence[_Findings]) -> dict[Any, list[str]]:
+def _files_by_label(found: Iterable[Mapping[str, list]]) -> dict[Any, list[str]]:
     """The label files that hold each label, in the order of the labels."""
     files = defaultdict(list)
-    for part in findings:
-        for file, labels in part.labels.items():
+    for labels_of in found:
+        for file, labels in labels_of.items():
             for label in labels:
                 files[label].append(file)
     return dict(sorted(files.items()))
@@ -171,10 +181,12 @@ def _conclude(
     trained: int,
     classes: Mapping[Any, str],
     errors: list[str],
+    absent: tuple[str, str],
     tolerated: Sequence[str] = (),
 ) -> list[int]:
     """Raise all that is wrong, or print what is tolerated or missing and count the images. The
-    first ``trained`` splits are trained on. ``classes`` has the name of each label."""
+    first ``trained`` splits are trained on. ``classes`` has the name of each label. ``absent`` says
+    what of a class may be missing, and what a test without it does."""
     train, test = findings[:trained], findings[trained:]
     wrong = chain.from_iterable(_wrong_files(part, tolerated) for part in findings)
     if errors := [*errors, *wrong, *_shared_images(train, test)]:
@@ -182,10 +194,11 @@ def _conclude(
     for part in findings:
         if ignored := describe_findings(part.found, tolerated):
             print(f'Ignored in {part.split.list_file}: {ignored}.')
-    for parts, effect in ((train, 'are not learned'), (test, 'are left out of the mean')):
-        if absent := _absent_classes(parts, classes):
+    what, untested = absent
+    for parts, effect in ((train, 'are not learned'), (test, untested)):
+        if names := _absent_classes(parts, classes):
             files = ', '.join(str(part.split.list_file) for part in parts)
-            _warn(f'{files}: these classes occur nowhere and {effect}: {", ".join(absent)}.')
+            _warn(f'{files}: no {what}, so they {effect}: {", ".join(names)}.')
     return [len(part.names) for part in findings]
 
 
@@ -221,8 +234,8 @@ def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> lis
 
 
 def _absent_classes(parts: Sequence[_Findings], classes: Mapping[Any, str]) -> list[str]:
-    """The names of the classes that occur in none of the splits; none if there is no split."""
-    present = _files_by_label(parts)
+    """The names of the classes that none of the splits has labels of; none if there is no split."""
+    present = _files_by_label(part.labels for part in parts)
     return [name for label, name in classes.items() if parts and label not in present]
 
 
@@ -265,8 +278,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     folders = (split.pictures, '.jpg'), (split.labels, suffix)
     wrong, complete = [], {*counts}
     for folder, ending in folders:
-        there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-        if missing := [name for name in counts if name + ending not in there]:
+        if missing := [name for name in counts if not (folder / (name + ending)).is_file()]:
             complete -= {*missing}
             files = counted([name + ending for name in missing], 'files')
             wrong.append(f'{folder} lacks {files}')
@@ -278,12 +290,12 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
-    state = fingerprint(chain.from_iterable(pairs), 4)  # 5 when the kinds change
+    state = fingerprint(chain.from_iterable(pairs), 5)  # 6 when the kinds change
     place = split.list_file.resolve()
     results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
-    for name, (problems, labels, colours) in zip(complete, results, strict=True):
-        findings.labels[name + suffix], findings.colours[name + suffix] = labels, colours
+    for name, (problems, labels, further) in zip(complete, results, strict=True):
+        findings.labels[name + suffix], findings.further[name + suffix] = labels, further
         for kind, what in problems:
             findings.found[kind].append(what)
     if repeated := [name for name, count in counts.items() if count > 1]:
@@ -314,23 +326,27 @@ def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Ch
         stated, objects = _read_annotation(annotation)
     except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
         return [('unreadable annotations', f'{annotation.name}: {error}')], [], []
-    problems = []
+    problems, learned = [], []
     if stated not in ((width, height), None):
         what = f'{picture}: {width}x{height}, not {stated[0]}x{stated[1]}'
         problems.append(('pictures of another size than the annotations say', what))
-    for kind, (x1, y1, x2, y2) in objects:
+    for kind, difficult, (x1, y1, x2, y2) in objects:
         box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
             problems.append(('boxes outside the picture', f'{box} of {width}x{height}'))
         elif x1 >= x2 or y1 >= y2:
             problems.append((INVALID_BOXES, box))
-    return problems, [kind for kind, _ in objects], []
+            difficult = True  # for mmdet
+        if not difficult:
+            learned.append(kind)
+    return problems, learned, [kind for kind, *_ in objects]
 
 
-def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[int]]]]:
-    """The width and height that VOC's XML states, if it does, and the class and box of each object,
-    with numbers as mmdet reads them: a box's fractions are cut off. Raises one of the errors that
-    ``_check_boxes`` catches if mmdet cannot read it, or would leave out an object or a box."""
+def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, int, list[int]]]]:
+    """The width and height that VOC's XML states, if it does, and of each object its class, whether
+    it is difficult and its box, with numbers as mmdet reads them: a box's fractions are cut off.
+    Raises one of the errors that ``_check_boxes`` catches if mmdet cannot read it, or would leave
+    out an object or a box."""
     root = ElementTree.parse(path).getroot()
     if root.tag != 'annotation':
         raise ValueError(f'its root is <{root.tag}> and not <annotation>')
@@ -342,12 +358,11 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
         size = int(_text(size, 'width')), int(_text(size, 'height'))
     objects = []
     for node in nodes:
-        if _only(node, 'difficult') is not None:
-            int(node.findtext('difficult'))
+        difficult = int(node.findtext('difficult')) if _only(node, 'difficult') is not None else 0
         if (box := _only(node, 'bndbox')) is None:
             raise ValueError('an object has no bndbox')
         numbers = [int(float(_text(box, key))) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
-        objects.append((_text(node, 'name'), numbers))
+        objects.append((_text(node, 'name'), difficult, numbers))
     return size, objects
 
 

@@ -11,11 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 from downstream import builtin
 from downstream import voc_checks as module
-from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo
+from downstream.voc_checks import (
+    Split,
+    check_detection,
+    check_segmentation,
+    count_images,
+    metainfo,
+)
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -512,11 +519,91 @@ def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixtur
     (year / 'ImageSets/Main/test.txt').write_text('100000\n100002\n')
     check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
     first, second = capsys.readouterr().err.splitlines()
-    classes = 'these classes occur nowhere and'
-    assert first == f'warning: {boxes(year).list_file}: {classes} are not learned: cow.'
-    assert second.endswith(f'test.txt: {classes} are left out of the mean: dog, cow.')
+    what = 'no object of these classes (difficult ones do not count), so they'
+    assert first == f'warning: {boxes(year).list_file}: {what} are not learned: cow.'
+    assert second.endswith(f'test.txt: {what} are left out of the mean: dog, cow.')
     check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
     assert not capsys.readouterr().err  # a command that checks the data of many runs says it once
+
+
+def test_a_class_without_pixel_is_told(masks: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its IoU is 0 as soon as it is predicted, and then part of mmseg's mean."""
+    from mmseg.evaluation import IoUMetric
+
+    lists, folders = masks / 'ImageSets/Segmentation', (masks / 'JPEGImages',)
+    splits = [
+        Split(lists / f'{name}.txt', *folders, masks / 'SegmentationClass')
+        for name in ('all', 'val')
+    ]
+    classes = [str(i) for i in range(14)]
+    check_segmentation(splits[:1], splits[1:], classes)
+    absent = ', '.join(i for i in classes if i not in ('0', '8', '12'))
+    what = 'no pixel of these classes, so they'
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f'warning: {lists}/all.txt: {what} are not learned: {absent}.'
+    untested = 'count as 0 in the mean where they are predicted'
+    assert second == f'warning: {lists}/val.txt: {what} {untested}: {absent}.'
+    metric = IoUMetric()
+    metric.dataset_meta = {'classes': classes}
+    truth, predicted = torch.tensor([[8, 8, 12, 12]]), torch.tensor([[8, 8, 12, 13]])
+    sample = {'pred_sem_seg': {'data': predicted}, 'gt_sem_seg': {'data': truth}}
+    metric.process({}, [sample])
+    assert metric.evaluate(1)['mIoU'] == 50.0  # of 100, 50 and 0
+
+
+def ignore(year: Path, names: list[str], change: Callable[[str], str]) -> None:
+    for name in names:
+        path = year / f'Annotations/{name}.xml'
+        path.write_text(change(path.read_text()))
+
+
+def make_difficult(text: str) -> str:
+    return text.replace('<difficult>0', '<difficult>1')
+
+
+def remove_objects(text: str) -> str:
+    return text.partition('<object>')[0] + '</annotation>'
+
+
+@pytest.mark.parametrize('change', [make_difficult, remove_objects])
+@pytest.mark.parametrize('split', ['trainval', 'test'])
+def test_a_split_without_an_object_that_counts_is_refused(
+    change: Callable, split: str, year: Path
+) -> None:
+    """The mean over no class is 0, after a training on nothing."""
+    ignore(year, boxes(year, split).list_file.read_text().split(), change)
+    with pytest.raises(UserError, match=rf'^\S*{split}.txt names no image with an object that'):
+        check_detection([boxes(year)], [boxes(year, 'test')], CLASSES)
+
+
+def test_only_objects_that_count_make_a_class_present(
+    year: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """mmdet learns and tests neither difficult objects nor dropped boxes."""
+    dogs = [f'00000{i}' for i in (1, 3, 5, 7)]
+    ignore(year, dogs[1:], make_difficult)
+    set_box(year, dogs[0], 9, 9, 9, 20)
+    assert detect(year, drop_invalid_boxes=True) == 8
+    assert 'so they are not learned: dog.' in capsys.readouterr().err
+    assert count_images([boxes(year)], CLASSES, 'detection') == [3, 0]  # 000000 is difficult
+    with pytest.raises(UserError, match=r"1 unknown class: 'dog' \(4, first in 000001.xml\)"):
+        check_detection([boxes(year)], [], ('cat',), drop_invalid_boxes=True)
+
+
+def test_names_may_have_folders(year: Path, masks: Path) -> None:
+    """As CVAT writes them, and ImageNet's detection challenge."""
+    for root, labels in ((year, 'Annotations'), (masks, 'SegmentationClass')):
+        for folder in (root / 'JPEGImages', root / labels):
+            (folder / 'camera 1').mkdir()
+            for path in folder.glob('00000[13].*'):
+                path.rename(folder / 'camera 1' / path.name)
+        for path in root.glob('ImageSets/*/*.txt'):
+            text = path.read_text().replace('000001', 'camera 1/000001')
+            path.write_text(text.replace('000003', 'camera 1/000003'))
+    assert detect(year) == segment(masks) == 8
+    (year / 'Annotations/camera 1/000003.xml').unlink()
+    with pytest.raises(UserError, match=r'Annotations lacks 1 file \(camera 1/000003.xml\)'):
+        detect(year)
 
 
 def _exif(picture: Path, format: str = 'JPEG') -> None:
