@@ -31,7 +31,7 @@ from downstream.voc_checks import (
 )
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.backbone_file import load_backbone_file
-from pretrain.runs.config import batch_per_process, check_counts
+from pretrain.runs.config import batch_per_process, check_counts, check_whole_numbers
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
@@ -45,6 +45,7 @@ NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_data
 NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
 NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
+_SIZES = {f'{name}.{side}': 1 for name in ('image_scale', 'crop_size') for side in (0, 1)}
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -151,6 +152,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 def _fill_loaders(config: Config, world_size: int) -> None:
     """Check the data, and give their place, lists and sizes to the data sets."""
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
+    check_whole_numbers(config, _SIZES)
     _fill_lists(config)
     root = Path(config.data_root)
     if not root.is_dir():
@@ -184,6 +186,10 @@ def _fill_lists(config: Config) -> None:
     for split in ('train', 'val'):
         dataset = config[f'{split}_dataloader'].dataset
         if own := config[f'{split}_list']:
+            if not isinstance(own, str):
+                raise UserError(
+                    f'{split}_list is {own}: give the path of one list, which names all images.'
+                )
             if 'datasets' in dataset:
                 dataset.datasets = dataset.datasets[:1]
                 dataset = dataset.datasets[0]
@@ -209,6 +215,8 @@ def _fill_detection(config: Config) -> None:
     config.model.roi_head.bbox_head.num_classes = len(classes)
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.dataset.metainfo = dict(classes=classes)
+        if config.classes:  # VOCDataset calls them by VOC's names if its folder's path has VOC2007
+            loader.dataset.type = 'XMLDataset'
         if config.drop_invalid_boxes:
             # mmdet ignores smaller boxes unless in test mode, which changes nothing else.
             loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
@@ -220,6 +228,10 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
     if config.classes:
         for dataset in chain(*_datasets(config)):  # mmseg's class that has none of its own
             dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
+    if config.val_dataloader.batch_size != 1:
+        raise UserError(
+            'val_dataloader.batch_size must be 1: mmseg tests no images of different sizes at once.'
+        )
     config.model.data_preprocessor.size = config.crop_size
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
     if world_size > 1 and torch.cuda.is_available():
@@ -233,8 +245,17 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
 
 def _classes(config: Config) -> tuple[str, ...]:
     """The names that the config gives, or those of its kind of data set."""
-    library, dataset_type = _LIBRARIES[config.task], config.val_dataloader.dataset.type
-    return tuple(config.classes or metainfo(library, dataset_type)['classes'])
+    names = config.classes
+    if names is None:
+        names = metainfo(_LIBRARIES[config.task], config.val_dataloader.dataset.type)['classes']
+    elif not isinstance(names, list | tuple) or not 0 < len(names) == len(
+        {name for name in names if isinstance(name, str)}
+    ):
+        raise UserError(
+            f'classes is {names!r}: give a list of different names, such as '
+            "\"classes=['cat', 'dog']\"."
+        )
+    return tuple(names)
 
 
 def _check_splits(config: Config) -> list[int]:

@@ -22,8 +22,8 @@ VISUALIZERS_BY_TASK = {
 def dataset_meta(metainfo: Mapping[str, Any]) -> dict[str, Any]:
     """``classes`` and ``palette`` of a data set, as a visualizer takes them."""
     meta = dict(metainfo)
-    if len(meta['palette']) < len(meta['classes']):
-        del meta['palette']  # VOC's is too short; mmdet then chooses the colours
+    if len(meta.get('palette', ())) < len(meta['classes']):
+        meta.pop('palette', None)  # VOC's is too short; mmdet then chooses the colours
     return meta
 
 

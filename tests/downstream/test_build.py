@@ -383,8 +383,10 @@ SMALL = {
 
 @pytest.fixture
 def cells(voc, tmp_path):
-    """The pictures of VOC2007 in BCCD's layout and classes. The box of number 4 is empty."""
-    root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'bccd-voc'))
+    """The pictures of VOC2007 in BCCD's layout and classes. The box of number 4 is empty.
+
+    From a folder called VOC2007 mmdet's VOCDataset takes the names of VOC's classes."""
+    root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'VOC2007'))
     for path in (root / 'Annotations').iterdir():  # of eight to train on and eight to test on
         i = int(path.stem) % 10
         tree = ElementTree.parse(path)
@@ -407,15 +409,20 @@ def test_other_classes_are_trained_and_evaluated(cells, backbone_file, tmp_path)
     assert math.isfinite(runner.message_hub.get_scalar('val/pascal_voc/mAP').current())
 
 
-def test_the_mean_is_over_the_configs_classes(cells, backbone_file):
+def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch):
     from mmdet.models.utils.misc import samplelist_boxtype2tensor
     from mmdet.registry import DATASETS, METRICS
     from mmengine.structures import InstanceData
 
-    config = prepare(with_files(DEMO_BCCD, cells, backbone_file))
+    classes = ['RBC', 'WBC', 'Platelets', *(f'other{i}' for i in range(20))]
+    config = prepare(with_files(DEMO_BCCD, cells, backbone_file, f'classes={classes}'))
     with MODELS.switch_scope_and_registry('mmdet'):
         dataset = DATASETS.build(config.val_dataloader.dataset)
         metric = METRICS.build(config.val_evaluator)
+    printed = []
+    monkeypatch.setattr(
+        'mmdet.evaluation.functional.mean_ap.print_log', lambda text, **_: printed.append(text)
+    )
     metric.dataset_meta = dataset.metainfo
     samples = [sample['data_samples'] for sample in dataset]
     samplelist_boxtype2tensor(samples)
@@ -426,6 +433,35 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file):
         )
     metric.process({}, [sample.to_dict() for sample in samples])
     assert metric.evaluate(len(samples))['pascal_voc/mAP'] == pytest.approx(1 / 3)
+    rows = [line for line in printed[-1].splitlines() if line.startswith('|')]
+    assert [row.split()[1] for row in rows] == ['class', *classes, 'mAP']
+
+
+@pytest.mark.parametrize('config', DEMOS)
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('classes=dog', "classes is 'dog': give a list of different names"),
+        ("classes=('dog')", "classes is 'dog': give a list"),
+        ('classes=20', 'classes is 20: give a list'),
+        ('classes=[]', r'classes is \[\]: give a list'),
+        ("classes=['dog', 1]", r"classes is \['dog', 1\]: give a list"),
+        ("classes=['dog', 'dog']", r"classes is \['dog', 'dog'\]: give a list"),
+        ("train_list=['a.txt', 'b.txt']", r"train_list is \['a.txt', 'b.txt'\]: .* of one list"),
+        ('val_list=2012', 'val_list is 2012: give the path of one list'),
+        ('image_scale=[(64, 48), (96, 72)]', r'image_scale.0 is \(64, 48\): .* whole number'),
+    ],
+)
+def test_settings_of_other_libraries_are_one_sentence(config, option, message, voc, backbone_file):
+    with pytest.raises(UserError, match=message):
+        prepare(with_files(config, voc, backbone_file, option))
+
+
+def test_images_of_different_sizes_are_tested_one_by_one(voc, backbone_file):
+    options = (voc, backbone_file, 'val_dataloader.batch_size=2')
+    assert prepare(with_files(DEMO_DETECTION, *options)).val_dataloader.batch_size == 2
+    with pytest.raises(UserError, match='batch_size must be 1: mmseg'):
+        prepare(with_files(DEMO_SEGMENTATION, *options))
 
 
 def test_other_masks_are_trained_and_evaluated(voc, backbone_file, tmp_path):
