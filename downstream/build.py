@@ -31,7 +31,12 @@ from downstream.voc_checks import (
 )
 from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.backbone_file import load_backbone_file
-from pretrain.runs.config import batch_per_process, check_counts, check_whole_numbers
+from pretrain.runs.config import (
+    batch_per_process,
+    check_counts,
+    check_settings,
+    check_whole_numbers,
+)
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
@@ -151,6 +156,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 def _fill_loaders(config: Config, world_size: int) -> None:
     """Check the data, and give their place, lists and sizes to the data sets."""
+    check_settings(config)
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, _SIZES)
     _fill_lists(config)

@@ -23,7 +23,7 @@ import pretrain.runs.train_loop  # noqa: F401
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run
-from pretrain.runs.config import batch_per_process, check_whole_numbers
+from pretrain.runs.config import batch_per_process, check_settings, check_whole_numbers
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
@@ -127,6 +127,7 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and hand them to the loaders. Returns a hash of each split's content."""
+    check_settings(config)
     batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)

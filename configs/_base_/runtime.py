@@ -7,8 +7,8 @@ randomness = dict(seed=0)
 # (AVX512-BF16 or AMX) computes in it, float32 elsewhere. Loss, statistics and metrics are float32
 # in any case. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
 precision = 'auto'
-# Pieces in which a process computes its share of a batch, where its memory cannot hold it at once.
-# An iteration is one update all the same; batch normalisation normalises each piece by itself.
+# Micro-batches in which a process computes its share of a batch, where its memory cannot hold it at
+# once. An iteration is still one update; batch normalisation normalises each micro-batch by itself.
 micro_batches = 1
 default_hooks = dict(
     runtime_info=dict(type='DeferredLogHook'),

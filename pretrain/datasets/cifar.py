@@ -35,7 +35,7 @@ class Cifar100(Dataset):
     """CIFAR-100 as uint8 on the device that trains: a batch is one gather there.
 
     A training picture gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
-    pixels and mirrored with probability 1/2. Test pictures are not changed.
+    pixels and flipped with probability 1/2. Test pictures are not changed.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
@@ -65,7 +65,7 @@ class Cifar100(Dataset):
         padded[:, inner, inner] = pixels.view(-1, 3, SIZE, SIZE).permute(0, 2, 3, 1)
         self.pixels = padded.view(-1, 3)
         self.labels = torch.from_numpy(labels[kept]).to(device)
-        # Offsets of a crop's pixels from its first pixel, unmirrored and mirrored.
+        # Offsets of a crop's pixels from its first pixel, as they are and flipped.
         crop = torch.arange(side * side, device=device).view(side, side)[:SIZE, :SIZE]
         self.crops = torch.stack([crop, crop.flip(1)]).flatten(1)
         self.side = side
@@ -101,8 +101,8 @@ class Cifar100(Dataset):
         (epoch,) = set(epochs)
         # A blocking copy would wait for the training step before.
         index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
-        first, mirrored = self._draws(epoch)[:, index]
-        pixels = (first[:, None] + self.crops[mirrored]).flatten()
+        first, flipped = self._draws(epoch)[:, index]
+        pixels = (first[:, None] + self.crops[flipped]).flatten()
         batch = self.pixels.index_select(0, pixels).view(-1, SIZE, SIZE, 3)
         return {'inputs': batch.permute(0, 3, 1, 2), 'data_samples': self.labels[index]}
 
@@ -112,17 +112,17 @@ class Cifar100(Dataset):
 
     def _draws(self, epoch: int) -> Tensor:
         """For each picture, the position in ``pixels`` where its crop starts, and whether it is
-        mirrored (0 or 1): int64 (2, N)."""
+        flipped (0 or 1): int64 (2, N)."""
         if self.drawn is None or self.drawn[0] != epoch:
             # The length tells this key from the sampler's: stable_seed(s) equals that of (s, 0).
             seed = stable_seed(self.seed, epoch, len(self))
             generator = torch.Generator().manual_seed(seed)
-            y, x, mirrored = (
+            y, x, flipped = (
                 torch.randint(choices, (len(self),), generator=generator)
                 for choices in self.choices
             )
             first = (torch.arange(len(self)) * self.side + y) * self.side + x
-            self.drawn = epoch, torch.stack([first, mirrored]).to(self.labels.device)
+            self.drawn = epoch, torch.stack([first, flipped]).to(self.labels.device)
         return self.drawn[1]
 
 

@@ -193,13 +193,11 @@ def batch_per_process(config: Config, world_size: int) -> int:
     """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
 
     Raises:
-        UserError: if it cannot be shared out evenly, in ``micro_batches`` pieces each, or as
-            :func:`check_settings`.
+        UserError: if it cannot be shared evenly, nor each share in ``micro_batches``.
     """
-    check_settings(config)
-    pieces = config.micro_batches
-    if config.batch_size % (world_size * pieces):
-        of_each = f', each in {pieces} pieces' if pieces > 1 else ''
+    count = config.micro_batches
+    if config.batch_size % (world_size * count):
+        of_each = f', each in {count} micro-batches' if count > 1 else ''
         raise UserError(
             f'batch_size={config.batch_size} cannot be shared by '
             f'{number_of(world_size, "processes")}{of_each}: choose a number that divides it.'

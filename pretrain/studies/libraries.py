@@ -79,9 +79,9 @@ def opencv_pipeline(rotation: bool) -> Callable[[Path], np.ndarray]:
 
 
 def loader_rows(folder: Path, rounds: int) -> list[dict]:
-    """Pictures a second of one core: decode, crop, resize with antialiasing, mirror.
+    """Pictures a second of one core: decode, crop, resize with antialiasing, flip.
 
-    The whole augmentation of Section 4.2 adds rotation and jitter. The suite mirrors, rotates and
+    The whole augmentation of Section 4.2 adds rotation and jitter. The suite flips, rotates and
     jitters on the device, so a core does the same for either comparison.
     """
     files = sorted(path for path in folder.rglob('*') if path.is_file())
@@ -94,8 +94,8 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
     pipelines = {
         'ours': ours,
-        'torchvision, crop and mirror': torchvision_pipeline(),
-        'OpenCV, crop and mirror': opencv_pipeline(False),
+        'torchvision, crop and flip': torchvision_pipeline(),
+        'OpenCV, crop and flip': opencv_pipeline(False),
         'torchvision, whole augmentation': torchvision_pipeline(rotate, jitter),
         'OpenCV, whole augmentation': opencv_pipeline(True),
         'decode alone': opened(lambda image: image),
@@ -105,7 +105,7 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
 
         settings = dict(is_training=True, use_prefetcher=True, color_jitter=None)
         transform = create_transform(SIZE, interpolation='bilinear', **settings)
-        pipelines['timm, crop and mirror'] = opened(transform)
+        pipelines['timm, crop and flip'] = opened(transform)
     with tempfile.TemporaryDirectory() as scratch:
         small = [Path(scratch) / f'{number}.jpg' for number in range(len(files))]
         for source, target in zip(files, small, strict=True):

@@ -238,7 +238,7 @@ def test_pieces_share_a_batch(config, voc, backbone_file, on_gpus):
     assert config.train_dataloader.batch_size == 4
     assert config.train_cfg.micro_batches == 2
     assert config.identity.micro_batches == 2
-    with pytest.raises(UserError, match='3 processes, each in 2 pieces'):
+    with pytest.raises(UserError, match='3 processes, each in 2 micro-batches'):
         prepare(given, world_size=3)
     given.micro_batches = 0
     with pytest.raises(UserError, match='micro_batches is 0'):

@@ -1,4 +1,4 @@
-"""CIFAR-100 as in Section 4.1: 32 pixels, pad-4 crop and mirror, none of it at test time."""
+"""CIFAR-100 as in Section 4.1: 32 pixels, pad-4 crop and flip in training alone."""
 
 _base_ = 'classification.py'
 
