@@ -164,7 +164,7 @@ def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject
         trial = image.copy()
         mask, cut = draw_object(trial, kind, centre, extent, rng)
         behind = [item._replace(visible=item.visible & ~mask) for item in objects]
-        if all(item.visibility > 0.35 for item in behind):  # else it would all but hide another one
+        if all(item.visibility > 0.35 for item in behind):  # else it would hide most of another one
             image, objects = trial, [*behind, SceneObject(kind, mask, mask, cut)]
     return _expose(image, rng), objects
 

@@ -9,7 +9,7 @@ The start, in :mod:`pretrain.runs.start`:
    and hooks (``build.py``; ``downstream/build.py`` for fine-tuning).
 3. ``choose_start`` takes the last ``epoch_*.pth`` of the work directory, else the checkpoint of
    ``--start-from``, else new weights (``runs/resume.py``). A checkpoint of another setting is
-   refused, but for what SE and SD share (``may_differ`` in ``build.py``).
+   refused, except where SE and SD may differ (``may_differ`` in ``build.py``).
 4. With ``--gpus N`` the command is then started once for each process (``runs/processes.py``).
 
 mmengine's Runner takes over. Hooks of the same moment run in the order of this list:

@@ -68,7 +68,7 @@ class SnapshotClassifier(BaseModel):
         teacher = MODELS.build(teacher_network) if teacher_network else copy.deepcopy(self.student)
         self.teacher = freeze(teacher).eval() if with_teacher else None
         self.features = MODELS.build(features) if features else None
-        self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
+        self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
         self.fold_teacher = fold_teacher
         self.teaching = self.imitating = False
         self.statistics = TrainingStatistics()

@@ -97,8 +97,8 @@ class SnapshotHook(Hook):
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def _plan(self, runner: Runner) -> None:
-        """For the length of the data, the iterations after which the student is copied, and the
-        epoch from which there is a copy that teaches."""
+        """Find the iterations after which the student is copied, and the first epoch that has a
+        copy to teach it, which depend on the number of iterations in an epoch."""
         length = len(runner.train_dataloader)
         self.ends = [end * length for end in boundaries(self.generations)]
         self.copied = self.ends

@@ -58,8 +58,7 @@ def learning_rates(
         if len(values) != len(lengths):
             raise UserError(
                 f'algorithm.{name} has {number_of(len(values), "values")} for '
-                f'{number_of(len(lengths), "mini-generations")}: '
-                'give one for each.'
+                f'{number_of(len(lengths), "mini-generations")}: give one for each.'
             )
     if unknown := set(map(str, shapes)) - set(SHAPES):
         raise UserError(
@@ -76,7 +75,7 @@ def learning_rates(
 
 @PARAM_SCHEDULERS.register_module()
 class RestartLR(_ParamScheduler):
-    """A learning rate that begins anew with each mini-generation.
+    """A learning rate that restarts with each mini-generation.
 
     Args:
         optimizer: whose rate is α.

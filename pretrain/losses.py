@@ -77,12 +77,12 @@ def snapshot_distillation_loss(
 
 
 def top_score_difference(logits: Tensor) -> Tensor:
-    """How far the first class stands out: its score less the mean of the next four.
+    """How far the first class stands out: its score minus the mean of the next four.
 
     Adding it to a patriarch's loss keeps secondary classes alive (Section 3.3.3, reference [49]).
 
     Args:
-        logits: shape (N, C); of five classes or fewer, all are looked at.
+        logits: shape (N, C); of five classes or fewer, all count.
 
     Returns:
         The mean over the batch, from 0 to 1.

@@ -25,7 +25,7 @@ def generation(step: int, lengths: Sequence[int]) -> int:
 
 def teacher_step(step: int, copied: Sequence[int], lag: int = 1) -> int:
     """The step c_l whose weights teach step l = ``step``: the last one that was copied at least
-    ``lag`` steps before; 0 if there is none, and then no teacher.
+    ``lag`` steps before; 0 if there is none: the step has no teacher.
 
     - Snapshot Distillation copies the student at the :func:`boundaries` of its mini-generations,
       and ``lag`` is 1: c_l = max{L'_k, L'_k < l} (Eqn 4).

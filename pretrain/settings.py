@@ -74,8 +74,8 @@ def _is_positive_int(value: object) -> bool:
 
 
 def check_epochs(epochs: int, taught_after: object, keep_epochs: Sequence[object]) -> None:
-    """Make sure that a run of so many ``epochs`` gets to ``taught_after``, and that ``keep_epochs``
-    are of its epochs, which count from 1; else UserError."""
+    """Raise a UserError unless ``taught_after`` is from 0 to ``epochs`` and each of ``keep_epochs``
+    from 1 to ``epochs``."""
     if taught_after not in range(epochs + 1):
         raise UserError(f'algorithm.taught_after is {taught_after}: give 0 to {epochs} epochs.')
     if not all(epoch in range(1, epochs + 1) for epoch in keep_epochs):

@@ -50,9 +50,8 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """A copy of a network in evaluation mode that gives its logits with fewer kernels.
 
     Batch normalisation is folded into the convolution before it, and 1x1 convolutions are matrix
-    products. In bf16 the weights are cast here;
-    autocast would cast weights without gradient at each forward. A network that torch.fx cannot
-    trace is copied as it is, and a warning says so.
+    products. In bf16 the weights are cast here; autocast would cast weights without gradient at
+    each forward. A network that torch.fx cannot trace is copied as it is, and a warning says so.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.
@@ -103,7 +102,7 @@ class SnapshotTeacher(nn.Module):
         super().__init__()
         self.network = freeze(copy.deepcopy(student)).eval()
         self.teaching = False
-        self._folded: list[nn.Module] = []  # in a list, for it is no part of the state
+        self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
 
     def take(self, student: nn.Module) -> None:
         """Make the present student, running statistics included, the teacher."""

@@ -12,7 +12,7 @@ def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
     parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
-    parser.add_argument('--running', action='store_true', help='also of runs that go on')
+    parser.add_argument('--running', action='store_true', help='also those of unfinished runs')
     args = parser.parse_args()
     from pretrain.runs.errors import number_of
     from pretrain.runs.tables import collect_records

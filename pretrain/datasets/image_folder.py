@@ -55,7 +55,7 @@ class Checked(NamedTuple):
 
 def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
     """List the pictures in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
-    ImageFolder, but for those in ``skip``, paths relative to ``root``.
+    ImageFolder, without those in ``skip``, paths relative to ``root``.
 
     Raises:
         UserError: if there is no class, a class has no picture, a folder is hidden or is a link to

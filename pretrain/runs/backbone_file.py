@@ -21,7 +21,7 @@ def write_backbone_file(
     Args:
         out: the file to write. A backbone file there is replaced in one step, which is said if it
             was another.
-        weights: under OpenMMLab's names, which are torchvision's but for a deep stem.
+        weights: under OpenMMLab's names, which are torchvision's except for a deep stem.
         source: the file that they come from.
         facts: what :func:`downstream.backbone.check_handoff` compares, and whatever else is known.
 
@@ -32,7 +32,7 @@ def write_backbone_file(
         UserError: if a weight is not finite, or ``out`` is something else.
     """
     check_finite(weights, source)
-    # As plain dicts and lists, which can be loaded safely; a record's have a class of their own.
+    # Plain dicts and lists can be loaded safely, the Contents of a record cannot.
     provenance = json.loads(json.dumps({'format': 1, **facts, **origin(weights, source)}))
     _tell_replaced(Path(out), provenance)
     weights.provenance = provenance

@@ -26,9 +26,9 @@ LOG_BACKENDS = {
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. An error is one sentence on stderr, and the exit code is 1.
 
-    A fault of the program is shown with its traceback as well; with ``--traceback`` on the command
-    line so is a mistake of the user's, a file that cannot be read or a full disk. Ctrl-C ends
-    it with exit code 130.
+    A fault of the program is shown with its traceback as well. ``--traceback`` on the command line
+    also shows that of a user's mistake, a file that cannot be read or a full disk. Ctrl-C ends it
+    with exit code 130.
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _find_home() -> None:
-    """Give a user without a home directory one: several libraries look for it when imported."""
+    """Make a home directory for a user without one: several libraries look for it when imported."""
     try:
         Path.home()
     except RuntimeError:
@@ -105,7 +105,7 @@ _FACTS = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'see
 
 
 def written(out: str, provenance: Mapping[str, Any]) -> str:
-    """What an exported file is, by what a user chooses it for; the file itself says more.
+    """A line on an exported file, with the facts that a user chooses it by.
 
     Example:
         >>> written('r18.pth', {'format': 1, 'arch': 'ResNet', 'depth': 18, 'seed': 0})

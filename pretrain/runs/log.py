@@ -80,7 +80,7 @@ def _interval(runner: Runner) -> int:
     return interval
 
 
-def is_flushed(runner: Runner, batch_idx: int) -> bool:
+def flush_is_due(runner: Runner, batch_idx: int) -> bool:
     """Whether the host waits for the device after this iteration: when a line of the log is due and
     at the end of an epoch."""
     interval = _interval(runner)
@@ -109,7 +109,7 @@ class DeferredLogHook(RuntimeInfoHook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, outputs: dict, **_: Any) -> None:
         self.waiting.append({name: value.detach() for name, value in outputs.items()})
-        if is_flushed(runner, batch_idx):
+        if flush_is_due(runner, batch_idx):
             self.flush(runner, batch_idx)
 
     def flush(self, runner: Runner, batch_idx: int) -> None:

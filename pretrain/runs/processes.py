@@ -130,7 +130,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
 
 
 def _end_as(error: ChildFailedError) -> NoReturn:
-    """End as the process did that failed by itself. The others fail as well, since they miss it."""
+    """End as the process that failed first. The others fail as well, since they miss it."""
     reported = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
     _, first = error.get_first_failure()
     # The first has said why without an error, as a stopped run does.

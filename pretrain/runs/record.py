@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import Contents, UserError, number_of
 from pretrain.runs.identity import FORMAT, upgrade
-from pretrain.runs.log import is_flushed
+from pretrain.runs.log import flush_is_due
 from pretrain.runs.packages import version_of
 from pretrain.runs.saving import iterations_done
 
@@ -189,7 +189,7 @@ class RunRecordHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.begun += 1
-        if is_flushed(runner, batch_idx):  # between, the host is ahead of the device
+        if flush_is_due(runner, batch_idx):  # between, the host is ahead of the device
             self.flush(runner, batch_idx)
 
     def flush(self, runner: Runner, batch_idx: int) -> None:

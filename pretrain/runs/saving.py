@@ -153,7 +153,7 @@ class SaveHook(Hook):
     back. A checkpoint with a value that is not finite is not written.
 
     Args:
-        minutes: the longest time between two checkpoints, but for the length of a validation.
+        minutes: the longest time between two checkpoints; a validation may add to it.
     """
 
     # After the other hooks: the state that is saved includes what they do at the same moment.

@@ -34,8 +34,8 @@ from pretrain.runs.processes import (
 from pretrain.runs.resume import choose_start
 from pretrain.runs.saving import stop_when_told
 
-# What torchrun tells each process that it starts.
-_TOLD = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+# What torchrun sets for each process that it starts.
+_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def is_launched() -> bool:
@@ -44,12 +44,12 @@ def is_launched() -> bool:
     torchrun and ``tools/dist_train.sh`` set all variables that a process needs. Other launchers set
     fewer, and may leave them in a shell.
     """
-    return all(os.environ.get(name) for name in _TOLD)
+    return all(os.environ.get(name) for name in _VARIABLES)
 
 
 def check_alone() -> None:
     """Make sure that this process, which no launcher started, is the only one; else UserError."""
-    missing = ', '.join(name for name in _TOLD if not os.environ.get(name))
+    missing = ', '.join(name for name in _VARIABLES if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
             raise UserError(

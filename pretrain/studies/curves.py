@@ -61,7 +61,7 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
 def read_scalars(work_dir: Path) -> list[dict]:
     """What a run has logged of its training, in the order of its iterations.
 
-    Each session has written a file of its own; of an iteration that is in two, the later counts.
+    Each session has written its own file; of an iteration that is in two, the later one counts.
     """
     found = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):

@@ -44,8 +44,8 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
     Args:
         name: a key of ``TITLES``.
-        records: as :func:`pretrain.runs.tables.find_records` gives them. Those of runs that go on
-            are in Tables 3 and 4 alone, whose mini-generations end before the run does.
+        records: as :func:`pretrain.runs.tables.find_records` gives them. Those of
+            unfinished runs appear only in Tables 3 and 4, whose mini-generations end before.
         backbones: those of Table 3 that are shown.
 
     Raises:

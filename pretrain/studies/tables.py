@@ -48,8 +48,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
 
     Args:
-        records: as :func:`pretrain.runs.tables.find_records` gives them. Of runs that go on, the
-            mini-generations that have ended are shown.
+        records: as :func:`pretrain.runs.tables.find_records` gives them. Of unfinished
+            runs, the mini-generations that have ended are shown.
         configs: of the rows, in their order; a row without a record is shown as missing.
 
     Raises:
@@ -332,7 +332,7 @@ def _is_full(config: Config, records: Sequence[dict]) -> bool:
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
-    """What the records of each network are, which of them go on, and which are in no arm."""
+    """What the records of each network are, which are unfinished, and which are in no arm."""
     notes = [_describe(mine, _is_full(config, mine)) for config, mine in _networks(arms)]
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
@@ -358,8 +358,8 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
-    """What makes a config or an identity a row of its own: network and method, whatever the names,
-    the lengths and the weights of another run's network."""
+    """What tells the rows of a table apart, of a config or an identity: network and method, but not
+    their names, the lengths and the weights of another run's network."""
     # Records do not have settings that were added later.
     algorithm = defaults()['algorithm'] | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')

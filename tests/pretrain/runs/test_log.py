@@ -207,7 +207,7 @@ def test_peak_memory_is_trainings_though_the_log_resets_it(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: memory['peak'] * 2**20)
     monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', reset)
-    monkeypatch.setattr(log, 'is_flushed', lambda *_: True)
+    monkeypatch.setattr(log, 'flush_is_due', lambda *_: True)
     runner = SimpleNamespace(
         epoch=0,
         message_hub=MessageHub('peak'),
