@@ -94,8 +94,8 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
     pipelines = {
         'ours': ours,
-        'torchvision, crop and flip': torchvision_pipeline(),
-        'OpenCV, crop and flip': opencv_pipeline(False),
+        'torchvision, crop and mirror': torchvision_pipeline(),
+        'OpenCV, crop and mirror': opencv_pipeline(False),
         'torchvision, whole augmentation': torchvision_pipeline(rotate, jitter),
         'OpenCV, whole augmentation': opencv_pipeline(True),
         'decode alone': opened(lambda image: image),
@@ -105,7 +105,7 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
 
         settings = dict(is_training=True, use_prefetcher=True, color_jitter=None)
         transform = create_transform(SIZE, interpolation='bilinear', **settings)
-        pipelines['timm, crop and flip'] = opened(transform)
+        pipelines['timm, crop and mirror'] = opened(transform)
     with tempfile.TemporaryDirectory() as scratch:
         small = [Path(scratch) / f'{number}.jpg' for number in range(len(files))]
         for source, target in zip(files, small, strict=True):
