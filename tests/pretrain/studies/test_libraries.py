@@ -36,5 +36,5 @@ def test_loader_of_a_few_pictures(tmp_path: Path) -> None:
         Image.effect_noise((320, 280), 60).convert('RGB').save(tmp_path / f'{number}.jpg')
     values = {row['name']: row['value'] for row in libraries.loader_rows(tmp_path, rounds=1)}
     for other in ('torchvision', 'OpenCV'):
-        name = f'{other}, crop and flip'
+        name = f'{other}, crop and mirror'
         assert values[f'ours / {name}'] == pytest.approx(values['ours'] / values[name])
