@@ -74,6 +74,11 @@ class SnapshotHook(Hook):
         if self.teacher_file:
             unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
             runner.logger.info(f'The teacher is {self.teacher_file}.')
+        self._complete_snapshots(runner)
+
+    def _complete_snapshots(self, runner: Runner) -> None:
+        """Make sure that the ensemble has a snapshot of each mini-generation that has ended. A run
+        that starts from another run's snapshot writes a copy; else UserError if one is missing."""
         paths = {
             end: Path(runner.work_dir) / f'snapshot_{k}.pth'
             for k, end in enumerate(boundaries(self.generations), start=1)
@@ -93,7 +98,6 @@ class SnapshotHook(Hook):
                     f'{path} is {"damaged" if path.exists() else "missing"}, and the ensemble at '
                     'the end needs it: put an intact copy there.'
                 )
-            # A run that starts from another run's snapshot keeps a copy for its ensemble.
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def _plan(self, runner: Runner) -> None:

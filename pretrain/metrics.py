@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor, nn
 
-# Whose classes a row and a column of TrainingStatistics.equal compare.
+# Whose classes each row and column of TrainingStatistics.equal stands for.
 LABEL, STUDENT, TEACHER = range(3)
 
 

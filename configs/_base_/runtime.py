@@ -3,9 +3,9 @@
 default_scope = 'mmengine'
 label = ''  # the row of this run in tables; by default the name of the algorithm
 randomness = dict(seed=0)
-# Of both stages: 'bf16', 'float32', or 'auto': bf16 where the GPU (Ampere or later) or the CPU
-# (AVX512-BF16 or AMX) computes in it, float32 elsewhere. Loss, statistics and metrics are float32
-# in any case. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
+# In both stages: 'bf16', 'float32' or 'auto', which is bf16 where the GPU (Ampere or later) or the
+# CPU (AVX512-BF16 or AMX) computes in it and float32 elsewhere. Loss, statistics and metrics are
+# always float32. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
 precision = 'auto'
 # Micro-batches in which a process computes its share of a batch, where its memory cannot hold it at
 # once. An iteration is still one update; batch normalisation normalises each micro-batch by itself.

@@ -3,8 +3,8 @@
     tools/dist_train.sh configs/small/faster_rcnn_r18_bccd.py 1 \
         --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
 
-Trained on trainval (292 photos), tested on test (72). So is any other data set in VOC's layout: by
-its classes and its lists.
+Trained on trainval (292 photos), tested on test (72). Any other data set in VOC's
+layout needs the same settings: its classes and its lists.
 """
 
 _base_ = [

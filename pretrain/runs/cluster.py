@@ -79,7 +79,7 @@ class ClusterLauncher(Launcher):
     machine_keys: ClassVar[Sequence[str]] = ('precision',)
 
     def __post_init__(self) -> None:
-        # By this signal Slurm warns all processes of a job: the run stops at its next iteration.
+        # Slurm warns all processes of a job by this signal: the run stops at its next iteration.
         os.environ.setdefault('SUBMITIT_PREEMPT_SIGNAL', 'USR1')
         try:
             import submitit  # noqa: F401

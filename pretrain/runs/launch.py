@@ -26,7 +26,7 @@ from pretrain.runs.record import read_record
 from pretrain.runs.resume import check_finished
 from pretrain.runs.saving import EXIT_CODES
 
-# Which of the ``jobs`` threads this one is: its runs use GPUs of their own.
+# The number of this thread among the ``jobs``, by which its runs get their GPUs.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 _STOPPED = {code: number.name for number, code in EXIT_CODES.items()}
 _PREPARING = Lock()  # mmengine's registries are one for all threads

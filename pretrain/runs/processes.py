@@ -115,7 +115,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
             f'--master_port={port}',
         ]
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
-    # After a signal torchrun would kill in 30 seconds what still validates or saves.
+    # torchrun would kill what still validates or saves 30 seconds after a signal.
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')
     program = ['--no-python', sys.executable, '-u', *command]
     signals = ','.join(number.name for number in (*EXIT_CODES, signal.SIGQUIT))

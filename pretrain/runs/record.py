@@ -102,7 +102,7 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
     return Contents(record, place)
 
 
-# Of the parts of a record that tools read.
+# The types of the parts of a record that tools read.
 _TYPES = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
 _TYPES |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
 

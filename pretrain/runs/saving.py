@@ -25,7 +25,7 @@ from pretrain.runs.errors import UserError, number_of
 # The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
 # (EX_TEMPFAIL, "try again") for the warning of a scheduler that the time is up.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75}
-# Of a run's time, the most that checkpoints at the ends of epochs may take.
+# The largest share of a run's time that checkpoints at the ends of epochs may take.
 SHARE = 0.01
 _received: list[int] = []
 
