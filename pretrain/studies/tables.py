@@ -188,7 +188,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
         error = mean_std([_last(r) for r in group])
         rows.append([label, _c_l(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
-    full = _epochs(mine[0]) == RESNET_EPOCHS and mine[0]['data']['train']['count'] == 50_000
+    full = _epochs(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
     return Table([*header, 'error (%)', 'n'], rows, 2, [_describe(mine, full)])
 
 
@@ -275,7 +275,7 @@ def table_2(records: Sequence[dict]) -> Table:
     if not mine:
         raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
     _one_setting(mine)
-    full = _epochs(mine[0]) == TABLE_2_EPOCHS
+    full = _epochs(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
     full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
@@ -329,6 +329,10 @@ def _is_full(config: Config, records: Sequence[dict]) -> bool:
     pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
     first = records[0]
     return _epochs(first) == config.epochs and first['data']['train']['count'] == pictures
+
+
+def _on_all_of_cifar(record: dict) -> bool:
+    return record['data']['train']['count'] == TRAINING_PICTURES['Cifar100']
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:

@@ -187,6 +187,41 @@ def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
     assert 'delta' not in table.replace('gain', '')
 
 
+FEWER = {'train': {'count': 2_000}, 'val': {'count': 10_000}}
+
+
+def test_runs_on_fewer_pictures_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path, 'resnet20_bl', 0, [60.0], data=FEWER)
+    table = str(table_3(find_records(tmp_path), ROWS))
+    assert 'SHORTENED, not comparable with the paper. ResNet-20: 164 epochs a run, 2000' in table
+    assert 'delta' not in table
+
+
+@pytest.mark.parametrize(
+    ('config', 'settings'),
+    [
+        ('resnet20_bl', {}),
+        ('densenet100_bl', {'data': FEWER}),
+        ('densenet100_bl', {'epochs': 30}),
+    ],
+)
+def test_table_2_of_the_paper_is_of_densenet_100_on_all_pictures(
+    config: str, settings: dict, tmp_path: Path
+) -> None:
+    write(tmp_path, config, 0, [22.0], **{'epochs': 300, 'label': 'T#0'} | settings)
+    table = str(table_2(find_records(tmp_path)))
+    assert 'SHORTENED' in table
+    assert '78.13' not in table  # which the paper has beside a teacher that shares no epoch
+
+
+@pytest.mark.parametrize('shortened', [{'data': FEWER}, {'epochs': 40}])
+def test_shortened_runs_with_teachers_are_labelled(shortened: dict, tmp_path: Path) -> None:
+    taught = {'teacher_error': 40.0, 'agreement': 80.0, 'difference': 0.5}
+    history = [{'epoch': 1, 'train': taught}]
+    write(tmp_path, 'resnet20_ema', 0, [31.0], history=history, **shortened)
+    assert 'SHORTENED' in str(teachers_table(find_records(tmp_path)))
+
+
 def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
     write(records, 'resnet20_sd_t2', 0, [40.0] * 4, epochs=8)
     with pytest.raises(UserError, match='differ in epochs'):
