@@ -196,6 +196,16 @@ def test_rate_must_fall_before_the_end(voc, backbone_file):
     assert prepare(config).param_scheduler[0].end == 2
 
 
+@pytest.mark.parametrize('config', DEMOS)
+def test_the_seed_of_a_run_is_that_of_its_augmentation(config, voc, backbone_file):
+    assert (
+        prepare(
+            with_files(config, voc, backbone_file, 'randomness.seed=7')
+        ).train_dataloader.dataset.seed
+        == 7
+    )
+
+
 def test_difficult_objects_are_ignored(voc, backbone_file):
     from mmdet.registry import DATASETS
 
@@ -602,9 +612,18 @@ def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_fi
     config, split = with_files(config, root, backbone_file), root / SPLITS[config]
     one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
     assert differences(one, two) == {'world_size': (1, 2)}
-    picture = split.parents[2] / f'JPEGImages/{split.read_text().split()[0]}.jpg'
+    name, folder = split.read_text().split()[0], split.parents[2]
+    picture = folder / f'JPEGImages/{name}.jpg'
     Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(picture)
-    assert differences(one, prepare(config).identity.to_dict()).keys() == {'data.train'}
+    other = prepare(config).identity.to_dict()
+    assert differences(one, other).keys() == {'data.train'}
+    if config.task == 'detection':
+        label = folder / f'Annotations/{name}.xml'
+        label.write_text(label.read_text().replace('<difficult>1', '<difficult>0'))
+    else:
+        label = folder / f'SegmentationClass/{name}.png'
+        Image.open(label).transpose(Image.Transpose.ROTATE_180).save(label)
+    assert differences(other, prepare(config).identity.to_dict()).keys() == {'data.train'}
 
 
 @pytest.mark.parametrize('config', DEMOS)

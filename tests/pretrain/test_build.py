@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.build import _try_pictures, prepare
+from pretrain.build import _hooks, _try_pictures, prepare
 from pretrain.datasets.cifar import Cifar100
 from pretrain.datasets.image_folder import Checked
 from pretrain.runs.config import load_config
@@ -27,6 +27,23 @@ def test_algorithm_reaches_every_part(tiny_config: Callable, tmp_path: Path) -> 
     assert (hook.generations, hook.taught_after) == ([1, 2], 1)
     assert config.train_dataloader.sampler.seed == config.train_dataloader.dataset.seed == 7
     assert config.identity.algorithm == config.algorithm
+
+
+def test_each_seed_reaches_what_it_is_the_seed_of(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config('sd', tmp_path, 'randomness.seed=7', 'data_seed=9')
+    for loader in (config.train_dataloader, config.val_dataloader):
+        assert loader.sampler.seed == loader.dataset.seed == 9
+    config.initial.checkpoint = 'small.pth'
+    hooks = _hooks(config)
+    assert hooks['snapshot']['seed'] == hooks['initial']['seed'] == 7
+
+
+def test_an_ensemble_sharpens_students_that_no_temperature_softens(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    for symmetric, temperature in ((False, 2.0), (True, 1.0)):
+        config = tiny_config('sd', tmp_path, f'algorithm.symmetric={symmetric}')
+        assert config.default_hooks.ensemble.temperature == temperature
 
 
 def test_batch_is_global(image_folder: Path) -> None:

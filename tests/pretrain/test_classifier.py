@@ -46,6 +46,19 @@ def test_methods_share_their_first_weights_and_random_numbers() -> None:
         assert torch.equal(tensor, distilled.student.state_dict()[name])
 
 
+def test_a_new_student_follows_from_its_seed_alone() -> None:
+    """All processes begin a generation with the same weights, whatever each has drawn before."""
+    model, drawn = make(teacher_weight=0.0), []
+    for before, seed in ((0, 5), (1, 5), (1, 6)):
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        model.renew_student(seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        drawn.append(model.student.conv1.weight.clone())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
 def test_baseline_holds_no_teacher() -> None:
     assert not [name for name in make(0.0).state_dict() if name.startswith('teacher')]
 

@@ -49,6 +49,24 @@ def test_record_has_the_ensemble_of_the_snapshots(
     assert all(torch.equal(last[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_a_run_that_was_stopped_in_its_ensemble_has_it_after_a_resume(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """Nothing is left to train or to validate, and the model still is as for training."""
+    train('sd', tmp_path)
+    whole = read_record(tmp_path / 'run.json')
+    config = tiny_config('sd', tmp_path)
+    config.load_from, config.resume = str(tmp_path / 'epoch_3.pth'), True
+    config.experiment_name += '-resumed'
+    runner = Runner.from_cfg(config)
+    runner.train()
+    record = read_record(tmp_path / 'run.json')
+    assert (record['ensemble'], record['sessions']) == (whole['ensemble'], 2)
+    last = student_weights(load_from_disk(tmp_path / 'epoch_3.pth'))
+    for name, tensor in runner.model.student.state_dict().items():
+        assert torch.equal(tensor, last[name]), name
+
+
 def test_single_snapshot_is_no_ensemble(train: Callable, tmp_path: Path) -> None:
     train('bl', tmp_path, 'algorithm.generations=1')
     assert 'ensemble' not in read_record(tmp_path / 'run.json')

@@ -312,6 +312,18 @@ def test_all_processes_save_a_shared_snapshot_or_none_does(
     assert saved == [f'snapshot_{end}.pth' for end in lacking]
 
 
+def test_a_student_within_an_epoch_does_not_stand_for_a_missing_snapshot(
+    train: Callable, tmp_path: Path
+) -> None:
+    runner = train('se', tmp_path)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SnapshotHook))
+    runner.train_loop._epoch, runner.train_loop._iter = 1, 6
+    (tmp_path / 'snapshot_1.pth').unlink()
+    with pytest.raises(UserError, match=r'snapshot_1\.pth is missing'):
+        hook.before_train(runner)
+    assert not (tmp_path / 'snapshot_1.pth').exists()
+
+
 def test_kept_epochs(train: Callable, tmp_path: Path) -> None:
     train('bl', tmp_path, 'keep_epochs=[1, 2]')
     assert [load_from_disk(tmp_path / f'kept_{e}.pth')['meta']['epoch'] for e in (1, 2)] == [1, 2]

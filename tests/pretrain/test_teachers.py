@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from pretrain.classifier import student_weights
+from pretrain.net2net import Net2NetHook
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -160,6 +161,23 @@ def test_run_that_is_stopped_between_epochs_is_the_same_run(
     config.experiment_name += '-resumed'
     Runner.from_cfg(config).train()
     assert_same_training_state(tmp_path / 'whole/epoch_3.pth', tmp_path / 'cut/epoch_3.pth')
+
+
+def test_copies_and_snapshots_have_the_mean_statistics_of_all_processes(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has seen other pictures. Copies every two of four iterations."""
+    runner = Runner.from_cfg(tiny_config('sd', tmp_path, *SETTINGS['lag 4, every 2']))
+    names = {id(tensor): name for name, tensor in runner.model.student.named_buffers()}
+    averaged = []
+
+    def average(tensors: list[torch.Tensor], op: str) -> None:
+        averaged.append((runner.iter, op, [names[id(tensor)] for tensor in tensors]))
+
+    monkeypatch.setattr('pretrain.hooks.all_reduce_params', average)
+    runner.train()
+    statistics = [f'{layer}.running_{kind}' for layer in (1, 4) for kind in ('mean', 'var')]
+    assert averaged == [(done, 'mean', statistics) for done in (2, 4, 6, 8, 10, 12)]
 
 
 def test_mini_generations_in_iterations_are_those_in_epochs(
@@ -365,3 +383,8 @@ def test_net2net_begins_as_the_smaller_network(tiny_config: Callable, tmp_path: 
         ours, theirs = look.student(images), runner.model.student.eval()(images)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not torch.equal(larger.model.student.fc.weight, look.student.fc.weight)
+    # When it is resumed, the student is what it has become.
+    trained = copy.deepcopy(larger.model.student.state_dict())
+    next(hook for hook in larger.hooks if isinstance(hook, Net2NetHook)).before_train(larger)
+    for name, tensor in larger.model.student.state_dict().items():
+        assert torch.equal(tensor, trained[name]), name

@@ -84,6 +84,15 @@ def test_paired_test_is_the_mixed_models(pretrainings: int, tunings: int) -> Non
     assert result.verdict().endswith('this covers the variation of pretraining and fine-tuning.')
 
 
+def test_replicates_are_paired_by_their_seeds_in_any_order() -> None:
+    y = measurements(4, 3)
+    ours, baseline = map(as_values, (y[1], y[0]))
+    shuffled = {p: {f: ours[p][f] for f in (2, 0, 1)} for p in (2, 0, 3, 1)}
+    first, second = (Comparison.of(arm, baseline) for arm in (ours, shuffled))
+    assert second.p == pytest.approx(first.p, rel=1e-9)
+    assert second.interval == pytest.approx(first.interval, rel=1e-9)
+
+
 def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
     y = measurements(1, 4)
     differences = y[1, 0] - y[0, 0]

@@ -10,7 +10,13 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from pretrain.runs.checkpoint import is_whole, load_from_disk, seal, write_atomically
+from pretrain.runs.checkpoint import (
+    checkpoints,
+    is_whole,
+    load_from_disk,
+    seal,
+    write_atomically,
+)
 from pretrain.runs.errors import UserError
 
 
@@ -88,6 +94,14 @@ def test_the_old_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
     write_atomically(path, b'new')
     assert path.read_bytes() == b'new'
     assert (tmp_path / 'open').read_bytes() == b'old'
+
+
+def test_checkpoints_are_in_the_order_of_training(tmp_path: Path) -> None:
+    """Which that of their names is not."""
+    names = ['epoch_0_iter_9', 'epoch_9', 'epoch_9_iter_2', 'epoch_9_iter_10', 'epoch_10']
+    for name in (*reversed(names), 'epoch_best', 'kept_11', '.epoch_12'):
+        (tmp_path / f'{name}.pth').touch()
+    assert [path.stem for path in checkpoints(tmp_path)] == names
 
 
 @pytest.fixture

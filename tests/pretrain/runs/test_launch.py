@@ -60,9 +60,16 @@ def test_run_is_started_as_an_installed_module(
         raise UserError('enough')
 
     monkeypatch.setattr(subprocess, 'Popen', start)
-    with pytest.raises(UserError, match='enough'):
-        Launcher(gpus).run(Run('title', Path('configs/x.py'), tmp_path, ['a=1']))
-    (command,) = commands
+    for source in (None, tmp_path / 'snapshot_1.pth'):
+        with pytest.raises(UserError, match='enough'):
+            Launcher(gpus).run(Run('title', Path('configs/x.py'), tmp_path, ['a=1'], source))
+    command, branch = commands
+    place = ['--work-dir', str(tmp_path), '--resume']
+    assert command[4:7] == place
+    assert '--start-from' not in command
+    begin = branch.index('--start-from')
+    assert branch[begin : begin + 2] == ['--start-from', str(tmp_path / 'snapshot_1.pth')]
+    assert branch[:begin] + branch[begin + 2 :] == command
     assert command[:4] == [sys.executable, '-m', 'pretrain.runs.start', 'configs/x.py']
     assert command[-2:] == ['--cfg-options', 'a=1']
     assert ('--gpus' in command) == bool(gpus)

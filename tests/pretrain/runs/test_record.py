@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,27 @@ def test_data_fingerprint_names_the_files_not_the_place(
     assert a['data']['val'] == c['data']['val']
 
 
+def test_the_commit_tells_whether_the_code_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        own = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path)]
+        return subprocess.run(
+            ['git', *own, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'code.py'))
+    assert module._git_commit() is None
+    (tmp_path / 'code.py').write_text('a = 1')
+    for arguments in (['init'], ['add', '.'], ['commit', '-m', 'first']):
+        git(*arguments)
+    commit = git('rev-parse', 'HEAD')
+    (tmp_path / 'notes.txt').write_text('no code')
+    assert module._git_commit() == commit
+    (tmp_path / 'code.py').write_text('a = 2')
+    assert module._git_commit() == f'{commit}-modified'
+
+
 class StopBeforeValidation(Hook):
     def before_val(self, runner: Runner) -> None:
         if runner.epoch == 2:
@@ -70,7 +92,8 @@ def test_resume_makes_up_for_a_missed_validation(
     runner.register_hook(StopBeforeValidation())
     with pytest.raises(KeyboardInterrupt):
         runner.train()
-    assert 'metrics' not in read_record(tmp_path / 'cut/run.json')['history'][1]
+    before = read_record(tmp_path / 'cut/run.json')
+    assert 'metrics' not in before['history'][1]
     config = tiny_config('sd', tmp_path / 'cut', *two)
     config.load_from, config.resume = str(tmp_path / 'cut/epoch_2.pth'), True
     config.experiment_name += '-resumed'
@@ -79,7 +102,7 @@ def test_resume_makes_up_for_a_missed_validation(
     assert [e['metrics'] for e in cut['history']] == [e['metrics'] for e in whole['history']]
     assert cut['status'] == 'finished'
     assert cut['sessions'] == 2
-    assert cut['wall_seconds'] > 0
+    assert cut['wall_seconds'] > before['wall_seconds'] > 0
 
 
 def test_shared_generation_1_is_validated_where_it_is_used(

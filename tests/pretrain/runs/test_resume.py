@@ -1,5 +1,6 @@
 """Where a run begins, which checkpoint it may continue, and what SE, SD and a branch share."""
 
+import json
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -79,6 +80,57 @@ def test_a_finished_run_is_neither_begun_anew_nor_changed(
         choose_start(other, RESUME)
 
 
+def leave(folder: Path, identity: dict, epoch: int | None = None, **record: object) -> Path:
+    """What a run that was stopped leaves in its folder, with a checkpoint of ``epoch`` if given;
+    returns the path that such a checkpoint has."""
+    folder.mkdir(exist_ok=True)
+    record = {'status': 'running', 'task': 'classification', 'format': FORMAT} | record
+    record = {'identity': identity, 'started_from': None, 'accepted_changes': []} | record
+    (folder / 'run.json').write_text(json.dumps(record))
+    path = folder / f'epoch_{epoch}.pth'
+    if epoch is not None:
+        torch.save({'meta': {'epoch': epoch, 'format': FORMAT, 'identity': identity}}, path)
+    return path
+
+
+@pytest.mark.faults
+def test_a_branch_goes_on_from_its_own_checkpoint_if_it_has_one(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """And else from the one that it began with, which its record knows. Another order of the
+    pictures is for the beginning of a branch alone."""
+    config, other = (tiny_config('se', tmp_path / 'branch', f'data_seed={seed}') for seed in (0, 1))
+    source = leave(tmp_path / 'source', config.identity.to_dict(), 1)
+    begin = Namespace(**vars(RESUME) | {'start_from': str(source)})
+    for given in (config, other):
+        assert choose_start(given, begin)
+        assert (given.load_from, given.resume) == (str(source), True)
+    leave(tmp_path / 'branch', config.identity.to_dict(), started_from=str(source))
+    choose_start(config, RESUME)
+    assert (config.load_from, config.resume) == (str(source), True)
+    own = leave(tmp_path / 'branch', config.identity.to_dict(), 2, started_from=str(source))
+    for arguments in (begin, RESUME):
+        choose_start(config, arguments)
+        assert config.load_from == str(own)
+        with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+            choose_start(other, arguments)
+
+
+def test_accepted_changes_are_not_forgotten(tiny_config: Callable, tmp_path: Path) -> None:
+    """A snapshot of before may differ in them, however often the run is resumed."""
+    config = tiny_config('se', tmp_path / 'run', 'micro_batches=2')
+    earlier = {'epoch': 1, 'key': 'data.train', 'was': 'x', 'now': 'y'}
+    identity = config.identity.to_dict()
+    for micro_batches, accepted in ((2, []), (1, ['micro_batches'])):
+        leave(
+            tmp_path / 'run', identity | {'micro_batches': micro_batches}, 2,
+            accepted_changes=[earlier],
+        )  # fmt: skip
+        choose_start(config, Namespace(**vars(RESUME) | {'accept_change': accepted}))
+        keys = [change['key'] for change in config.accepted_changes]
+        assert keys == ['data.train', *accepted]
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., str]:
     def write(identity: dict, **meta: object) -> str:
@@ -117,12 +169,20 @@ def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
         check(path, ours | {'seed': 1}, accepted=['data'])
 
 
-def test_what_a_checkpoint_holds_cannot_be_changed(checkpoint: Callable) -> None:
+@pytest.mark.parametrize(
+    'part',
+    [
+        {'optim_wrapper': {'optimizer': {'lr': 0.1}}},
+        {'optim_wrapper': {'paramwise_cfg': {'bias_lr_mult': 0.1}}},
+        {'param_scheduler': [{'gamma': 0.1}]},
+    ],
+)
+def test_what_a_checkpoint_holds_cannot_be_changed(part: dict, checkpoint: Callable) -> None:
     """mmengine restores the rate and the schedule: the change would be recorded and not made."""
-    path = checkpoint({'optim_wrapper': {'optimizer': {'lr': 0.1}}, 'seed': 0})
-    ours = {'optim_wrapper': {'optimizer': {'lr': 0.2}}, 'seed': 0}
-    with pytest.raises(UserError, match=r'lr=0\.1, this run asks for 0\.2: keep them, since'):
-        check(path, ours, accepted=['optim_wrapper'])
+    path = checkpoint(part | {'seed': 0})
+    ours = json.loads(json.dumps(part | {'seed': 0}).replace('0.1', '0.2'))
+    with pytest.raises(UserError, match=r'=0\.1, this run asks for 0\.2: keep them, since'):
+        check(path, ours, accepted=[*part])
 
 
 def test_what_iterations_are_counted_by_cannot_be_changed(
@@ -130,9 +190,11 @@ def test_what_iterations_are_counted_by_cannot_be_changed(
 ) -> None:
     """Another number of processes and another order can, at the end of an epoch."""
     before = {'batch_size': 8, 'randomness': {'seed': 0}, 'world_size': 2, 'data_seed': 0}
+    before['data'] = {'train': 'x'}
     end, within = checkpoint(before), str(tmp_path / 'epoch_3_iter_1.pth')
     shutil.copy(end, within)
     changes = {'batch_size': 4, 'randomness': {'seed': 1}, 'world_size': 4, 'data_seed': 1}
+    changes['data'] = {'train': 'y'}
     refused = {
         (path, key)
         for path in (end, within)
@@ -143,6 +205,7 @@ def test_what_iterations_are_counted_by_cannot_be_changed(
         *((path, key) for path in (end, within) for key in ('batch_size', 'randomness')),
         (within, 'world_size'),
         (within, 'data_seed'),
+        (within, 'data'),
     }
 
 
@@ -232,6 +295,9 @@ def test_what_has_happened_is_the_same(epoch: int, ours: dict, tmp_path: Path) -
         (1, {'confidence_penalty': 1.0}),
         (1, {'copy_every': 1}),
         (1, {'decay': 0.9}),
+        (1, {'lag': 5}),
+        (1, {'features': ['a loss']}),
+        (3, {'taught_after': 4}),  # the checkpoint's run has a teacher since epoch 2
     ],
 )
 def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> None:
@@ -240,11 +306,21 @@ def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> No
         check(sd_checkpoint(tmp_path / 'a.pth', epoch), sd_identity(**ours), may_differ)
 
 
+def test_a_mini_generation_has_begun_with_its_first_iteration(tmp_path: Path) -> None:
+    ours = sd_identity(teacher_weight=0.0)
+    assert check(sd_checkpoint(tmp_path / 'epoch_2.pth', 2), ours, may_differ) == []
+    with pytest.raises(UserError, match=r'algorithm\.teacher_weight=1\.0, this run asks for 0\.0'):
+        check(sd_checkpoint(tmp_path / 'epoch_2_iter_1.pth', 2), ours, may_differ)
+
+
 def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
+    """And a branch begins with an epoch, whose pictures no order has dealt out yet."""
     path, other = sd_checkpoint(tmp_path / 'a.pth', 1), sd_identity() | {'data_seed': 1}
     check(path, other, may_differ, another_run=True)
-    with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
-        check(path, other, may_differ)
+    within = sd_checkpoint(tmp_path / 'epoch_1_iter_2.pth', 1)
+    for refused, another_run in ((path, False), (within, True)):
+        with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+            check(refused, other, may_differ, another_run)
 
 
 def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,6 +197,46 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_read_back(
     assert {'epoch_1.pth', 'epoch_2.pth'} <= {path.name for path in checkpoints(tmp_path)}
 
 
+def test_all_processes_end_when_the_main_one_cannot_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one would go on without a checkpoint, and wait for the main one in vain."""
+    monkeypatch.setattr(saving, 'is_main_process', lambda: False)
+    monkeypatch.setattr(saving, 'broadcast_object_list', lambda told: told.__setitem__(0, True))
+    runner = SimpleNamespace(work_dir=str(tmp_path), save_checkpoint=lambda *_, **__: None)
+    with pytest.raises(SystemExit) as ended:
+        saving.save(runner, 'epoch_1.pth', {'epoch': 1, 'iter': 4})
+    assert ended.value.code == 1
+
+
+def test_processes_stop_by_one_signal_at_one_iteration() -> None:
+    """Each learns of all wishes at the next iteration, or at once where all wait."""
+    store = torch.distributed.HashStore()
+    wishes = [[[0, 1], [15, 0], [0, 0], [10, 0]], [[0, 0], [15, 0], [0, 0], [15, 1]]]
+
+    def process(rank: int) -> list[list[int]]:
+        group = saving._Wishes(torch.distributed.ProcessGroupGloo(store, rank, 2))
+        answers = [group.exchange(wish) for wish in wishes[rank][:3]]
+        return [*answers, group.settle(), group.exchange(wishes[rank][3], wait=True)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for answers in pool.map(process, range(2)):
+            assert answers == [[0, 0], [0, 1], [15, 0], [0, 0], [15, 1]]
+
+
+def test_each_process_gets_its_own_statistics_back(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two averages they are of other pictures on each."""
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'algorithm.generations=1'))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, saving.SaveHook))
+    hook.buffers = [{'student.1.running_mean': torch.full((8,), float(rank))} for rank in (5, 6)]
+    runner.train_loop._iter = 2
+    monkeypatch.setattr(saving, 'get_rank', lambda: 1)
+    hook.before_train_epoch(runner)
+    assert runner.model.student[1].running_mean.eq(6).all()
+
+
 class Diverge(Hook):
     """The last update of epoch 2 gives a weight that is not finite, after a finite loss."""
 
@@ -299,6 +340,13 @@ def test_a_signal_is_noted(
     for number in saving.EXIT_CODES:
         os.kill(os.getpid(), number)
     assert received == [*saving.EXIT_CODES]
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(usual_signals: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    saving.stop_when_told()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is saving._receive
 
 
 def test_workers_end_by_sigterm_and_leave_the_other_signals_to_the_run(told: None) -> None:

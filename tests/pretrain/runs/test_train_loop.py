@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import distributed, nn
 
 from pretrain.classifier import SnapshotClassifier
 from pretrain.losses import SnapshotDistillationLoss
@@ -84,6 +84,23 @@ def test_samples_in_a_list_are_cut_like_a_tensor() -> None:
         ends.append(model.weight.detach())
     torch.testing.assert_close(*ends)
     assert (ends[0] != 1).all()
+
+
+def test_processes_exchange_gradients_in_the_last_piece_alone() -> None:
+    """Before it they would wait for each other, after it their weights would drift apart."""
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, exchanged = MMDistributedDataParallel(Detector(), device_ids=None), []
+        model.module.register_forward_pre_hook(
+            lambda *_: exchanged.append(model.require_backward_grad_sync)
+        )
+        data = {'inputs': torch.ones(3, 2), 'data_samples': [{'target': torch.ones(())}] * 3}
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
+        for pieces in (1, 3):
+            train_in_micro_batches(model, data, wrapper, pieces)
+    finally:
+        distributed.destroy_process_group()
+    assert exchanged == [True, False, False, True]
 
 
 def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_seed_is_given_once(tiny_file: Callable, launched: list[Run], tmp_path
 
 
 def test_source_is_a_baseline(tiny_file: Callable, launched: list[Run], tmp_path: Path) -> None:
-    config = tiny_file('sd', generations=2, teacher_weight=1.0)
-    with pytest.raises(UserError, match='not of a baseline'):
-        Similarity(config, [0], [0], tmp_path / 'out').run()
+    for taught in ({'teacher_weight': 1.0}, {'generations': 2}):
+        config = tiny_file('sd', **{'generations': 1} | taught)
+        with pytest.raises(UserError, match='not of a baseline'):
+            Similarity(config, [0], [0], tmp_path / 'out').run()
