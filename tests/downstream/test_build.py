@@ -198,12 +198,8 @@ def test_rate_must_fall_before_the_end(voc, backbone_file):
 
 @pytest.mark.parametrize('config', DEMOS)
 def test_the_seed_of_a_run_is_that_of_its_augmentation(config, voc, backbone_file):
-    assert (
-        prepare(
-            with_files(config, voc, backbone_file, 'randomness.seed=7')
-        ).train_dataloader.dataset.seed
-        == 7
-    )
+    config = prepare(with_files(config, voc, backbone_file, 'randomness.seed=7'))
+    assert config.train_dataloader.dataset.seed == 7
 
 
 def test_difficult_objects_are_ignored(voc, backbone_file):

@@ -108,7 +108,7 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
     (tmp_path / 'probe.py').write_text(PROBE)
     config = tmp_path / 'plain_sd.py'
     config.write_text(PROBED_CONFIG.format(base=SD, network='Plain'))
-    weights, records = [], []
+    weights, records, losses = [], [], []
     for command, *args in (
         (train, str(config)),
         (call, 'bash', 'tools/dist_train.sh', str(config), '2'),
@@ -122,11 +122,14 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
         assert result.returncode == 0, result.stdout + result.stderr
         weights.append(torch.load(out / 'rank0.pth', weights_only=True))
         records.append(read_record(out / 'run/run.json'))
+        logged = load_from_disk(out / 'run/epoch_2.pth')['message_hub']['log_scalars']
+        losses.append(logged['train/loss'].data[0].tolist())
     one, two = weights
     assert not torch.equal(one['student.0.weight'], one['teacher.0.weight'])
     for name, tensor in one.items():
         # Sums of eight float32 gradients in another order, over eight steps.
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     for ours, theirs in zip(*(record['history'] for record in records), strict=True):
         assert ours['metrics'] == theirs['metrics']
         assert ours['train'] == pytest.approx(theirs['train'], rel=1e-4)

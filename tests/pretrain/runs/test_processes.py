@@ -216,6 +216,18 @@ def test_gradients_are_copied_a_bucket_at_a_time():
     assert theirs - alone >= 62  # parameters
 
 
+def test_each_process_keeps_its_own_statistics():
+    """SnapshotHook averages them. With torch's default all would have those of the first."""
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        settings = ddp_settings()
+        settings.pop('type')
+        model = DistributedDataParallel(torchvision.models.resnet18(), **settings)
+    finally:
+        distributed.destroy_process_group()
+    assert not model.will_sync_module_buffers()
+
+
 @pytest.mark.parametrize(('code', 'outcome'), [(75, 75), (143, 143), (-9, 'Process 3 .* SIGKILL')])
 def test_end_of_a_process_that_reported_no_error(code, outcome, monkeypatch, tmp_path):
     failure = ProcessFailure(3, 1, code, str(tmp_path / 'no.json'))
