@@ -225,9 +225,8 @@ class SaveHook(Hook):
         checkpoint['meta']['epoch_length'] = len(runner.train_dataloader)
         if self.buffers is not None:
             checkpoint['process_buffers'] = self.buffers
-        parts = 'state_dict', 'optimizer', 'process_buffers', 'waiting_copies'
-        parts = {key: checkpoint.get(key) for key in parts}
-        for name, value in walk(parts):
+        notes = ('meta', 'message_hub')
+        for name, value in walk({k: part for k, part in checkpoint.items() if k not in notes}):
             if isinstance(value, Tensor) and not value.isfinite().all():
                 raise UserError(
                     f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: begin '
