@@ -30,6 +30,7 @@ from pretrain.runs.file_checks import (
 
 INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects
+LONGEST = 100  # times the shorter side: no pixel may be left of that where a picture is resized
 _CHUNK = 32  # images at a time for a process
 
 
@@ -317,6 +318,8 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
         return unusable, [], []
     if (size := _size(picture)) is None:
         return [('that OpenCV cannot read', picture.name)], [], []
+    if min(size) < 2 or max(size) > LONGEST * min(size):
+        return [('too thin', f'{picture.name}: {size[0]}x{size[1]}')], [], []
     return check_label(label, picture.name, *size)
 
 

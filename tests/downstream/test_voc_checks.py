@@ -606,6 +606,21 @@ def test_names_may_have_folders(year: Path, masks: Path) -> None:
         detect(year)
 
 
+@pytest.mark.parametrize('size', [(1, 1), (1, 60), (60, 1), (2, 201), (2, 200), (2, 2)])
+def test_pictures_too_thin_to_be_resized(size: tuple, year: Path, masks: Path) -> None:
+    """mmseg drops the dimension of one pixel; resizing leaves none of a thin side."""
+    for root in (year, masks):
+        Image.new('RGB', size).save(root / 'JPEGImages/000003.jpg')
+    (year / 'Annotations/000003.xml').write_text('<annotation></annotation>')
+    Image.new('L', size).save(masks / 'SegmentationClass/000003.png')
+    if size in ((2, 200), (2, 2)):
+        assert detect(year) == segment(masks) == 8
+        return
+    for check, root in ((detect, year), (segment, masks)):
+        with pytest.raises(UserError, match=rf'1 too thin \(000003.jpg: {size[0]}x{size[1]}\)'):
+            check(root)
+
+
 def _exif(picture: Path, format: str = 'JPEG') -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
