@@ -20,6 +20,16 @@ from pretrain.runs.file_checks import parallel_map
 _LISTS = 'ImageSets/Segmentation'
 _BORDER = (224, 224, 192)  # VOC's colour of the id 255
 _MASKS = ('SegmentationClass', 'SegmentationClassAug', 'SegmentationClass')  # train, aug, val
+# loadmat takes a damaged header for a version that it does not implement.
+_DAMAGES = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    NotImplementedError,
+    MatReadError,
+    zlib.error,
+)
 _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
 
 
@@ -111,7 +121,7 @@ def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:
         ids = loadmat(source, variable_names=['GTcls'])['GTcls'][0]['Segmentation'][0]
         mask = Image.fromarray(ids.astype(np.uint8, casting='safe'))
         mask.putpalette(palette)
-    except (OSError, ValueError, TypeError, LookupError, MatReadError, zlib.error) as error:
+    except _DAMAGES as error:
         raise UserError(f'{source} is damaged ({error}): unpack {_SBD} again.') from error
     buffer = io.BytesIO()
     mask.save(buffer, 'PNG')

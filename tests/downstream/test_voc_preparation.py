@@ -158,12 +158,16 @@ def _other_field(path: Path) -> None:
     savemat(path, {'GTcls': {'Boundaries': 1}})
 
 
+def _version_7_3(path: Path) -> None:
+    path.write_bytes(b'MATLAB 7.3 MAT-file'.ljust(124) + b'\x00\x02IM')
+
+
 def _floats(path: Path) -> None:
     savemat(path, {'GTcls': {'Segmentation': np.full((4, 4), 0.5)}})
 
 
 @pytest.mark.parametrize(
-    'damage', [_truncated, _empty, _text, _other_content, _other_field, _floats]
+    'damage', [_truncated, _empty, _text, _other_content, _other_field, _floats, _version_7_3]
 )
 def test_a_damaged_mat_is_named(damage: object, devkit: Path, sbd: Path) -> None:
     path = sorted((sbd / 'dataset/cls').iterdir())[3]
