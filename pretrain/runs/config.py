@@ -177,8 +177,14 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Raise a UserError if one of ``PARTS`` was removed, or a number is out of its range."""
+    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, or a config
+    that no run has prepared sets mmengine's ``load_from`` or ``resume``."""
     values = dict(walk(config.to_dict()))
+    if 'identity' not in values and (values.get('load_from') or values.get('resume')):
+        raise UserError(
+            'load_from and resume are no settings here: give the arguments --start-from CHECKPOINT '
+            'and --resume, or backbone_file=FILE for a backbone.'
+        )
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):
             raise UserError(f'{key} is {values[key]}: no run can do without it.')

@@ -454,6 +454,11 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
         ("classes=['dog', 1]", r"classes is \['dog', 1\]: give a list"),
         ("classes=['dog', 'dog']", r"classes is \['dog', 'dog'\]: give a list"),
         ("train_list=['a.txt', 'b.txt']", r"train_list is \['a.txt', 'b.txt'\]: .* of one list"),
+        (
+            'load_from=epoch_12.pth',
+            'load_from and resume are no settings here: give .* --start-from',
+        ),
+        ('resume=True', 'load_from and resume are no settings'),
         ('val_list=2012', 'val_list is 2012: give the path of one list'),
         ('image_scale=[(64, 48), (96, 72)]', r'image_scale.0 is \(64, 48\): .* whole number'),
     ],

@@ -79,6 +79,8 @@ def test_batch_is_shared_evenly() -> None:
 @pytest.mark.parametrize(
     'option',
     [
+        'load_from=epoch_3.pth',
+        'resume=True',
         'batch_size=0',
         'batch_size=x',
         'micro_batches=0',
