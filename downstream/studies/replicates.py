@@ -100,11 +100,14 @@ class Comparison:
     def of(cls, ours: Values, baseline: Values) -> 'Comparison':
         """Compare over the fine-tuning seeds that all replicates have.
 
-        Replicates with common pretraining seeds are paired and the others left out. Without common
-        seeds they are independent samples (Welch's test). With one replicate on a side the variance
-        between pretrainings is unknown, so the test is paired over the fine-tuning seeds instead.
+        Replicates with common pretraining seeds are paired and the others left out. Several
+        replicates with fewer than two pairs are independent samples (Welch's test). With one
+        replicate on a side the variance between pretrainings is unknown, so the test is paired over
+        the fine-tuning seeds instead.
         """
         shared = [key for key in ours if key in baseline]
+        if len(shared) < 2 <= min(len(ours), len(baseline)):
+            shared = []
         arms = [[arm[key] for key in shared or arm] for arm in (ours, baseline)]
         seeds = set.intersection(*({*runs} for arm in arms for runs in arm)) if all(arms) else set()
         if not seeds:

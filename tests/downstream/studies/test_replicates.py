@@ -122,6 +122,14 @@ def test_replicates_without_a_common_seed_are_not_paired() -> None:
     )
 
 
+def test_replicates_with_one_common_seed_are_not_paired() -> None:
+    """A single pair has no spread, and would leave the other replicates out."""
+    y = measurements(3, 2)
+    result = Comparison.of(as_values(y[1], first=2), as_values(y[0]))
+    assert result == Comparison.of(as_values(y[1], first=7), as_values(y[0]))
+    assert result.method
+
+
 def test_one_replicate_against_several() -> None:
     """Paired with the one that has its seed, or compared with their mean; no claim either way."""
     y = measurements(3, 3)
