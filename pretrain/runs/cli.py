@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,8 +28,8 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``. An error is one sentence on stderr, and the exit code is 1.
 
     A fault of the program is shown with its traceback as well. ``--traceback`` on the command line
-    also shows that of a user's mistake, a file that cannot be read or a full disk. Ctrl-C ends it
-    with exit code 130.
+    also shows that of a user's mistake, a file that cannot be read, a full disk or too little
+    memory. Ctrl-C ends it with exit code 130.
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
@@ -44,10 +45,9 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, ModuleNotFoundError) and (missing := missing_packages()):
             names = ' '.join(missing)
             error = UserError(f'Not installed: {", ".join(missing)}. Run: pip install {names}')
-        expected = isinstance(error, UserError | OSError)
-        if shown or not expected:
+        sentence = _sentence(error)
+        if shown or sentence == FAULT:
             traceback.print_exc()
-        sentence = _sentence(error) if expected else FAULT
         # If there are many processes, the one that started them shows the sentence, once.
         sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
 
@@ -66,11 +66,40 @@ FAULT = (
 )
 
 
+# What torch and Python report when the machine has too little of something, and what to do then.
+_LIMITS = {
+    r'Too many open files|ancdata': (
+        'Too many files are open: raise the limit (ulimit -n 65536), or lower '
+        'train_dataloader.num_workers.'
+    ),
+    r'shared memory|</torch_|DataLoader worker .*(Killed|Bus error|exited)': (
+        'The loader workers probably had too little memory, or shared memory (/dev/shm): lower '
+        'train_dataloader.num_workers, or enlarge /dev/shm (docker run --shm-size=8g). --resume '
+        'goes on from the newest checkpoint.'
+    ),
+    r'OutOfMemoryError|MemoryError|DefaultCPUAllocator': (
+        'The memory is too small: raise micro_batches, or lower batch_size or the size of the '
+        'pictures.'
+    ),
+    r'EADDRINUSE': (
+        'Another program uses the port at which the processes of the run meet: set MASTER_PORT to '
+        'another one, the same on all nodes.'
+    ),
+}
+
+
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, UserError):
+        return str(error)
+    text = f'{type(error).__name__}: {error}'
+    if limit := next((words for reason, words in _LIMITS.items() if re.search(reason, text)), None):
+        return limit
+    if not isinstance(error, OSError):
+        return FAULT
+    if error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     # A loader worker's error holds its whole traceback; the last line says what happened.
-    return str(error) if isinstance(error, UserError) else lines_of(error)[-1]
+    return lines_of(error)[-1]
 
 
 def report_to_torchrun(sentence: str) -> bool:
@@ -139,6 +168,7 @@ def add_study_arguments(
     parser.add_argument('--cluster', choices=['slurm'], help='submit each run as a job')
     parser.add_argument(
         '--cluster-options',
+        action='extend',
         nargs='*',
         default=[],
         metavar='KEY=VALUE',
@@ -153,6 +183,7 @@ def add_options(parser: argparse.ArgumentParser, name: str = '--cfg-options') ->
     runs = {'--pretrain-options': ' for pretraining', '--downstream-options': ' for fine-tuning'}
     parser.add_argument(
         name,
+        action='extend',  # of the same option given twice, as a script and its caller may
         nargs='*',
         default=[],
         metavar='KEY=VALUE',

@@ -1,13 +1,21 @@
 import argparse
+import os
 import pwd
 import re
+import resource
+import signal
+import socket
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pytest
+import torch
 
 from pretrain.runs import packages
 from pretrain.runs.cli import add_study_arguments, run
@@ -100,6 +108,75 @@ def test_what_goes_wrong_is_one_sentence(
     assert stopped.value.code.startswith('error: ')
     assert '\n' not in stopped.value.code
     assert ('Traceback' in capsys.readouterr().err) == shown
+
+
+class Dies(torch.utils.data.Dataset):
+    """Its loader's worker ends by a signal, as when the kernel runs out of memory."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> NoReturn:
+        os.kill(os.getpid(), self.number)
+
+
+def one_batch(number: int) -> None:
+    next(iter(torch.utils.data.DataLoader(Dies(number), num_workers=1)))
+
+
+def take_a_port_twice() -> None:
+    with socket.create_server(('', 0)) as server:
+        torch.distributed.TCPStore('localhost', server.getsockname()[1], 1, is_master=True)
+
+
+def open_many_files() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        os.open('/', os.O_RDONLY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def raise_cuda() -> None:
+    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.')
+
+
+@pytest.mark.parametrize(
+    ('main', 'fix'),
+    [
+        (partial(one_batch, signal.SIGKILL), 'lower train_dataloader.num_workers'),
+        (partial(one_batch, signal.SIGBUS), '--shm-size'),
+        (take_a_port_twice, 'set MASTER_PORT'),
+        (open_many_files, 'ulimit -n'),
+        (raise_cuda, 'raise micro_batches'),
+        (lambda: torch.empty(2**50), 'raise micro_batches'),
+        (lambda: bytearray(2**60), 'raise micro_batches'),
+        (lambda: np.empty(2**50), 'raise micro_batches'),
+    ],
+)
+def test_what_the_machine_has_too_little_of_is_no_fault_of_the_program(
+    main: Callable[[], None], fix: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code.startswith('error: ')
+    assert fix in stopped.value.code
+    assert '\n' not in stopped.value.code
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--cfg-options', '--cluster-options'])
+def test_an_option_given_twice_adds_up(option: str) -> None:
+    """As a script that has options of its own and those of its caller; mmengine's does as well."""
+    parser = argparse.ArgumentParser()
+    add_study_arguments(parser, [0], 'work_dirs', ['--cfg-options'])
+    args = vars(parser.parse_args([option, 'a=1', 'b=2', option, 'a=3']))
+    assert args[option[2:].replace('-', '_')] == ['a=1', 'b=2', 'a=3']
+    assert vars(parser.parse_args([]))[option[2:].replace('-', '_')] == []
 
 
 @pytest.mark.parametrize('shown', [False, True])
