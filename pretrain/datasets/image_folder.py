@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from mmengine.registry import DATASETS
@@ -13,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import Picture, centre_box, random_box
-from pretrain.datasets.picture_checks import UNUSABLE, check_pictures
+from pretrain.datasets.picture_checks import OTHER_FORMAT, UNUSABLE, check_pictures
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import (
@@ -24,6 +25,9 @@ from pretrain.runs.file_checks import (
 )
 from pretrain.runs.randomness import stable_seed, torch_seed
 
+# Ends of the names of pictures that torchvision's ImageFolder leaves out in silence.
+_NOT_READ = b'.avif', b'.gif', b'.heic', b'.heif', b'.jfif', b'.jp2', b'.jpe', b'.jxl', b'.tga'
+
 
 class PictureList(NamedTuple):
     """The pictures of a split in arrays: loader workers would each copy a million Python objects.
@@ -32,11 +36,13 @@ class PictureList(NamedTuple):
         classes: the sorted names of the class folders.
         paths: (N,) of bytes, the files relative to the root, such as b'train/n01/a.JPEG'.
         labels: (N,) int32, the index of each picture's class.
+        others: pictures of formats that are not read, as strings.
     """
 
     classes: tuple[str, ...]
     paths: np.ndarray
     labels: np.ndarray
+    others: list[str]
 
 
 class Checked(NamedTuple):
@@ -58,8 +64,9 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     ImageFolder, without those in ``skip``, paths relative to ``root``.
 
     Raises:
-        UserError: if there is no class, a class has no picture, a folder is hidden or is a link to
-            one that holds it, or a name is not UTF-8.
+        UserError: if there is no class, a class has no picture, a picture lies outside the classes,
+            a folder cannot be read, is hidden or is a link to one that holds it, or a name is not
+            UTF-8.
     """
     folder, left_out = root / split, set(map(os.fsencode, skip))
     if not folder.is_dir():
@@ -67,33 +74,42 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
             f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
             'val/<class>/ pictures (option data_root=DIR).'
         )
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    entries = sorted(os.scandir(folder), key=attrgetter('name'))
+    classes = [entry.name for entry in entries if entry.is_dir()]
     if not classes:
         raise UserError(f'{folder} has no class folder: it must hold one for each class.')
+    files = [entry.name for entry in entries if not entry.is_dir()]
+    if loose := [name for name in files if name.lower().endswith(IMG_EXTENSIONS)]:
+        raise UserError(
+            f'{folder} has {counted(loose, "pictures")} outside the class folders: move each to '
+            'the folder of its class, or delete it.'
+        )
     # Bytes cost half the time of strings and sort in the same order.
     extensions, top = tuple(map(str.encode, IMG_EXTENSIONS)), os.fsencode(root) + b'/'
-    paths, counts = [], []
+    paths, counts, others = [], [], []
     for name in classes:
         before = len(paths)
         for parent, files in sorted(_walk(os.fsencode(folder / name))):
             prefix = parent.removeprefix(top) + b'/'
             found = [prefix + file for file in sorted(files) if file.lower().endswith(extensions)]
+            if len(found) < len(files):
+                others += [prefix + file for file in files if file.lower().endswith(_NOT_READ)]
             paths += [path for path in found if path not in left_out] if skip else found
         counts.append(len(paths) - before)
         if not counts[-1]:
             what = 'usable picture' if skip else 'picture'
             raise UserError(f'{folder / name} has no {what}: fill the class or remove it.')
     try:
-        b'\n'.join(paths).decode()
+        b'\n'.join(paths + others).decode()
     except UnicodeDecodeError as error:
         raise UserError(f'{folder} has a name that is not UTF-8 ({error}): rename it.') from error
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return PictureList(tuple(classes), np.array(paths), labels)
+    return PictureList(tuple(classes), np.array(paths), labels, [*map(os.fsdecode, others)])
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Each folder within ``folder``, through links, with the names of its files."""
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
+    for parent, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         path = Path(os.fsdecode(parent))
         if path.name.startswith('.'):
             raise UserError(f'{path} is hidden, but its pictures would be trained on: delete it.')
@@ -105,13 +121,24 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
         yield parent, files
 
 
+def _refuse(error: OSError) -> NoReturn:
+    """``os.walk`` would leave the folder out."""
+    raise UserError(
+        f'{os.fsdecode(error.filename)} cannot be read ({error.strerror}): make it readable, or '
+        'remove it.'
+    ) from error
+
+
 def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
     """Both splits must have the same classes, in folders of their own; else UserError."""
-    if differing := sorted({*train} ^ {*val}):
-        raise UserError(
-            f'train and val of {root} do not hold the same classes: only one of them has '
-            f'{counted(differing, "classes")}.'
+    only = {'train': {*train}.difference(val), 'val': {*val}.difference(train)}
+    if any(only.values()):
+        found = (
+            f'only {split} has {counted([*map(repr, sorted(names))], "classes")}'
+            for split, names in only.items()
+            if names
         )
+        raise UserError(f'train and val of {root} hold different classes: {", ".join(found)}.')
     for name in train:
         if (root / 'train' / name).samefile(root / 'val' / name):
             raise UserError(
@@ -147,7 +174,7 @@ class ClassFolder(Dataset):
     ) -> None:
         self.root = Path(root)
         self.split = split
-        classes, self.paths, self.labels = list_pictures(Path(root), split, skip)
+        classes, self.paths, self.labels, _ = list_pictures(Path(root), split, skip)
         self.seed = seed
         self.size = size
         self.crop_area = crop_area
@@ -197,6 +224,8 @@ class ClassFolder(Dataset):
         states = {split: fingerprint(paths_within(place, names)) for split, names in lists.items()}
         names = [*lists['train'], *lists['val']]
         found = check_pictures(root, names, ' '.join(states.values()), workers)
+        if others := sorted(train.others + val.others):
+            found[OTHER_FORMAT] = others
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(

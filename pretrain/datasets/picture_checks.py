@@ -17,7 +17,9 @@ from pretrain.runs.file_checks import cached, parallel_map, paths_within
 
 # 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
 # pixels, PIL's limit.
+OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'  # judged by whoever lists the files
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
+UNUSABLE += (OTHER_FORMAT,)
 CONVERTED = ('CMYK', 'grey')  # usable, and read as RGB
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, of damage
 _TAIL = 4096  # bytes

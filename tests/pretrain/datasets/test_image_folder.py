@@ -1,7 +1,8 @@
+import errno
 import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.datasets.image_folder import ClassFolder
+from pretrain.datasets.image_folder import ClassFolder, list_pictures
 from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import EpochSampler, stable_seed
 
@@ -146,9 +147,26 @@ def _same_folder(train: Path) -> None:
     (train / 'a').symlink_to(train.parent / 'val/a')
 
 
+def _loose(train: Path) -> None:
+    shutil.copy(train / 'a/0.png', train.parent / 'val/ILSVRC2012_val_00000001.JPEG')
+
+
+def _space(train: Path) -> None:
+    (train / 'a').rename(train / 'a ')
+
+
+def _renamed(train: Path) -> None:
+    for name in ('1.JFIF', '2.gif'):
+        shutil.copy(train / 'a/0.png', train / 'a' / name)
+    (train / 'a/notes.txt').write_text('not a picture')
+
+
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
+        (_loose, r'val has 1 picture \(ILSVRC2012_val_00000001.JPEG\) outside the class folders'),
+        (_space, r"only train has 1 class \('a '\), only val has 1 class \('a'\)"),
+        (_renamed, r'2 not named as JPEG, .* \(train/a/1.JFIF, train/a/2.gif\)\. .*skip_unusable'),
         (_hidden, r'a/\.ipynb_checkpoints is hidden, but its pictures would be trained on'),
         (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its pictures would be'),
         (_loop, r'a/loop is a link to a folder that holds it: delete it'),
@@ -166,6 +184,41 @@ def test_what_would_change_the_experiment_is_refused(
     damage(tmp_path / 'train')
     with pytest.raises(UserError, match=message):
         ClassFolder.check(tmp_path, 2)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to read it, or when the file system fails."""
+    for path in ('train/a/b', 'train/a'):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+    assert len(list_pictures(tmp_path, 'train').paths) == 2
+    scandir = os.scandir
+
+    def fails(path: str | bytes) -> Iterator[os.DirEntry]:
+        if os.fsencode(path).endswith(b'/b'):
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return scandir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr('os.scandir', fails)
+        with pytest.raises(
+            UserError, match=r'train/a/b cannot be read \(Permission denied\): make'
+        ):
+            list_pictures(tmp_path, 'train')
+
+
+def test_pictures_of_other_formats_are_left_out_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for path in ('train/a', 'val/a'):
+        (tmp_path / path).mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+    Image.new('RGB', (4, 4)).save(tmp_path / 'val/a/1.gif')
+    ClassFolder.check(tmp_path, 1, skip_unusable=True)
+    assert 'val/a/1.gif' in capsys.readouterr().out
+    assert len(list_pictures(tmp_path, 'val').paths) == 1
 
 
 def test_no_class_is_lost_with_its_unusable_pictures(tmp_path: Path) -> None:
@@ -189,7 +242,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     for split, name in (('train', 'a'), ('train', 'b'), ('val', 'a')):
         (tmp_path / split / name).mkdir()
         Image.new('RGB', (4, 4)).save(tmp_path / split / name / '0.png')
-    with pytest.raises(UserError, match=r'same classes: only one of them has 1 class \(b\)'):
+    with pytest.raises(UserError, match=r"different classes: only train has 1 class \('b'\)\."):
         ClassFolder.check(tmp_path, 2)
     (tmp_path / 'val/b').mkdir()
     with pytest.raises(UserError, match=r'val/b has no picture'):

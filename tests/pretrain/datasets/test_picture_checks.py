@@ -145,7 +145,7 @@ def test_files_are_those_of_torchvision(root: Path, tmp_path: Path) -> None:
     (root / 'train/n02').symlink_to(elsewhere)
     for path in ('deep/b.Png', 'a.jpeg', '._a.jpg', 'notes.txt'):
         (elsewhere / path).write_bytes(b'')
-    (root / 'train/outside.jpg').write_bytes(b'')
+    (root / 'train/outside.txt').write_bytes(b'')
     (root / 'val/n01/gone.jpg').symlink_to(tmp_path / 'nowhere')
     names = ['train/n02/._a.jpg', 'train/n02/a.jpeg', 'train/n02/deep/b.Png']
     assert scan(root) == {'empty': names, 'unreadable': ['val/n01/gone.jpg']}
