@@ -8,6 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from glob import escape
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,7 +283,9 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         if missing := [name for name in counts if not (folder / (name + ending)).is_file()]:
             complete -= {*missing}
             files = counted([name + ending for name in missing], 'files')
-            wrong.append(f'{folder} lacks {files}')
+            suffixes = [its for place, its in folders if place == folder]
+            instead = _instead(folder / (missing[0] + ending), suffixes)
+            wrong.append(f'{folder} lacks {files}{instead}')
     complete = sorted(complete)
     pairs = [tuple(folder / (name + ending) for folder, ending in folders) for name in complete]
 
@@ -302,6 +305,15 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     if repeated := [name for name, count in counts.items() if count > 1]:
         findings.found['names given twice'] = repeated
     return findings
+
+
+def _instead(missing: Path, suffixes: Sequence[str]) -> str:
+    """What to say if a missing file is there under a suffix that is none of ``suffixes``."""
+    there = missing.parent.glob(f'{escape(missing.stem)}.*')
+    if (other := next((file for file in there if file.suffix not in suffixes), None)) is None:
+        return ''
+    rename = ', to be renamed whatever its format' if missing.suffix == '.jpg' else ''
+    return f' and has {other.name} instead{rename}'
 
 
 def _all_are_readable(results: Sequence[_Checked]) -> bool:

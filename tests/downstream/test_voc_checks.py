@@ -590,6 +590,27 @@ def test_only_objects_that_count_make_a_class_present(
         check_detection([boxes(year)], [], ('cat',), drop_invalid_boxes=True)
 
 
+@pytest.mark.parametrize('suffix', ['.JPG', '.png'])
+def test_another_suffix_is_told(suffix: str, year: Path, masks: Path) -> None:
+    """OpenCV goes by the content, mmdet and mmseg by the suffix."""
+    for root, check in ((year, detect), (masks, segment)):
+        for path in (root / 'JPEGImages').iterdir():
+            path.rename(path.with_suffix(suffix))
+        instead = rf'\) and has 000000{suffix} instead, to be renamed whatever its format: unpack'
+        with pytest.raises(UserError, match=instead):
+            check(root)
+        for path in (root / 'JPEGImages').iterdir():
+            with Image.open(path) as picture:
+                picture.save(path.with_suffix('.jpg'), 'PNG')
+        assert check(root) == 8
+    path = year / 'Annotations/000003.xml'
+    path.rename(path.with_suffix('.json'))
+    with pytest.raises(
+        UserError, match=r'lacks 1 file \(000003.xml\) and has 000003.json instead:'
+    ):
+        detect(year)
+
+
 def test_names_may_have_folders(year: Path, masks: Path) -> None:
     """As CVAT writes them, and ImageNet's detection challenge."""
     for root, labels in ((year, 'Annotations'), (masks, 'SegmentationClass')):
@@ -680,7 +701,7 @@ def test_pictures_and_labels_may_share_a_folder(year: Path, masks: Path) -> None
     split = Split(masks / 'ImageSets/Segmentation/all.txt', *folders)
     assert check_segmentation([split], [], [str(i) for i in range(21)]) == [8]
     (masks / 'JPEGImages/000003.png').unlink()
-    with pytest.raises(UserError, match=r'JPEGImages lacks 1 file \(000003.png\)'):
+    with pytest.raises(UserError, match=r'JPEGImages lacks 1 file \(000003.png\): unpack'):
         check_segmentation([split], [], [str(i) for i in range(21)])
 
 
