@@ -61,7 +61,8 @@ def read_records(source: Path) -> list[dict]:
     if source.suffix != '.jsonl':
         return [read_record(source)]
     lines = source.read_bytes().splitlines()
-    return [_parse(line, f'line {n} of {source}') for n, line in enumerate(lines, 1)]
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    return [_parse(line, f'line {n} of {source}') for n, line in numbered]
 
 
 def one_record(run: Path) -> dict:

@@ -213,6 +213,16 @@ def test_a_record_of_a_later_version_is_refused_by_its_line(tmp_path: Path) -> N
         read_records(tmp_path / 'nowhere')
 
 
+def test_blank_lines_are_no_records(tmp_path: Path) -> None:
+    """As editors leave them, and `cat` of several files."""
+    line = json.dumps({'format': FORMAT, 'status': 'running', 'task': 'detection'})
+    (tmp_path / 'set.jsonl').write_text(f'{line}\n\n{line}\n \n')
+    assert len(read_records(tmp_path / 'set.jsonl')) == 2
+    (tmp_path / 'set.jsonl').write_text(f'{line}\n\n{{}}\n')
+    with pytest.raises(UserError, match=r'^line 3 of .*set\.jsonl is not the record'):
+        read_records(tmp_path / 'set.jsonl')
+
+
 def test_committed_records_stay_readable() -> None:
     files = sorted(ROOT.glob('configs/**/results/*.jsonl'))
     assert files
