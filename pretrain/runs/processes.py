@@ -85,6 +85,14 @@ def check_processes(count: int) -> None:
         )
 
 
+def number_of_nodes() -> int:
+    """That of ``NNODES``, 1 without it; else UserError."""
+    nodes = os.environ.get('NNODES') or '1'
+    if not nodes.isdecimal() or not int(nodes):
+        raise UserError(f'NNODES={nodes}: set it to the number of nodes.')
+    return int(nodes)
+
+
 def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     """Run a Python command in several processes with torchrun, and wait for them.
 
@@ -97,20 +105,24 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
         nodes: their number.
 
     Raises:
-        UserError: what a process raised, or that ``MASTER_ADDR`` is missing.
+        UserError: what a process raised, or that ``MASTER_ADDR`` or ``NODE_RANK`` is missing.
     """
     from torch.distributed import run
 
     # The host's name, which torchrun takes otherwise, may be unknown on one node.
     rendezvous = ['--standalone', '--local-addr=127.0.0.1']
     if nodes > 1:
-        if 'MASTER_ADDR' not in os.environ:
-            raise UserError(f'NNODES={nodes} without MASTER_ADDR: set it to the address of node 0.')
+        rank = os.environ.get('NODE_RANK')
+        if 'MASTER_ADDR' not in os.environ or rank not in map(str, range(nodes)):
+            raise UserError(
+                f'NNODES={nodes} needs MASTER_ADDR, the address of node 0, and NODE_RANK, which is '
+                f'0 there and up to {nodes - 1} on the others: set both on each node.'
+            )
         job = os.environ.get('SLURM_JOB_ID')
         port = os.environ.get('MASTER_PORT') or (20000 + int(job) % 20000 if job else 29500)
         rendezvous = [
             f'--nnodes={nodes}',
-            f'--node_rank={os.environ.get("NODE_RANK", 0)}',
+            f'--node_rank={rank}',
             f'--master_addr={os.environ["MASTER_ADDR"]}',
             f'--master_port={port}',
         ]

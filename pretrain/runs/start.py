@@ -28,6 +28,7 @@ from pretrain.runs.processes import (
     check_processes,
     ddp_settings,
     end_with_launcher,
+    number_of_nodes,
     start_processes,
     usable_gpus,
 )
@@ -62,7 +63,8 @@ def check_alone() -> None:
 
 def check_writable(work_dir: Path) -> None:
     """Make sure that a run can be written to a folder, which need not exist yet; else UserError."""
-    place = next(path for path in (work_dir, *work_dir.absolute().parents) if path.exists())
+    # A link that leads nowhere is there as well: no folder can be made in its place.
+    place = next(path for path in (work_dir, *work_dir.absolute().parents) if os.path.lexists(path))
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
@@ -146,7 +148,7 @@ def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
     All is checked here first, so that a mistake is one sentence and not many tracebacks.
     """
     check_processes(count)
-    nodes = int(os.environ.get('NNODES') or 1)
+    nodes = number_of_nodes()
     _tell_precision(config)
     config = prepare(config, count * nodes)
     if choose_start(config, args) and args.check is None:

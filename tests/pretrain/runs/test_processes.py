@@ -26,6 +26,7 @@ from pretrain.runs.processes import (
     check_processes,
     ddp_settings,
     end_with_launcher,
+    number_of_nodes,
     start_processes,
     usable_gpus,
 )
@@ -284,9 +285,40 @@ def test_a_process_whose_launcher_ended_first_does_not_wait_for_it(torchrun, mon
     assert stop.value.code == 143
 
 
-def test_several_nodes_meet_at_the_first(torchrun):
-    with pytest.raises(UserError, match='NNODES=3 without MASTER_ADDR'):
+@pytest.mark.parametrize(
+    'variables',
+    [
+        {},
+        {'NODE_RANK': '2'},
+        {'MASTER_ADDR': 'node7'},
+        {'MASTER_ADDR': 'node7', 'NODE_RANK': '3'},
+        {'MASTER_ADDR': 'node7', 'NODE_RANK': 'one'},
+    ],
+)
+def test_a_node_knows_its_place_among_several(variables, torchrun):
+    """Two nodes of one rank would wait for the others."""
+    os.environ.update(variables)
+    with pytest.raises(
+        UserError, match=r'NNODES=3 needs MASTER_ADDR, .* and NODE_RANK, .* up to 2'
+    ):
         start_processes(['x.py'], 4, nodes=3)
+    assert not torchrun
+
+
+@pytest.mark.parametrize(('nodes', 'number'), [(None, 1), ('', 1), ('1', 1), ('4', 4)])
+def test_the_number_of_nodes(nodes, number, monkeypatch):
+    monkeypatch.setattr(os, 'environ', {} if nodes is None else {'NNODES': nodes})
+    assert number_of_nodes() == number
+
+
+@pytest.mark.parametrize('nodes', ['two', '1:4', '0', '-1'])
+def test_no_number_of_nodes(nodes, monkeypatch):
+    monkeypatch.setenv('NNODES', nodes)
+    with pytest.raises(UserError, match=f'NNODES={nodes}: set it to the number of nodes'):
+        number_of_nodes()
+
+
+def test_several_nodes_meet_at_the_first(torchrun):
     os.environ.update(NODE_RANK='2', MASTER_ADDR='node7', OMP_NUM_THREADS='5')
     for variables, port in (
         ({}, 29500),

@@ -107,7 +107,15 @@ def test_where_a_run_can_be_written(tmp_path: Path) -> None:
     (tmp_path / 'file').write_text('')
     check_writable(tmp_path / 'new/folder')
     assert [path.name for path in tmp_path.iterdir()] == ['file']
-    for place in (tmp_path / 'file', tmp_path / 'file/below', Path('/proc/nowhere')):
+    link = tmp_path / 'link'
+    link.symlink_to('gone')  # as to a scratch disk that was emptied
+    for place in (
+        tmp_path / 'file',
+        tmp_path / 'file/below',
+        Path('/proc/nowhere'),
+        link,
+        link / 'x',
+    ):
         with pytest.raises(UserError, match=f'No run can be written to {place}'):
             check_writable(place)
 
