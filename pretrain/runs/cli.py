@@ -197,7 +197,11 @@ def training_arguments() -> argparse.Namespace:
         description='Train any config, pretraining and downstream alike.'
     )
     parser.add_argument('config', help='a file of configs/')
-    parser.add_argument('--work-dir', help='where the run lives (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--work-dir',
+        help='where the run lives (default: the folder of the config if it holds its run, else '
+        'work_dirs/<config name>)',
+    )
     parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
     parser.add_argument(
         '--start-from', metavar='CHECKPOINT', help="continue another run's checkpoint as a new run"

@@ -117,6 +117,13 @@ def check_node(first: dict, ours: dict) -> None:
         )
 
 
+def _usual_work_dir(config: Path) -> Path:
+    """Where a run lives if nobody says so: with the config that it has left there, else in
+    ``work_dirs``."""
+    of_a_run = (config.parent / 'run.json').exists()
+    return config.parent if of_a_run else Path('work_dirs') / config.stem
+
+
 def _tell_precision(config: Config) -> None:
     if config.precision == 'auto' and (without := device_without_bf16()):
         print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
@@ -130,9 +137,11 @@ def start(args: argparse.Namespace) -> None:
     """Start a run, or the processes of one, as :func:`pretrain.runs.cli.training_arguments` say."""
     launched = is_launched()
     config = load_config(args.config, args.cfg_options)
-    work_dir = Path(args.work_dir or Path('work_dirs') / Path(args.config).stem)
+    work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
     if not launched:
-        print(f'{args.config}: the run lives in {work_dir}.', flush=True)
+        anew = args.resume and not (work_dir / 'run.json').exists()
+        more = ', which holds none yet: it begins anew' if anew else ''
+        print(f'{args.config}: the run lives in {work_dir}{more}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     add_log_backends(config, args.log)

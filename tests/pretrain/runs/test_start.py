@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -202,6 +203,34 @@ def test_the_place_is_looked_at_before_the_data(
     monkeypatch.setattr(sys, 'argv', [*command, '--cfg-options', 'data_root=/nowhere'])
     with pytest.raises(UserError, match='No run can be written to /proc/nowhere'):
         start.main()
+
+
+def test_a_run_goes_on_where_it_left_its_config_or_says_that_it_begins(
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    places = []
+    monkeypatch.setattr(start, '_train', lambda config, *_: places.append(config.work_dir))
+    config, moved = tiny_file('bl', generations=1), tmp_path / 'moved/seed0'
+    moved.mkdir(parents=True)
+    (moved / 'run.json').touch()
+    shutil.copy(config, moved / 'tiny.py')
+    for arguments, place, anew in (
+        ([str(config)], Path('work_dirs') / config.stem, False),
+        ([str(config), '--resume'], Path('work_dirs') / config.stem, True),
+        ([str(moved / 'tiny.py'), '--resume'], moved, False),
+        (
+            [str(moved / 'tiny.py'), '--work-dir', str(tmp_path / 'other')],
+            tmp_path / 'other',
+            False,
+        ),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['start.py', *arguments])
+        start.main()
+        assert places.pop() == str(place)
+        assert ('begins anew' in capsys.readouterr().out) == anew
 
 
 @pytest.mark.parametrize('of_the_run', [False, True])
