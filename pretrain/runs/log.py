@@ -4,7 +4,9 @@ import logging
 import math
 import os
 import resource
+import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -50,7 +52,17 @@ class QuietRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         screen, *_ = logger.handlers
         screen.addFilter(_is_short)
+        screen.handleError = partial(_when_not_shown, screen)
         return logger
+
+
+def _when_not_shown(screen: logging.StreamHandler, record: logging.LogRecord) -> None:
+    """Go on without the screen if nobody reads it any more, as before ``| head``, or ``| tee`` that
+    Ctrl-C has ended: the log file has every line."""
+    if isinstance(sys.exception(), BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), screen.stream.fileno())
+    else:
+        logging.StreamHandler.handleError(screen, record)
 
 
 def _is_short(record: logging.LogRecord) -> bool:

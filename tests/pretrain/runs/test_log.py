@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -282,6 +283,24 @@ def test_the_screen_shows_lines_and_the_file_everything(
         assert dump in written
         assert not any(dump in line for line in screen)
     assert all('mmengine - ' in line for line in screen)
+
+
+def test_a_run_whose_screen_is_gone_goes_on_with_its_log_file(
+    tiny_config: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """As before ``| head -1``."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, 'w') as stdout:
+        monkeypatch.setattr('sys.stdout', stdout)
+        runner = QuietRunner.from_cfg(tiny_config('bl', tmp_path))
+        os.close(reader)
+        runner.train()
+    assert capsys.readouterr().err == ''
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'Epoch(val) [1]' in log.read_text()
 
 
 def test_the_line_shows_means_of_training_and_the_last_of_validation(tiny_config: Callable) -> None:
