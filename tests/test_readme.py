@@ -194,6 +194,7 @@ FAULTS = {
     'a picture, box, mask or list': 'downstream/test_build.py::test_all_that_is_wrong_is_named',
     'a checkpoint or backbone of another': f'{RUNS}resume.py::test_a_file_of_another_program',
     'a file carries code': f'{RUNS}checkpoint.py::test_code_in_a_checkpoint_does_not_run',
+    'memory, shared memory or open files': f'{RUNS}cli.py::test_what_the_machine_has_too_little_of',
     'there are GPUs that torch': f'{RUNS}processes.py::test_gpus_that_cannot_be_used_are_no_cpu',
     'a launcher left': f'{RUNS}start.py::test_what_launchers_tell',
     'a tool of many runs gets': f'{RUNS}launch.py::test_a_signal_stops_the_runs_and_waits',
