@@ -24,6 +24,17 @@ PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.p
 PROCESSES += ('model_wrapper_cfg',)
 LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
 
+# Format 1 had other names for these settings.
+_FORMAT_1 = {
+    'seed': 'randomness.seed',
+    'dataset': 'train_dataloader.dataset',
+    'data_preprocessor': 'model.data_preprocessor',
+    'network': 'model.network',
+    'compiled': 'model.compiled',
+    'optimizer': 'optim_wrapper.optimizer',
+    'max_epochs': 'train_cfg.max_epochs',
+}
+
 Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
 
 
@@ -99,6 +110,20 @@ def shortened(value: Any) -> str:
     return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', str(value))
 
 
+def upgrade(identity: dict, written_as: int) -> dict:
+    """An identity of an earlier format under the present names; it lacks what was not kept then."""
+    if written_as == FORMAT:
+        return identity
+    new = {}
+    for name, value in identity.items():
+        *parents, last = _FORMAT_1.get(name, name).split('.')
+        node = new
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return new
+
+
 def identity_in(checkpoint: dict, path: object) -> dict:
     """The identity of the run that wrote a checkpoint, which was loaded from ``path``.
 
@@ -111,4 +136,4 @@ def identity_in(checkpoint: dict, path: object) -> dict:
         raise UserError(
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )
-    return Contents(meta['identity'], path)
+    return Contents(upgrade(meta['identity'], meta.get('format', 1)), path)

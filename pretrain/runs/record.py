@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import Contents, UserError, number_of
-from pretrain.runs.identity import FORMAT
+from pretrain.runs.identity import FORMAT, upgrade
 from pretrain.runs.log import flush_is_due
 from pretrain.runs.packages import version_of
 from pretrain.runs.saving import iterations_done
@@ -33,10 +33,10 @@ PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegment
 
 
 def read_record(path: Path) -> dict | None:
-    """The record of a ``run.json`` file, or None if there is none yet.
+    """The record of a ``run.json`` file, in today's format, or None if there is none yet.
 
     Raises:
-        UserError: if the file holds no record, or one of another version of the suite.
+        UserError: if the file holds no record, or one of a later version of the suite.
     """
     return _parse(path.read_bytes(), path) if path.exists() else None
 
@@ -92,11 +92,14 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
         raise UserError(
             f'{place} is not the record of a run: put a copy back, or leave the run out.'
         )
-    if (written_as := record.get('format')) != FORMAT:
+    if (written_as := record.get('format', 1)) > FORMAT:
         raise UserError(
-            f'{place} has format {written_as}, this version of the suite reads {FORMAT}: use the '
-            'version that wrote it.'
+            f'{place} has format {written_as}, this version of the suite reads up to '
+            f'{FORMAT}: update the suite.'
         )
+    if written_as < FORMAT:
+        identity = upgrade(record.get('identity', {}), written_as)
+        record |= {'format': FORMAT, 'identity': identity, 'accepted_changes': []}
     return Contents(record, place)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runs.identity import FORMAT
 from tests.conftest import ROOT
 
 
@@ -78,8 +77,7 @@ def test_curves_of_a_record(call: Callable, tmp_path: Path) -> None:
         for e in (1, 2, 3)
     ]
     record = {'status': 'finished', 'task': 'classification', 'config': 'a', 'history': history}
-    record |= {'format': FORMAT}
-    records = [record | {'identity': {'randomness': {'seed': seed}}} for seed in (0, 1)]
+    records = [record | {'identity': {'seed': seed}} for seed in (0, 1)]
     (tmp_path / 'run.json').write_text(json.dumps(record))
     (tmp_path / 'set.jsonl').write_text('\n'.join(map(json.dumps, records)))
     runs = f'BL={tmp_path}/run.json', f'SD={tmp_path}/set.jsonl:a:1'

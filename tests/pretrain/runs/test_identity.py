@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from pretrain.runs.identity import differences, identity_of
+from pretrain.runs.identity import FORMAT, differences, identity_of, upgrade
 
 
 def test_an_identity_is_the_whole_config_but_for_places_and_displays() -> None:
@@ -36,3 +36,21 @@ def test_an_identity_is_the_whole_config_but_for_places_and_displays() -> None:
 )
 def test_differences(theirs: dict, ours: dict, found: dict) -> None:
     assert differences(theirs, ours, ['free', 'a.free']) == found
+
+
+def test_an_earlier_format_is_read_under_the_present_names() -> None:
+    old = {
+        'seed': 1,
+        'optimizer': {'lr': 0.1},
+        'network': {'depth': 18},
+        'compiled': True,
+        'task': 'x',
+    }
+    assert upgrade(old, 1) == {
+        'randomness': {'seed': 1},
+        'optim_wrapper': {'optimizer': {'lr': 0.1}},
+        'model': {'network': {'depth': 18}, 'compiled': True},
+        'task': 'x',
+    }
+    new = upgrade(old, 1)
+    assert upgrade(new, FORMAT) == new

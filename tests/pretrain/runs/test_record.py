@@ -179,16 +179,14 @@ def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_a_record_that_lacks_a_part_is_named_where_that_is_read(tmp_path: Path) -> None:
-    content = {'format': FORMAT, 'status': '', 'task': '', 'data': {'train': {}}}
-    (tmp_path / 'run.json').write_text(json.dumps(content))
+    (tmp_path / 'run.json').write_text('{"status": "", "task": "", "data": {"train": {}}}')
     record = read_record(tmp_path / 'run.json')
     with pytest.raises(UserError, match=r"run\.json has no 'count'"):
         record['data']['train']['count']
 
 
 def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
-    content = {'format': FORMAT, 'status': 'running', 'task': ''}
-    (tmp_path / 'run.json').write_text(json.dumps(content), encoding='utf-8-sig')
+    (tmp_path / 'run.json').write_text('{"status": "running", "task": ""}', encoding='utf-8-sig')
     assert read_record(tmp_path / 'run.json')['status'] == 'running'
 
 
@@ -203,14 +201,13 @@ def test_which_way_is_better(metric: str, epoch: int) -> None:
     assert row['best_epoch'] == epoch
 
 
-@pytest.mark.parametrize('other', [FORMAT - 1, FORMAT + 1])
-def test_a_record_of_another_version_is_refused_by_its_line(other: int, tmp_path: Path) -> None:
+def test_a_record_of_a_later_version_is_refused_by_its_line(tmp_path: Path) -> None:
     lines = [
         json.dumps({'format': version, 'status': 'finished', 'task': 'detection'})
-        for version in (FORMAT, other)
+        for version in (FORMAT, FORMAT + 1)
     ]
     (tmp_path / 'set.jsonl').write_text('\n'.join(lines))
-    with pytest.raises(UserError, match=rf'^line 2 of .*set\.jsonl has format {other}'):
+    with pytest.raises(UserError, match=rf'^line 2 of .*set\.jsonl has format {FORMAT + 1}'):
         read_records(tmp_path / 'set.jsonl')
     with pytest.raises(UserError, match=r'No folder or file .*nowhere'):
         read_records(tmp_path / 'nowhere')
