@@ -25,24 +25,26 @@ Each epoch:
 
 8. ``MicroBatchTrainLoop.run_iter`` is an iteration. It calls the hook of step 9, computes the
    teacher's logits, the student's logits, the loss of Eqn 3 and one update, and calls the hooks of
-   steps 10 and 11 (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
+   steps 10 to 12 (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
 9. ``SnapshotHook.before_train_iter`` makes the student the teacher if a mini-generation has just
    ended (Eqn 4; ``schedule.py``). A teacher that lags by iterations may change here as well.
 10. ``DeferredLogHook.after_train_iter`` reads the losses when a line of the log is due, and stops
     the run if one is not finite (``runs/log.py``).
 11. ``ParamSchedulerHook.after_train_iter`` gives the next learning rate (Eqn 5;
     ``learning_rates.py``).
-12. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
+12. ``SaveHook.after_train_iter`` saves and stops the run if a signal says so; every 15 minutes it
+    saves ``epoch_<e>_iter_<i>.pth`` (``runs/saving.py``).
+13. ``SnapshotHook.after_train_epoch`` averages the running statistics over the processes and, at
     the end of mini-generation k, writes ``snapshot_k.pth``.
-13. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
-14. ``SaveHook.after_train_epoch`` writes ``epoch_*.pth`` (``runs/saving.py``).
-15. ``ValLoop.run`` computes the errors on the test pictures (``metrics.py``).
-16. ``RunRecordHook.after_val_epoch`` enters them.
+14. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
+15. ``SaveHook.after_train_epoch`` writes ``epoch_<e>.pth``, unless that takes too long.
+16. ``ValLoop.run`` computes the errors on the test pictures (``metrics.py``).
+17. ``RunRecordHook.after_val_epoch`` enters them.
 
 The end:
 
-17. ``EnsembleHook.after_train`` evaluates the snapshots together.
-18. ``RunRecordHook.after_train`` marks the record as finished. Tables read nothing but records.
+18. ``EnsembleHook.after_train`` evaluates the snapshots together.
+19. ``RunRecordHook.after_train`` marks the record as finished. Tables read nothing but records.
 """
 
 __version__ = '0.1.0'
