@@ -13,7 +13,7 @@ from pretrain.classifier import student_weights
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
 from pretrain.formats import WRITERS, Snapshot
 from pretrain.runs.backbone_file import check_finite, origin, write_backbone_file
-from pretrain.runs.checkpoint import load_from_disk
+from pretrain.runs.checkpoint import load_from_disk, progress
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_in
 from pretrain.runs.record import read_record
@@ -147,11 +147,14 @@ def read_snapshot(path: Path) -> Snapshot:
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
     """What the record beside a checkpoint says of the data and of the error after the epoch, if it
-    is the same run's. The checkpoint does not hold the error: it is written before validation."""
+    is the same run's. The checkpoint does not hold the error: it is written before validation. Of a
+    checkpoint within an epoch no error is known."""
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:
         return {}
     facts = {'data': record['data']}
+    if (progress(checkpoint_path) or (epoch, 0))[1]:
+        return facts
     for entry in record['history']:
         if entry['epoch'] == epoch and 'metrics' in entry:
             facts['top1_error'] = entry['metrics']['top1_error']

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -86,15 +87,20 @@ def test_the_runs_own_record_tells_data_and_error(checkpoint: Path, tmp_path: Pa
     record = {'format': 2, 'status': 'running', 'task': 'classification', 'identity': identity}
     record |= {'data': data, 'history': history}
 
-    def told(**other: object) -> tuple:
+    def told(source: Path = checkpoint, **other: object) -> tuple:
         (checkpoint.parent / 'run.json').write_text(json.dumps(record | other))
-        provenance = export_backbone(checkpoint, tmp_path / 'backbone.pth')
+        provenance = export_backbone(source, tmp_path / 'backbone.pth')
         assert load_backbone_file(tmp_path / 'backbone.pth').provenance == provenance
         return provenance.get('data'), provenance.get('top1_error')
 
     assert told() == (data, 48.0)
     assert told(history=[*history[:1], {'epoch': 2}]) == (data, None)
     assert told(identity=identity | {'randomness': {'seed': 6}}) == (None, None)
+    within = checkpoint.with_name('epoch_2_iter_7.pth')
+    shutil.copy(checkpoint, within)
+    assert told(within) == (data, None)
+    shutil.copy(checkpoint, checkpoint.with_name('snapshot_1.pth'))
+    assert told(checkpoint.with_name('snapshot_1.pth')) == (data, 48.0)
 
 
 def test_export_is_repeatable(checkpoint: Path, tmp_path: Path) -> None:
