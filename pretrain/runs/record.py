@@ -148,11 +148,10 @@ class RunRecordHook(Hook):
         self.started = time.monotonic()
         # All processes go by what rank 0 sees, since they must validate together or not at all.
         source = runner.cfg.load_from
-        seen = [
-            read_record(self.path) if runner.iter > 0 else None,
-            # The record of the run that this one starts from, if it lies beside the checkpoint.
-            read_record(Path(source).parent / 'run.json') if source else None,
-        ]
+        # The record of the run that this one starts from, if it lies beside the checkpoint.
+        beside = Path(source).parent / 'run.json' if source else self.path
+        begins = beside.resolve() != self.path.resolve()
+        seen = [None if begins else read_record(self.path), read_record(beside)]
         broadcast_object_list(seen)
         own, of_source = seen
         earlier = own or {

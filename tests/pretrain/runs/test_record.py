@@ -76,17 +76,40 @@ def test_the_commit_tells_whether_the_code_was_changed(
     assert module._git_commit() == f'{commit}-modified'
 
 
+class StopAtOnce(Hook):
+    def before_train_iter(self, runner: Runner, **_: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_session_that_saved_nothing_counts(tiny_config: Callable, tmp_path: Path) -> None:
+    once = ('epochs=1', 'algorithm.generations=1')
+    config = tiny_config('bl', tmp_path, *once)
+    runner = Runner.from_cfg(config)
+    runner.register_hook(StopAtOnce())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    first = read_record(tmp_path / 'run.json')
+    config.experiment_name += '-again'
+    Runner.from_cfg(config).train()
+    again = read_record(tmp_path / 'run.json')
+    assert (first['sessions'], again['sessions']) == (1, 2)
+    assert again['wall_seconds'] > first['wall_seconds']
+    assert [entry['epoch'] for entry in again['history']] == [1]
+
+
 class StopBeforeValidation(Hook):
     def before_val(self, runner: Runner) -> None:
         if runner.epoch == 2:
             raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize('interval', [1, 3])
 def test_resume_makes_up_for_a_missed_validation(
-    tiny_config: Callable, train: Callable, tmp_path: Path
+    interval: int, tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
-    """Stopped after the checkpoint of the last epoch and before its validation."""
-    two = ('epochs=2', 'algorithm.generations=2')
+    """Stopped after the checkpoint of the last epoch, which is always validated, and before its
+    validation."""
+    two = ('epochs=2', 'algorithm.generations=2', f'train_cfg.val_interval={interval}')
     train('sd', tmp_path / 'whole', *two)
     runner = Runner.from_cfg(tiny_config('sd', tmp_path / 'cut', *two))
     runner.register_hook(StopBeforeValidation())
@@ -99,7 +122,9 @@ def test_resume_makes_up_for_a_missed_validation(
     config.experiment_name += '-resumed'
     Runner.from_cfg(config).train()
     whole, cut = (read_record(tmp_path / name / 'run.json') for name in ('whole', 'cut'))
-    assert [e['metrics'] for e in cut['history']] == [e['metrics'] for e in whole['history']]
+    ours, theirs = ([e.get('metrics') for e in r['history']] for r in (cut, whole))
+    assert ours == theirs
+    assert theirs[1] is not None
     assert cut['status'] == 'finished'
     assert cut['sessions'] == 2
     assert cut['wall_seconds'] > before['wall_seconds'] > 0
@@ -108,9 +133,14 @@ def test_resume_makes_up_for_a_missed_validation(
 def test_shared_generation_1_is_validated_where_it_is_used(
     tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
+    """Also if the run has begun with another snapshot before, and was stopped before it saved."""
     train('se', tmp_path / 'se')
     config = tiny_config('sd', tmp_path / 'sd')
     config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
+    stopped = read_record(tmp_path / 'se/run.json') | {'started_from': 'other/snapshot_1.pth'}
+    stopped['history'] = [{'epoch': 1, 'generation': 1, 'metrics': {'top1_error': 0.0}}]
+    (tmp_path / 'sd').mkdir()
+    (tmp_path / 'sd/run.json').write_text(json.dumps(stopped))
     Runner.from_cfg(config).train()
     ensemble, distilled = (read_record(tmp_path / name / 'run.json') for name in ('se', 'sd'))
     assert distilled['generations'][0] == ensemble['generations'][0]
@@ -137,6 +167,16 @@ def test_all_processes_validate_or_none_does(
         runner
     )
     assert runs == ([] if validated else [True])
+
+
+def test_the_first_process_alone_writes_the_record(
+    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    (tmp_path / 'run.json').unlink()
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda _=None: 1)
+    runner.call_hook('after_train')
+    assert not (tmp_path / 'run.json').exists()
 
 
 def test_loss_that_is_not_finite_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:
