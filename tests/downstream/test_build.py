@@ -489,7 +489,7 @@ def test_other_masks_are_trained_and_evaluated(voc, backbone_file, tmp_path):
         *SMALL[DEMO_SEGMENTATION],
     ]
     options += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
-    options += ["classes=['ground', 'lynx', 'otter']"]
+    options += ["classes=['otter', 'lynx', 'ground']"]
     config = prepare(with_files(DEMO_SEGMENTATION, root, backbone_file, *options))
     assert {split: len(lists) for split, lists in config.identity.data.items()} == {
         'train': 1,
@@ -499,7 +499,7 @@ def test_other_masks_are_trained_and_evaluated(voc, backbone_file, tmp_path):
     runner = RUNNERS.build(config)
     runner.train()
     assert runner.model.decode_head.conv_seg.out_channels == 3
-    assert runner.val_dataloader.dataset.metainfo['classes'] == ('ground', 'lynx', 'otter')
+    assert runner.val_dataloader.dataset.metainfo['classes'] == ('otter', 'lynx', 'ground')
     assert math.isfinite(runner.message_hub.get_scalar('val/mIoU').current())
 
 

@@ -111,6 +111,12 @@ def test_only_the_last_evaluation_is_drawn(evaluate, tmp_path: Path) -> None:
     halves(tmp_path / 'pictures/100003.png')
 
 
+@pytest.mark.parametrize('evaluate', TASKS[1:], indirect=True)
+def test_the_first_process_alone_draws(evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda _=None: 1)
+    assert evaluate(3) == []
+
+
 def test_red_stays_red(evaluate, tmp_path: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 250

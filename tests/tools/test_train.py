@@ -130,6 +130,7 @@ def test_two_processes_train_as_one_does(options: list[str], tmp_path: Path) -> 
         # Sums of eight float32 gradients in another order, over eight steps.
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert records[1]['ensemble'] == records[0]['ensemble']
     for ours, theirs in zip(*(record['history'] for record in records), strict=True):
         assert ours['metrics'] == theirs['metrics']
         assert ours['train'] == pytest.approx(theirs['train'], rel=1e-4)

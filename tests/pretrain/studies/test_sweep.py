@@ -38,6 +38,7 @@ def test_generation_1_is_computed_once(sweep: Sweep, launched: list[Run]) -> Non
             for stem in ('se', 't2', 't3')
         )
         for student in students:
+            assert student['identity']['randomness']['seed'] == seed
             assert student['generations'][0] == ensemble['generations'][0]
             assert sum(entry['iterations'] for entry in student['history']) == 4 * 4
         assert students[0]['history'][3]['train'] != students[1]['history'][3]['train']
