@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from downstream.pictures import VISUALIZERS_BY_TASK, dataset_meta
 from downstream.trained import Trained, load_trained
+from downstream.voc_checks import is_too_thin
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
 from pretrain.datasets.decode import Picture, centre_box
 from pretrain.datasets.picture_checks import UNUSABLE, check_picture
@@ -65,17 +66,27 @@ def predict(
             f'{lost[0]} would be drawn over another picture: predict each in a call with its own '
             '--out.'
         )
+    trained = load_trained(checkpoint)
+    is_classifier = trained.kind == 'classifier'
     for picture in pictures:
         if not picture.is_file():
             raise UserError(f'No picture {picture}: give the path of an existing file.')
-        if (kind := check_picture(picture)) in UNUSABLE or mmcv.imread(picture) is None:
-            raise UserError(f'{picture} cannot be used ({kind or "OpenCV cannot read it"}).')
-    trained = load_trained(checkpoint)
-    is_classifier = trained.kind == 'classifier'
+        if reason := _unusable(picture, may_be_thin=is_classifier):
+            raise UserError(f'{picture} cannot be used ({reason}).')
     predicted = _classify(trained) if is_classifier else _find(trained, threshold)
     for picture, file in zip(pictures, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         yield picture, file, predicted(picture, file)
+
+
+def _unusable(picture: Path, may_be_thin: bool) -> str | None:
+    """Why a picture cannot be used, if it cannot."""
+    if (kind := check_picture(picture)) in UNUSABLE:
+        return kind
+    if (image := mmcv.imread(picture)) is None:
+        return 'OpenCV cannot read it'
+    height, width, _ = image.shape
+    return None if may_be_thin or not is_too_thin(width, height) else 'too thin'
 
 
 def _classify(trained: Trained) -> Callable[[Path, Path], list[Found]]:

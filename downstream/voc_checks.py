@@ -31,7 +31,6 @@ from pretrain.runs.file_checks import (
 
 INVALID_BOXES = 'inverted or empty boxes'
 IGNORED_ID = 255  # the border of VOC's objects
-LONGEST = 100  # times the shorter side: no pixel may be left of that where a picture is resized
 _CHUNK = 32  # images at a time for a process
 
 
@@ -330,9 +329,15 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
         return unusable, [], []
     if (size := _size(picture)) is None:
         return [('that OpenCV cannot read', picture.name)], [], []
-    if min(size) < 2 or max(size) > LONGEST * min(size):
+    if is_too_thin(*size):
         return [('too thin', f'{picture.name}: {size[0]}x{size[1]}')], [], []
     return check_label(label, picture.name, *size)
+
+
+def is_too_thin(width: int, height: int) -> bool:
+    """Whether mmdet or mmseg may fail on a picture: mmseg drops a dimension of one pixel, and
+    resizing may leave none of the shorter side."""
+    return min(width, height) < 2 or max(width, height) > 100 * min(width, height)
 
 
 def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Checked:

@@ -109,6 +109,17 @@ def test_detector_or_segmenter_draws_what_it_finds(
             assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
 
 
+@pytest.mark.parametrize('size', [(1, 1), (60, 1), (2, 201)])
+def test_only_a_classifier_takes_a_thin_picture(
+    size: tuple, finished: Finished, classifier: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / 'thin.png'
+    Image.new('RGB', size).save(picture)
+    assert list(predict(classifier, [picture], tmp_path / 'out'))
+    with pytest.raises(UserError, match=r'thin\.png cannot be used \(too thin\)'):
+        list(predict(finished.checkpoint, [picture], tmp_path / 'out'))
+
+
 def test_threshold_leaves_out_boxes() -> None:
     instances = InstanceData(
         labels=torch.tensor([1, 0, 1]),
