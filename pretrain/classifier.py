@@ -1,9 +1,9 @@
 """The model that mmengine trains: a student and, for Snapshot Distillation, its frozen teacher."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from copy import deepcopy
 
 import torch
 from mmengine.model import BaseModel, BaseModule
@@ -63,10 +63,11 @@ class SnapshotClassifier(BaseModel):
         # The memory format that convolutions are fastest in, on GPUs with bfloat16 above all.
         self.student = MODELS.build(network).to(memory_format=torch.channels_last)
         self.loss = MODELS.build(loss)
-        # A copy draws no random numbers: BL, SE and SD start from the same weights.
-        with_teacher = self.loss.teacher_weight > 0 or features
-        teacher = MODELS.build(teacher_network) if teacher_network else copy.deepcopy(self.student)
-        self.teacher = freeze(teacher).eval() if with_teacher else None
+        self.teacher = None
+        if self.loss.teacher_weight > 0 or features:
+            # A copy draws no random numbers: BL, SE and SD start from the same weights.
+            teacher = MODELS.build(teacher_network) if teacher_network else deepcopy(self.student)
+            self.teacher = freeze(teacher).eval()
         self.features = MODELS.build(features) if features else None
         self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
         self.fold_teacher = fold_teacher
@@ -148,12 +149,10 @@ class SnapshotClassifier(BaseModel):
         # Cast once, for both networks: autocast would cast for each.
         dtype = torch.bfloat16 if self.precision == 'bf16' else inputs.dtype
         inputs = inputs.to(dtype, memory_format=torch.channels_last)
-        teacher_logits = None
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
-        if mode == 'loss' and self.teaching:
-            # Before the student's activations take their memory.
-            teacher_logits = self.teach(inputs)
+        # Before the student's activations take their memory.
+        teacher_logits = self.teach(inputs) if mode == 'loss' and self.teaching else None
         logits = self._compute(self.student, inputs)
         if mode == 'tensor':
             return logits
