@@ -4,7 +4,6 @@ is in :mod:`pretrain.classifier`."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.dist import all_reduce_params, broadcast_object_list, is_main_process
@@ -245,9 +244,5 @@ class EnsembleHook(Hook):
         identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
         accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]
         checkpoint = load_from_disk(path)
-
-        def may_differ(*settings: Any) -> list[str]:
-            return [*rule(*settings), *accepted]
-
-        check_resume(checkpoint, path, identity, may_differ, another_run=True)
+        check_resume(checkpoint, path, identity, lambda *of: [*rule(*of), *accepted], True)
         return student_weights(checkpoint)

@@ -20,13 +20,10 @@ def stable_seed(*key: int) -> int:
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator inside the block and restore it after."""
-    state = torch.get_rng_state()
-    # Not torch.manual_seed, which also queues a CUDA call in every worker for every picture.
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which also queues a CUDA call in every worker for every picture.
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def seed_all(*key: int) -> None:
