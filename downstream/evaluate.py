@@ -67,7 +67,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     if theirs != ours:
         raise UserError(
             f'{checkpoint} knows {counted(theirs, "classes")}, the test pictures have '
-            f'{counted(ours, "classes")}: give data of the same classes.'
+            f'{counted(ours, "classes")}: give data of the same classes, in the same order.'
         )
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = loader.dataset.metainfo

@@ -150,6 +150,8 @@ PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint'
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
+# Settings that OpenMMLab's users know and no run here goes by.
+UNUSED = 'load_from', 'resume', 'model.pretrained'
 # Settings of every run that are 0 or more.
 NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
 # Settings of every run that count something, and the least that each may be.
@@ -178,13 +180,14 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
 
 def check_settings(config: Config) -> None:
     """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, or a config
-    that no run has prepared sets mmengine's ``load_from`` or ``resume``."""
+    that no run has prepared sets one of ``UNUSED``."""
     values = dict(walk(config.to_dict()))
-    if 'identity' not in values and (values.get('load_from') or values.get('resume')):
-        raise UserError(
-            'load_from and resume are no settings here: give the arguments --start-from CHECKPOINT '
-            'and --resume, or backbone_file=FILE for a backbone.'
-        )
+    for key in UNUSED if 'identity' not in values else ():
+        if values.get(key):
+            raise UserError(
+                f'{key} is {values[key]}, which would have no effect: leave it out. A backbone is '
+                'given as backbone_file=FILE, the start of a run by --start-from or --resume.'
+            )
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):
             raise UserError(f'{key} is {values[key]}: no run can do without it.')

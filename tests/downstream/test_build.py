@@ -454,11 +454,8 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
         ("classes=['dog', 1]", r"classes is \['dog', 1\]: give a list"),
         ("classes=['dog', 'dog']", r"classes is \['dog', 'dog'\]: give a list"),
         ("train_list=['a.txt', 'b.txt']", r"train_list is \['a.txt', 'b.txt'\]: .* of one list"),
-        (
-            'load_from=epoch_12.pth',
-            'load_from and resume are no settings here: give .* --start-from',
-        ),
-        ('resume=True', 'load_from and resume are no settings'),
+        ('load_from=epoch_12.pth', r'load_from is epoch_12\.pth, .* no effect: leave it out'),
+        ('resume=True', 'resume is True, which would have no effect'),
         ('val_list=2012', 'val_list is 2012: give the path of one list'),
         ('image_scale=[(64, 48), (96, 72)]', r'image_scale.0 is \(64, 48\): .* whole number'),
     ],
@@ -466,6 +463,12 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
 def test_settings_of_other_libraries_are_one_sentence(config, option, message, voc, backbone_file):
     with pytest.raises(UserError, match=message):
         prepare(with_files(config, voc, backbone_file, option))
+
+
+def test_a_backbone_given_as_mmsegs_users_do_is_one_sentence(voc, backbone_file):
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'model.pretrained=r18.pth')
+    with pytest.raises(UserError, match=r'model\.pretrained is r18\.pth, .* as backbone_file=FILE'):
+        prepare(config)
 
 
 def test_images_of_different_sizes_are_tested_one_by_one(voc, backbone_file):
