@@ -70,7 +70,7 @@ def predict(
     is_classifier = trained.kind == 'classifier'
     for picture in pictures:
         if not picture.is_file():
-            raise UserError(f'No picture {picture}: give the path of an existing file.')
+            raise UserError(f'No picture {picture}: give the paths of files, such as photos/*.jpg.')
         if reason := _unusable(picture, may_be_thin=is_classifier):
             raise UserError(f'{picture} cannot be used ({reason}).')
     predicted = _classify(trained) if is_classifier else _find(trained, threshold)

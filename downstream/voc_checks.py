@@ -30,6 +30,7 @@ from pretrain.runs.file_checks import (
 )
 
 INVALID_BOXES = 'inverted or empty boxes'
+_OUTSIDE = 'boxes outside the picture, whose first pixel is 1,1'
 IGNORED_ID = 255  # the border of VOC's objects
 _CHUNK = 32  # images at a time for a process
 
@@ -293,7 +294,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
-    state = fingerprint(chain.from_iterable(pairs), 5)  # 6 when the kinds change
+    state = fingerprint(chain.from_iterable(pairs), 6)  # 7 when the kinds change
     place = split.list_file.resolve()
     results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
@@ -353,7 +354,7 @@ def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Ch
     for kind, difficult, (x1, y1, x2, y2) in objects:
         box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
-            problems.append(('boxes outside the picture', f'{box} of {width}x{height}'))
+            problems.append((_OUTSIDE, f'{box} of {width}x{height}'))
         elif x1 >= x2 or y1 >= y2:
             problems.append((INVALID_BOXES, box))
             difficult = True  # for mmdet

@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_one_sentence(
     text.write_text('no picture')
     cut.write_bytes(photos[0].read_bytes()[:600])
     for bad, message in [
-        (tmp_path / 'none.jpg', r'No picture .*none\.jpg: give the path of an existing file'),
+        (tmp_path / 'none.jpg', r'No picture .*none\.jpg: give the paths of files'),
         (tmp_path, 'No picture'),
         (text, r'text\.jpg cannot be used \(not an image\)'),
         (cut, r'cut\.jpg cannot be used \(truncated\)'),
