@@ -34,6 +34,7 @@ def run(main: Callable[[], None]) -> None:
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
     _find_home()
+    _shorten_tmpdir()
     try:
         main()
     except KeyboardInterrupt:
@@ -64,6 +65,13 @@ FAULT = (
     'this is a fault of the program: please report the command and the lines above as an issue of '
     'this project.'
 )
+
+
+def _shorten_tmpdir() -> None:
+    """Put temporary files into /tmp if the sockets of loader workers would have paths longer than
+    the 107 bytes that Linux allows. Python adds 32 to that of the folder."""
+    if len(tempfile.gettempdirb()) > 107 - 32:
+        os.environ['TMPDIR'] = tempfile.tempdir = '/tmp'
 
 
 # What torch and Python report when the machine has too little of something, and what to do then.

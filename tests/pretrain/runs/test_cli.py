@@ -1,4 +1,5 @@
 import argparse
+import multiprocessing.connection
 import os
 import pwd
 import re
@@ -6,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -209,6 +211,27 @@ def test_a_number_of_runs_or_processes_is_above_0(
         parser.parse_args([f'{option}={number}'])
     assert f'{option}: {number}: give a whole number above 0' in capsys.readouterr().err
     assert parser.parse_args([f'{option}=2'])
+
+
+@pytest.mark.parametrize(('length', 'kept'), [(75, True), (76, False), (200, False)])
+def test_sockets_fit_into_the_folder_of_temporary_files(
+    length: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters have long ones for their jobs; a loader would wait for its workers for ever."""
+    folder = f'{tmp_path}/'.ljust(length, 'x')
+    Path(folder).mkdir()
+    monkeypatch.setenv('TMPDIR', folder)
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    config = {}
+    monkeypatch.setattr(multiprocessing.process.current_process(), '_config', config)
+
+    def main() -> None:
+        # Python's own folder for sockets, which it would remove at its end, when there is none.
+        config['tempdir'] = tempfile.mkdtemp(prefix='pymp-')
+        multiprocessing.connection.Listener(family='AF_UNIX').close()
+
+    run(main)
+    assert (os.environ['TMPDIR'] == tempfile.gettempdir() == folder) == kept
 
 
 def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
