@@ -11,6 +11,8 @@ from types import ModuleType, NoneType
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
 
 from pretrain.runs.errors import UserError, number_of
 
@@ -179,8 +181,8 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, or a config
-    that no run has prepared sets one of ``UNUSED``."""
+    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, there is no
+    optimizer of these settings, or a config that no run has prepared sets one of ``UNUSED``."""
     values = dict(walk(config.to_dict()))
     for key in UNUSED if 'identity' not in values else ():
         if values.get(key):
@@ -196,6 +198,15 @@ def check_settings(config: Config) -> None:
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
+    try:
+        build_optim_wrapper(nn.Linear(1, 1), config.optim_wrapper)
+    except Exception as error:  # an optimizer may raise anything
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(
+            f'There is no optimizer {config.optim_wrapper.optimizer.get("type")} of these settings '
+            f'({what}): correct them, or replace them all in a config with '
+            'optim_wrapper=dict(optimizer=dict(_delete_=True, type=..., lr=...)).'
+        ) from error
 
 
 def batch_per_process(config: Config, world_size: int) -> int:

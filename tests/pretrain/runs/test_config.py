@@ -146,6 +146,24 @@ def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
 @pytest.mark.parametrize(
     ('option', 'fault'),
     [
+        ('type=Adam', "Adam of these settings .* argument 'momentum'.*_delete_=True"),
+        ('type=adam', 'adam of'),
+        ('momentum=0', 'SGD of these settings .*Nesterov momentum requires a momentum'),
+        ('weight_decay=-1', 'SGD of these settings .*Invalid weight_decay value'),
+    ],
+)
+def test_settings_that_the_optimizer_does_not_take_are_found_before_training(
+    option: str, fault: str, image_folder: Path
+) -> None:
+    options = [f'optim_wrapper.optimizer.{option}', f'data_root={image_folder}']
+    options += ['model.network.num_classes=4']
+    with pytest.raises(UserError, match=f'There is no optimizer {fault}'):
+        prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options))
+
+
+@pytest.mark.parametrize(
+    ('option', 'fault'),
+    [
         ('epochs=ten', 'give a number, such as 90'),
         ('epochs=None', 'give a number'),
         ('epochs=True', 'give a number'),
