@@ -10,6 +10,7 @@ from downstream.backbone import (
     backbone_parts,
     check_handoff,
     fitting_options,
+    same_fact,
     select,
     top_level,
 )
@@ -212,3 +213,9 @@ def test_a_damaged_or_missing_file_is_an_error(voc, backbone_file, tmp_path):
         prepared(DEMOS[0], voc, tmp_path / 'missing.pth')
     with pytest.raises(UserError, match='backbone_file=FILE'):
         prepared(DEMOS[0], voc, '')
+
+
+def test_numbers_of_a_fact_agree_but_for_rounding() -> None:
+    assert same_fact([123.675, 116.28], (255 * 0.485, 255 * 0.456))
+    assert not same_fact([123.675, 116.28], [123.68, 116.28])
+    assert not same_fact([1.0], [1.0, 1.0])

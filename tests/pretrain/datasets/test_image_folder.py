@@ -99,6 +99,18 @@ def test_folder_is_counted(image_folder: Path) -> None:
         ClassFolder.check(image_folder, batch_size=2, processes=val + 1)
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_content_tells_which_split_has_other_pictures(
+    split: str, image_folder: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(image_folder, tmp_path / 'root')
+    before = ClassFolder.check(root, batch_size=2).content()
+    Image.new('RGB', (40, 36)).save(root / split / 'class0/0.png')
+    after = ClassFolder.check(root, batch_size=2).content()
+    assert before.keys() == after.keys() == {'train', 'val'}
+    assert {name for name in before if before[name] != after[name]} == {split}
+
+
 def test_no_python_object_for_each_picture(dataset: ClassFolder) -> None:
     """Forked workers would copy a million of them; they share arrays."""
     values = list(vars(dataset).values())

@@ -1,5 +1,6 @@
 """Runs as jobs: by submitit's executors without a cluster, and by commands that act as Slurm's."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
+from pretrain.runs import launch
 from pretrain.runs.cluster import ClusterLauncher, launcher_of
 from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.saving import EXIT_CODES
 
@@ -184,3 +188,23 @@ def test_a_cancelled_job_is_named(run: Run, slurm: Path) -> None:
     (slurm / 'srun').write_text('#!/bin/bash\n')
     with pytest.raises(UserError, match=r'title: job 1 ended without a result.*CANCELLED'):
         execute(ClusterLauncher(), run, 'pass')
+
+
+def test_a_finished_run_may_be_of_another_machine_than_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs' GPUs compute in bf16, and the processor that looks at their records does not."""
+    identity = {'precision': 'bf16', 'batch_size': 8}
+    record = {'status': 'finished', 'task': 'x', 'format': FORMAT, 'wall_seconds': 1.0}
+    record |= {'identity': identity, 'generations': [{'last': {'mAP': 0.5}}]}
+    (tmp_path / 'run.json').write_text(json.dumps(record))
+    here = {'precision': 'float32'}
+    monkeypatch.setattr(launch, 'load_config', lambda *_: None)
+    monkeypatch.setattr(launch, 'prepare', lambda *_: Config({'identity': identity | here}))
+    run = Run('title', Path('x.py'), tmp_path)
+    assert ClusterLauncher().run(run) == record
+    with pytest.raises(UserError, match='precision=bf16, this one float32'):
+        Launcher().run(run)
+    here['batch_size'] = 4
+    with pytest.raises(UserError, match='batch_size=8, this one 4'):
+        ClusterLauncher().run(run)

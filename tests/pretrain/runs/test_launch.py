@@ -282,3 +282,13 @@ def test_runs_that_share_a_gpu_are_told_of_mps(
     (tmp_path / 'control').touch()  # MPS runs
     Launcher(gpus, jobs)
     assert not capsys.readouterr().err
+
+
+def test_runs_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, 'usable_gpus', lambda: 0)
+    monkeypatch.setattr(launch, 'usable_cores', lambda: 16)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for gpus, jobs, threads in ((0, 1, '16'), (0, 4, '4'), (2, 4, '2'), (8, 4, '1')):
+        assert Launcher(gpus, jobs)._environment()['OMP_NUM_THREADS'] == threads
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert Launcher(0, 4)._environment()['OMP_NUM_THREADS'] == '3'

@@ -118,6 +118,15 @@ def test_a_line_shows_the_means_of_its_epoch_alone(tiny_config: Callable, tmp_pa
         assert line['loss'] == pytest.approx(parts, rel=1e-6)  # sums of a few float32
 
 
+def test_a_line_shows_the_images_of_all_processes(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config('bl', tmp_path, *ONE, 'default_hooks.logger.interval=4')
+    config.train_dataloader.batch_size = 4  # the share of one of two
+    Runner.from_cfg(config).train()
+    (file,) = tmp_path.rglob('scalars.json')
+    line = json.loads(file.read_text().splitlines()[0])
+    assert line['images_per_second'] * line['time'] == pytest.approx(8)
+
+
 def test_jitter_copies_its_weights_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     images, factors = torch.rand(2, 3, 4, 4), torch.ones(2, 3)
     augmentation.jitter(images, factors)

@@ -104,6 +104,8 @@ def test_a_run_outlives_a_signal_to_all_its_processes(
     worker.terminate()  # from its parent
     worker.join(20)
     assert worker.exitcode == 0
+    for loader in (runner.train_dataloader, runner.val_dataloader):
+        assert loader.worker_init_fn.func is saving._start_worker
 
 
 def test_a_run_saves_by_the_clock_and_keeps_two(tiny_config: Callable, tmp_path: Path) -> None:

@@ -196,6 +196,44 @@ def test_nodes_with_other_pictures_or_gpus_do_not_train_together() -> None:
             assert re.search(rf'differs from the first node: that has {said}', told)
 
 
+def test_a_run_holds_its_folder_while_it_trains(
+    usual_signals: None,
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, codes = tmp_path / 'run', []
+
+    def train() -> None:
+        if not (pid := os.fork()):  # another process, which wants to train there too
+            try:
+                claim(folder)
+            except UserError:
+                os._exit(7)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    monkeypatch.setattr(RUNNERS, 'build', lambda _: Mock(train=train))
+    command = ['start.py', str(tiny_file('bl', generations=1)), '--work-dir', str(folder)]
+    monkeypatch.setattr(sys, 'argv', command)
+    start.main()
+    assert codes == [7]
+
+
+def test_settings_are_checked_for_the_processes_of_all_nodes(
+    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    monkeypatch.setenv('NNODES', '3')
+    monkeypatch.setattr(start, 'check_processes', lambda _: None)
+    monkeypatch.setattr(start, 'prepare', lambda _, count: sys.exit(counts.append(count)))
+    command = ['start.py', str(tiny_file('bl')), '--gpus', '2', '--work-dir', str(tmp_path / 'run')]
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(SystemExit):
+        start.main()
+    assert counts == [2 * 3]
+
+
 def test_the_place_is_looked_at_before_the_data(
     tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

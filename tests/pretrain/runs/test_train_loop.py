@@ -86,6 +86,18 @@ def test_samples_in_a_list_are_cut_like_a_tensor() -> None:
     assert (ends[0] != 1).all()
 
 
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_the_gradient_of_the_whole_batch_is_clipped(pieces: int) -> None:
+    model = Detector()
+    data = {'inputs': torch.ones(3, 2), 'data_samples': [{'target': torch.ones(())}] * 3}
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    train_in_micro_batches(
+        model, data, OptimWrapper(optimizer, clip_grad=dict(max_norm=0.1)), pieces
+    )
+    moved = (model.weight.detach() - 1).norm().item()
+    assert moved == pytest.approx(0.1, rel=1e-4)  # of 2 * sqrt(2); clipping divides by 1e-6 more
+
+
 def test_processes_exchange_gradients_in_the_last_piece_alone() -> None:
     """Before it they would wait for each other, after it their weights would drift apart."""
     distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)

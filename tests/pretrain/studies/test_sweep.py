@@ -7,7 +7,7 @@ import pytest
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Run
 from pretrain.runs.record import read_record
-from pretrain.studies.sweep import Sweep
+from pretrain.studies.sweep import Sweep, _share
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_mistakes_stop_before_anything_runs(sweep: Sweep, launched: list[Run]) -
         with pytest.raises(UserError):
             wrong.run()
     assert not launched
+
+
+def test_what_runs_share(tiny_config: Callable, tmp_path: Path) -> None:
+    ours, sd, other_order, other_rate = (
+        tiny_config(method, tmp_path, *options).identity.to_dict()
+        for method, *options in (
+            ('se',), ('sd',), ('sd', 'data_seed=1'), ('sd', 'optim_wrapper.optimizer.lr=0.5'),
+        )
+    )  # fmt: skip
+    assert [_share(ours, other) for other in (sd, other_order, other_rate)] == [True, False, False]
