@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
-from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, VISUALIZERS
 from mmengine.runner import Runner
@@ -32,8 +31,9 @@ class PicturesHook(Hook):
     """Writes ``pictures/<image>.png`` for eight validation images at the last evaluation.
 
     The images are spaced evenly over those of the first process, so two runs with the same number
-    of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's; mmdet's
-    draws the boxes with a score above :data:`SCORE_THRESHOLD`.
+    of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's, which
+    draw in the first process alone; mmdet's draws the boxes with a score above
+    :data:`SCORE_THRESHOLD`.
     """
 
     def __init__(self, visualizer: dict) -> None:
@@ -45,7 +45,6 @@ class PicturesHook(Hook):
         self.chosen = {i * batches // count for i in range(count)}
         self.visualizer.dataset_meta = dataset_meta(runner.val_dataloader.dataset.metainfo)
 
-    @master_only
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[BaseDataElement]
     ) -> None:
