@@ -160,8 +160,6 @@ def test_resume_and_start_from(options: list[str], tmp_path: Path) -> None:
     first, second = str(tmp_path / 'sd'), str(tmp_path / 'se')
     assert train(sd, '--work-dir', first, '--cfg-options', *options).returncode == 0
     assert train(sd, '--work-dir', first, '--resume', '--cfg-options', *options).returncode == 0
-    sealed = (tmp_path / 'sd/epoch_2.pth').read_bytes()
-    assert sealed[-71:].startswith(b'sha256:')  # not written by mmengine's own backend
     record = read_record(tmp_path / 'sd/run.json')
     assert (record['sessions'], len(record['history'])) == (1, 2)
     snapshot = str(tmp_path / 'sd/snapshot_1.pth')

@@ -13,10 +13,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.registry import HOOKS, LOOPS, MODELS, RUNNERS
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 import pretrain
 from pretrain.runs import saving, start
+from pretrain.runs.checkpoint import AtomicLocalBackend, install, load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.start import check_alone, check_writable, claim, is_launched
 
@@ -218,6 +221,26 @@ def test_a_run_holds_its_folder_while_it_trains(
     monkeypatch.setattr(sys, 'argv', command)
     start.main()
     assert codes == [7]
+
+
+def test_a_run_reads_and_writes_checkpoints_in_our_way(
+    usual_signals: None,
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """mmengine's own would run what a checkpoint carries, and leave half of one on a full disk."""
+    monkeypatch.setattr(RUNNERS, 'build', lambda _: Mock())
+    command = ['start.py', str(tiny_file('bl', generations=1)), '--work-dir', str(tmp_path / 'run')]
+    monkeypatch.setattr(sys, 'argv', command)
+    register_backend('local', LocalBackend, force=True, prefixes='')
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    try:
+        start.main()
+        assert CheckpointLoader._get_checkpoint_loader('a.pth') is load_from_disk
+        assert isinstance(get_file_backend('a.pth'), AtomicLocalBackend)
+    finally:
+        install()
 
 
 def test_settings_are_checked_for_the_processes_of_all_nodes(
