@@ -57,7 +57,10 @@ def import_backbone(
     source = Path(source)
     content = _read(source)
     if 'identity' in _meta(content):
-        raise UserError(f'{source} was written by this suite: use tools/export.py {source} OUT.')
+        raise UserError(
+            f'{source} was written by this suite: if it is of pretraining, use tools/export.py '
+            f'{source} OUT.'
+        )
     try:
         weights = _state_dict(content)
         depth, stem = _recognise(weights)

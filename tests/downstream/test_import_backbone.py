@@ -385,7 +385,7 @@ def test_another_family_is_named(network, message, tmp_path: Path) -> None:
         ({'epoch': 1}, 'epoch is no tensor'),
         (
             {'meta': {'identity': {}}, 'state_dict': {'student.conv1.weight': torch.ones(1)}},
-            r'written by this suite: use tools/export\.py',
+            r'written by this suite: if it is of pretraining, use tools/export\.py',
         ),
     ],
 )
