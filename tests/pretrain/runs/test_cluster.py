@@ -208,3 +208,20 @@ def test_a_finished_run_may_be_of_another_machine_than_this_one(
     here['batch_size'] = 4
     with pytest.raises(UserError, match='batch_size=8, this one 4'):
         ClusterLauncher().run(run)
+
+
+def test_options_of_the_user_come_before_what_a_run_asks_for(
+    run: Run, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def update(_: object, **settings: object) -> None:
+        asked.append(settings)
+        raise RuntimeError('enough')
+
+    monkeypatch.setattr('submitit.AutoExecutor.update_parameters', update)
+    for options in ({}, {'cpus_per_task': 16, 'timeout_min': 5}):
+        with pytest.raises(UserError, match='enough'):
+            execute(ClusterLauncher(gpus=2, options=options), run, 'pass')
+    usual = {'name': 'x', 'timeout_min': 24 * 60, 'gpus_per_node': 2, 'cpus_per_task': 2}
+    assert asked == [usual, usual | {'cpus_per_task': 16, 'timeout_min': 5}]

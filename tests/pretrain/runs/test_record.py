@@ -145,6 +145,7 @@ def test_shared_generation_1_is_validated_where_it_is_used(
     ensemble, distilled = (read_record(tmp_path / name / 'run.json') for name in ('se', 'sd'))
     assert distilled['generations'][0] == ensemble['generations'][0]
     assert distilled['history'][0] == ensemble['history'][0]
+    assert [entry['epoch'] for entry in distilled['history']] == [1, 2, 3]  # not SE's others
     assert distilled['started_from'].endswith('se/snapshot_1.pth')
 
 
