@@ -35,6 +35,8 @@ def run(main: Callable[[], None]) -> None:
         sys.argv.remove('--traceback')
     _find_home()
     _shorten_tmpdir()
+    if sys.stdout:  # it may be closed; paths may have letters that its encoding lacks
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except KeyboardInterrupt:

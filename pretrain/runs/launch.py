@@ -189,7 +189,7 @@ class Launcher:
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         """Run a command, append its output to ``log``, and return its exit code and last lines."""
-        with log.open('a') as file:
+        with log.open('a', encoding='utf-8') as file:
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,

@@ -1,4 +1,5 @@
 import argparse
+import io
 import multiprocessing.connection
 import os
 import pwd
@@ -232,6 +233,16 @@ def test_sockets_fit_into_the_folder_of_temporary_files(
 
     run(main)
     assert (os.environ['TMPDIR'] == tempfile.gettempdir() == folder) == kept
+
+
+def test_a_letter_that_the_terminal_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.BytesIO(), 'latin-1') as stdout:
+        monkeypatch.setattr('sys.stdout', stdout)
+        run(lambda: print('dätä/λ'))
+        stdout.flush()
+        assert stdout.buffer.getvalue().decode('latin-1') == 'dätä/\\u03bb\n'
+    monkeypatch.setattr('sys.stdout', None)  # as `>&-` has it
+    run(lambda: print('λ'))
 
 
 def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,13 @@ def test_failed_run_says_why(
 
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, 'Popen', start)
+    # The locale's encoding may be poorer than what a run prints.
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, *_: encoding or 'ascii')
     work_dir = tmp_path / 'run'
     with pytest.raises(UserError, match=said):
         Launcher().run(Run('title', Path('configs/x.py'), work_dir))
     printed = '\ufffd\nerror: no luck\n' if 'no luck' in program else ''
-    assert (work_dir / 'train.log').read_text() == printed
+    assert (work_dir / 'train.log').read_text(encoding='utf-8') == printed
 
 
 @pytest.mark.parametrize('gpus', [0, 2])
