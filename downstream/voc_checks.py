@@ -155,7 +155,8 @@ def check_segmentation(
 
 
 def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> list[int]:
-    """The number of images that each class occurs in, over splits that a check has passed."""
+    """The number of images that each class occurs in, over splits that a check has passed. An image
+    with difficult objects of a class alone does not count."""
     check = {'detection': ('.xml', _check_boxes), 'segmentation': ('.png', _check_mask)}[task]
     files = _files_by_label(_check_split(split, *check).labels for split in splits)
     labels = classes if task == 'detection' else range(len(classes))

@@ -44,14 +44,14 @@ def numbers(text: str) -> dict[str, float]:
 
 
 def images_of_classes(finished: Finished) -> dict[str, int]:
-    """Counted file by file, as VOC lays them out."""
+    """Counted file by file, as VOC lays them out; difficult objects are not learned."""
     root = Path(next(o for o in finished.options if o.startswith('data_root=')).partition('=')[2])
     images = Counter()
     if 'faster_rcnn' in str(finished.config):
         classes = metainfo('mmdet', 'VOCDataset')['classes']
         for name in (root / 'VOC2007/ImageSets/Main/trainval.txt').read_text().split():
             tree = ElementTree.parse(root / f'VOC2007/Annotations/{name}.xml')
-            images.update({node.text for node in tree.findall('object/name')})
+            images.update({node.text for node in tree.findall("object[difficult='0']/name")})
     else:
         classes = metainfo('mmseg', 'PascalVOCDataset')['classes']
         folder = root / 'VOC2012'
