@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
-from downstream.predict import Found, _boxes, predict
+from downstream.predict import Found, _areas, _boxes, predict
 from downstream.trained import load_trained
 from pretrain.runs.errors import UserError
 from tests.downstream.conftest import Finished
@@ -94,6 +94,9 @@ def test_detector_or_segmenter_draws_what_it_finds(
         assert source == photo
         drawn, original = Image.open(file), Image.open(photo)
         assert drawn.size == original.size
+        if original.mode == 'RGB':  # red stays red beside what is drawn
+            ours, theirs = (np.asarray(picture).astype(int) for picture in (drawn, original))
+            assert abs(ours - theirs).mean() < abs(ours - theirs[..., ::-1]).mean()
         if found:  # a tiny detector may find nothing
             assert not np.array_equal(np.asarray(drawn), np.asarray(original.convert('RGB')))
         assert all(0 <= one.score <= 1 and one.where for one in found)
@@ -118,6 +121,24 @@ def test_only_a_classifier_takes_a_thin_picture(
     assert list(predict(classifier, [picture], tmp_path / 'out'))
     with pytest.raises(UserError, match=r'thin\.png cannot be used \(too thin\)'):
         list(predict(finished.checkpoint, [picture], tmp_path / 'out'))
+
+
+def test_a_segmenter_scores_a_class_by_its_own_pixels() -> None:
+    logits = 3 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    logits[2] = -10  # a class that is nowhere
+    result = SimpleNamespace(
+        seg_logits=PixelData(data=logits), pred_sem_seg=PixelData(data=logits.argmax(0)[None])
+    )
+    scores = {'ground': [], 'otter': []}
+    for pixel in logits.double().flatten(1).T:
+        odds = pixel.exp() / pixel.exp().sum()
+        scores[('ground', 'otter', 'lynx')[odds.argmax()]].append(odds.max().item())
+    expected = [
+        Found(name, pytest.approx(np.mean(values)), f'{len(values) / 20:.1%} of the picture')
+        for name, values in sorted(scores.items(), key=lambda pair: -len(pair[1]))
+    ]
+    assert _areas(result, {'classes': ('ground', 'otter', 'lynx')}) == expected
+    assert len({len(values) for values in scores.values()}) == 2
 
 
 def test_threshold_leaves_out_boxes() -> None:
