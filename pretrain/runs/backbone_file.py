@@ -64,7 +64,7 @@ def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
     """``weights_sha256``, and of the file that they come from ``source`` and ``source_sha256``."""
     return {
         'weights_sha256': weights_sha256(weights),
-        'source': f'{source.parent.name}/{source.name}',
+        'source': f'{source.absolute().parent.name}/{source.name}',
         'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
     }
 
