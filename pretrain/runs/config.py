@@ -11,7 +11,7 @@ from types import ModuleType, NoneType
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from pretrain.runs.errors import UserError, number_of
@@ -198,8 +198,9 @@ def check_settings(config: Config) -> None:
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
+    optimizer = dict(config.optim_wrapper.optimizer, params=nn.Linear(1, 1).parameters())
     try:
-        build_optim_wrapper(nn.Linear(1, 1), config.optim_wrapper)
+        OPTIMIZERS.build(optimizer)
     except Exception as error:  # an optimizer may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(

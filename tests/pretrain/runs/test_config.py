@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from pretrain.build import prepare
-from pretrain.runs.config import batch_per_process, literal, load_config
+from pretrain.runs.config import batch_per_process, check_settings, literal, load_config
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -141,6 +141,12 @@ def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
     with pytest.raises(UserError, match='cannot train on 1 picture of 32 x 32 pixels at a time'):
         prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=1']))
     prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=2']))
+
+
+def test_a_constructor_of_optimizers_is_not_judged_without_the_network() -> None:
+    config = load_config(ROOT / 'configs/demo/r18_sd.py')
+    config.optim_wrapper.update(constructor='OfItsLayers', paramwise_cfg=dict(decay_rate=0.9))
+    check_settings(config)
 
 
 @pytest.mark.parametrize(
