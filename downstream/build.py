@@ -221,7 +221,8 @@ def _fill_detection(config: Config) -> None:
     config.model.roi_head.bbox_head.num_classes = len(classes)
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.dataset.metainfo = dict(classes=classes)
-        if config.classes:  # VOCDataset calls them by VOC's names if its folder's path has VOC2007
+        if config.classes and loader.dataset.type == 'VOCDataset':
+            # It calls them by VOC's names if the path of its folder has VOC2007.
             loader.dataset.type = 'XMLDataset'
         if config.drop_invalid_boxes:
             # mmdet ignores smaller boxes unless in test mode, which changes nothing else.

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
-from torch import nn
+from torch import nn, zeros
 
 from pretrain.runs.errors import UserError, number_of
 
@@ -181,8 +181,9 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, there is no
-    optimizer of these settings, or a config that no run has prepared sets one of ``UNUSED``."""
+    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, no
+    optimizer takes its settings and no constructor builds it, or a config that no run has prepared
+    sets one of ``UNUSED``."""
     values = dict(walk(config.to_dict()))
     for key in UNUSED if 'identity' not in values else ():
         if values.get(key):
@@ -198,9 +199,12 @@ def check_settings(config: Config) -> None:
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
-    optimizer = dict(config.optim_wrapper.optimizer, params=nn.Linear(1, 1).parameters())
+    if 'constructor' in config.optim_wrapper:
+        return  # it may give the optimizer, for each layer, what these settings lack
+    optimizer = dict(config.optim_wrapper.optimizer, params=[nn.Parameter(zeros(1, 1))])
     try:
-        OPTIMIZERS.build(optimizer)
+        with OPTIMIZERS.switch_scope_and_registry(config.default_scope) as optimizers:
+            optimizers.build(optimizer)
     except Exception as error:  # an optimizer may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(

@@ -196,6 +196,20 @@ def test_rate_must_fall_before_the_end(voc, backbone_file):
     assert prepare(config).param_scheduler[0].end == 2
 
 
+def test_a_data_set_and_an_optimizer_of_the_users_own(cells, backbone_file, monkeypatch):
+    from mmdet.registry import OPTIMIZERS
+
+    monkeypatch.setitem(OPTIMIZERS.module_dict, 'OfMatrices', torch.optim.Muon)
+    config = with_files(DEMO_BCCD, cells, backbone_file)
+    config.val_dataloader.dataset.type = 'Cells'
+    config.optim_wrapper.optimizer = dict(type='OfMatrices', lr=0.1)
+    before = torch.get_rng_state()
+    config = prepare(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert config.train_dataloader.dataset.dataset.type == 'XMLDataset'
+    assert config.val_dataloader.dataset.type == 'Cells'
+
+
 @pytest.mark.parametrize('config', DEMOS)
 def test_the_seed_of_a_run_is_that_of_its_augmentation(config, voc, backbone_file):
     config = prepare(with_files(config, voc, backbone_file, 'randomness.seed=7'))

@@ -144,8 +144,10 @@ def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
 
 
 def test_a_constructor_of_optimizers_is_not_judged_without_the_network() -> None:
+    """Nor the optimizer that it builds, as Muon's from groups of layers."""
     config = load_config(ROOT / 'configs/demo/r18_sd.py')
     config.optim_wrapper.update(constructor='OfItsLayers', paramwise_cfg=dict(decay_rate=0.9))
+    config.optim_wrapper.optimizer = dict(type='OfGroups', lr=0.1)
     check_settings(config)
 
 
