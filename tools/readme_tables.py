@@ -31,15 +31,14 @@ TABLE = re.compile(r'(?<=<!-- )(tools/[^>]+)( -->\n).*?(?=<!-- end -->)', re.DOT
 def printed(command: str) -> str:
     """What ``python command`` prints in the repository; here, in this process."""
     tool, *arguments = shlex.split(command)
-    output = io.TextIOWrapper(io.BytesIO(), 'utf-8')
+    output = io.StringIO()
     with (
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(output),
         patch.object(sys, 'argv', [tool, *arguments]),
     ):
         runpy.run_path(tool, run_name='__main__')
-    output.seek(0)
-    return output.read().strip()
+    return output.getvalue().strip()
 
 
 def with_tables(text: str) -> str:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def run(main: Callable[[], None]) -> None:
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
-    _find_home()
-    _shorten_tmpdir()
-    if sys.stdout:  # it may be closed; paths may have letters that its encoding lacks
+    if isinstance(sys.stdout, TextIOWrapper):  # paths may have letters that its encoding lacks
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
+        _find_home()
+        _shorten_tmpdir()
         main()
     except KeyboardInterrupt:
         if shown:
@@ -82,7 +83,7 @@ _LIMITS = {
         'Too many files are open: raise the limit (ulimit -n 65536), or lower '
         'train_dataloader.num_workers.'
     ),
-    r'shared memory|</torch_|DataLoader worker .*(Killed|Bus error|exited)': (
+    r'shared memory ?(object|\(shm\))|</torch_|DataLoader worker .*(Killed|Bus error|exited)': (
         'The loader workers probably had too little memory, or shared memory (/dev/shm): lower '
         'train_dataloader.num_workers, or enlarge /dev/shm (docker run --shm-size=8g). --resume '
         'goes on from the newest checkpoint.'

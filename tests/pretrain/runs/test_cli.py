@@ -172,6 +172,12 @@ def test_what_the_machine_has_too_little_of_is_no_fault_of_the_program(
     assert 'Traceback' not in capsys.readouterr().err
 
 
+def test_a_kernel_that_needs_too_much_of_a_gpu_is_not_the_loaders_fault() -> None:
+    error = RuntimeError('out of resource: shared memory, Required: 270336, Hardware limit: 232448')
+    with pytest.raises(SystemExit, match='fault of the program'):
+        run(raises(error))
+
+
 @pytest.mark.parametrize('option', ['--cfg-options', '--cluster-options'])
 def test_an_option_given_twice_adds_up(option: str) -> None:
     """As a script that has options of its own and those of its caller; mmengine's does as well."""
@@ -235,14 +241,23 @@ def test_sockets_fit_into_the_folder_of_temporary_files(
     assert (os.environ['TMPDIR'] == tempfile.gettempdir() == folder) == kept
 
 
+def test_no_folder_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the disk is full."""
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: ['/nowhere'])
+    with pytest.raises(SystemExit, match=r'^error: .*No usable temporary directory'):
+        run(lambda: None)
+
+
 def test_a_letter_that_the_terminal_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     with io.TextIOWrapper(io.BytesIO(), 'latin-1') as stdout:
         monkeypatch.setattr('sys.stdout', stdout)
         run(lambda: print('dätä/λ'))
         stdout.flush()
         assert stdout.buffer.getvalue().decode('latin-1') == 'dätä/\\u03bb\n'
-    monkeypatch.setattr('sys.stdout', None)  # as `>&-` has it
-    run(lambda: print('λ'))
+    for other in (None, io.StringIO()):  # as `>&-` has it, and a notebook's has no encoding
+        monkeypatch.setattr('sys.stdout', other)
+        run(lambda: print('λ'))
 
 
 def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
