@@ -63,8 +63,8 @@ def predict(
     files = [(out or picture.parent) / f'{picture.stem}_predicted.png' for picture in pictures]
     if lost := [file for file, count in Counter([*files, *pictures]).items() if count > 1]:
         raise UserError(
-            f'{lost[0]} would be drawn over another picture: predict each in a call with its own '
-            '--out.'
+            f'{lost[0]} would be drawn over another picture: add --out with a folder for what is '
+            'drawn, and predict pictures of the same name in separate calls.'
         )
     trained = load_trained(checkpoint)
     is_classifier = trained.kind == 'classifier'
