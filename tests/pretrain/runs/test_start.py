@@ -281,6 +281,11 @@ def test_a_run_goes_on_where_it_left_its_config_or_says_that_it_begins(
     for arguments, place, anew in (
         ([str(config)], Path('work_dirs') / config.stem, False),
         ([str(config), '--resume'], Path('work_dirs') / config.stem, True),
+        (
+            [str(config), '--resume', '--start-from', 'snapshot_1.pth'],
+            Path('work_dirs') / config.stem,
+            False,
+        ),
         ([str(moved / 'tiny.py'), '--resume'], moved, False),
         (
             [str(moved / 'tiny.py'), '--work-dir', str(tmp_path / 'other')],
