@@ -78,7 +78,7 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     classes = [entry.name for entry in entries if entry.is_dir()]
     if not classes:
         raise UserError(f'{folder} has no class folder: it must hold one for each class.')
-    files = [entry.name for entry in entries if not entry.is_dir()]
+    files = [entry.name for entry in entries if not entry.is_dir() and entry.name[0] != '.']
     if loose := [name for name in files if name.lower().endswith(IMG_EXTENSIONS)]:
         raise UserError(
             f'{folder} has {counted(loose, "pictures")} outside the class folders: move each to '

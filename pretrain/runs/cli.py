@@ -88,7 +88,7 @@ _LIMITS = {
         'train_dataloader.num_workers, or enlarge /dev/shm (docker run --shm-size=8g). --resume '
         'goes on from the newest checkpoint.'
     ),
-    r'OutOfMemoryError|MemoryError|DefaultCPUAllocator': (
+    r'MemoryError|DefaultCPUAllocator|CUDA error: out of memory': (
         'The memory is too small: raise micro_batches, or lower batch_size or the size of the '
         'pictures.'
     ),

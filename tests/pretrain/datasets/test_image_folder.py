@@ -205,6 +205,7 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(
     for path in ('train/a/b', 'train/a'):
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+    (tmp_path / 'train/._a.jpg').touch()  # macOS's, beside the classes
     assert len(list_pictures(tmp_path, 'train').paths) == 2
     scandir = os.scandir
 

@@ -144,8 +144,8 @@ def open_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def raise_cuda() -> None:
-    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.')
+def fail_on_the_gpu(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,8 @@ def raise_cuda() -> None:
         (partial(one_batch, signal.SIGBUS), '--shm-size'),
         (take_a_port_twice, 'set MASTER_PORT'),
         (open_many_files, 'ulimit -n'),
-        (raise_cuda, 'raise micro_batches'),
+        (partial(fail_on_the_gpu, torch.OutOfMemoryError('CUDA out of memory.')), 'micro_batches'),
+        (partial(fail_on_the_gpu, RuntimeError('CUDA error: out of memory')), 'micro_batches'),
         (lambda: torch.empty(2**50), 'raise micro_batches'),
         (lambda: bytearray(2**60), 'raise micro_batches'),
         (lambda: np.empty(2**50), 'raise micro_batches'),
