@@ -42,7 +42,7 @@ from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
-# The identity of a run leaves out where its backbone lies, how a probe loads its pictures,
+# The identity of a run leaves out where its backbone lies, how a probe loads its images,
 NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg'
 NOT_IDENTITY += 'loader', 'skip'
 # and what `prepare` derives from other settings.
@@ -105,7 +105,7 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
     config.runner_type = 'DownstreamRunner'
     _fill_loaders(config, world_size)
     config.train_cfg.micro_batches = config.micro_batches
-    # With pictures of many sizes cuDNN would search for an algorithm again and again.
+    # With images of many sizes cuDNN would search for an algorithm again and again.
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
@@ -283,7 +283,7 @@ def _content(config: Config) -> dict[str, list[str]]:
         files = [
             f'{folder.relative_to(root)}/{name}{end}'
             for name in list_from_file(split.list_file)
-            for folder, end in ((split.pictures, '.jpg'), (split.labels, suffix))
+            for folder, end in ((split.images, '.jpg'), (split.labels, suffix))
         ]
         return content_sha256(split.list_file.resolve(), root, files)
 

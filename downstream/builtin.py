@@ -2,7 +2,7 @@
 
 ``python -m downstream.builtin DEST`` writes ``DEST/imagenet``, a folder to pretrain on, and
 ``DEST/VOCdevkit``, scenes to detect and to segment six of these classes in. Classes of a group
-have similar shapes; colour, size, pose and background say nothing about the class. Every picture
+have similar shapes; colour, size, pose and background say nothing about the class. Every image
 depends on the seed and its own name alone, so the same parameters give the same bytes.
 """
 
@@ -127,8 +127,8 @@ def _expose(image: np.ndarray, rng: Generator) -> Image.Image:
     return Image.fromarray(image.astype(np.uint8))
 
 
-def draw_picture(kind: str, size: int, rng: Generator) -> Image.Image:
-    """An RGB picture, ``size`` pixels square, of one object of ``kind``, partly behind strokes."""
+def draw_image(kind: str, size: int, rng: Generator) -> Image.Image:
+    """An RGB image, ``size`` pixels square, of one object of ``kind``, partly behind strokes."""
     image = _background(size, size, rng)
     extent = size * rng.uniform(0.5, 1)
     draw_object(image, kind, size / 2 + rng.uniform(-0.15, 0.15, 2) * size, extent, rng)
@@ -137,7 +137,7 @@ def draw_picture(kind: str, size: int, rng: Generator) -> Image.Image:
 
 
 class SceneObject(NamedTuple):
-    """An object of a scene; the masks, (H, W) bool, end at the border of the picture."""
+    """An object of a scene; the masks, (H, W) bool, end at the border of the image."""
 
     kind: str
     whole: np.ndarray
@@ -151,7 +151,7 @@ class SceneObject(NamedTuple):
 
 
 def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject]]:
-    """An RGB picture of ``size`` by 3/4 ``size`` pixels, wide or high, and its one or two objects
+    """An RGB image of ``size`` by 3/4 ``size`` pixels, wide or high, and its one or two objects
     of ``SCENE_CLASSES``, from the rearmost to the foremost."""
     short = size * 3 // 4
     width, height = (size, short) if rng.random() < 0.7 else (short, size)
@@ -215,14 +215,14 @@ def voc_palette() -> bytes:
 
 
 def stream(seed: int, name: str) -> Generator:
-    """The random numbers of one picture, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
+    """The random numbers of one image, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
     return np.random.default_rng([seed, *name.encode()])
 
 
 def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
-    """Write pairs of a name and a picture or text into ``root``, all or nothing, unless they are
+    """Write pairs of a name and an image or text into ``root``, all or nothing, unless they are
     there already: ``builtin.json`` holds the parameters. UserError if ``root`` holds others."""
-    record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 when the pictures change
+    record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 when the images change
     if root.exists():
         path = root / 'builtin.json'
         if path.is_file() and path.read_text() == record:
@@ -253,14 +253,14 @@ def write_imagenet_folder(
         for split, kind in product(counts, CLASSES):
             for i in range(counts[split]):
                 rng = stream(seed, f'imagenet/{split}/{kind}/{i}')
-                yield f'{split}/{kind}/{kind}_{i:04}.jpg', draw_picture(kind, size, rng)
+                yield f'{split}/{kind}/{kind}_{i:04}.jpg', draw_image(kind, size, rng)
 
     _write_once(root, {'imagenet': counts, 'size': size, 'seed': seed}, contents())
 
 
 def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: int = 0) -> None:
     """Write VOC2007, scenes with boxes, and VOC2012, others with masks, into ``root``, unless they
-    are there. A picture's sides have ``size`` pixels (at least 64) and 3/4 of it. A quarter of
+    are there. An image's sides have ``size`` pixels (at least 64) and 3/4 of it. A quarter of
     VOC2012's ``trainval`` is train, the rest aug, with masks as SBD's. UserError if ``root`` holds
     anything else."""
     train, total = -(-trainval // 4), trainval + test
@@ -279,8 +279,8 @@ def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: in
             stems = [f'{prefix}{number + 1:06}' for number in numbers]
             yield path, ''.join(f'{stem}\n' for stem in stems)
             for i, stem in enumerate(stems):
-                picture, objects = draw_scene(size, stream(seed, f'{year}/{split}/{i}'))
-                yield f'{year}/JPEGImages/{stem}.jpg', picture
+                image, objects = draw_scene(size, stream(seed, f'{year}/{split}/{i}'))
+                yield f'{year}/JPEGImages/{stem}.jpg', image
                 if year == 'VOC2007':
                     yield f'{year}/Annotations/{stem}.xml', voc_xml(stem, objects)
                 else:

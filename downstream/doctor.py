@@ -85,18 +85,18 @@ def _disk_speed(folder: Path, megabytes: int = 256) -> str:
     return f'disk: reads {megabytes / seconds:,.0f} MB a second'
 
 
-def _decoder_speed(pictures: int = 50) -> str:
-    """Decodes a photo of ImageNet's usual size as the loader of a test picture does."""
+def _decoder_speed(images: int = 50) -> str:
+    """Decodes a photo of ImageNet's usual size as the loader of a test image does."""
     from PIL import Image
 
-    from pretrain.datasets.decode import Picture, centre_box
+    from pretrain.datasets.decode import EncodedImage, centre_box
 
     with tempfile.NamedTemporaryFile(suffix='.jpg') as file:
         noise = Image.effect_noise((63, 47), 80).resize((500, 375)).convert('RGB')
         noise.save(file.name, quality=92)
         start = time.perf_counter()
-        for _ in range(pictures):
-            picture = Picture(file.name)
-            picture.crop(centre_box(picture.height, picture.width), 224)
+        for _ in range(images):
+            image = EncodedImage(file.name)
+            image.crop(centre_box(image.height, image.width), 224)
         seconds = time.perf_counter() - start
-    return f'decoder: {pictures / seconds:,.0f} pictures of 500 x 375 pixels a second on a core'
+    return f'decoder: {images / seconds:,.0f} images of 500 x 375 pixels a second on a core'

@@ -1,4 +1,4 @@
-"""Test a checkpoint on the pictures of a config: the metrics of a run, and those of each class."""
+"""Test a checkpoint on the images of a config: the metrics of a run, and those of each class."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
 def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[str] = ()) -> str:
     """Test a checkpoint of a classifier, a detector or a segmenter.
 
-    The model is the checkpoint's, with its preprocessing; the pictures and the metric are the
+    The model is the checkpoint's, with its preprocessing; the images and the metric are the
     config's.
 
     Args:
@@ -66,7 +66,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     theirs, ours = (tuple(m['classes']) for m in (trained.metainfo, loader.dataset.metainfo))
     if theirs != ours:
         raise UserError(
-            f'{checkpoint} knows {counted(theirs, "classes")}, the test pictures have '
+            f'{checkpoint} knows {counted(theirs, "classes")}, the test images have '
             f'{counted(ours, "classes")}: give data of the same classes, in the same order.'
         )
     evaluator = Evaluator(metric)
@@ -89,7 +89,7 @@ def _prepare_test(config: Config, trained: Trained) -> Config:
         config.algorithm.features = {}
         config.teacher = config.initial = dict(network={}, checkpoint=None)
         return prepare(config)
-    # A test takes one picture at a time, however few training pictures there are.
+    # A test takes one image at a time, however few training images there are.
     config.update(batch_size=2, micro_batches=1)
     return prepare_without_backbone(config)
 
@@ -139,7 +139,7 @@ def _classification(metric: BaseMetric, dataset: Dataset) -> Result:
     classes = range(len(dataset.metainfo['classes']))
     chosen = [wrong[labels == label] for label in classes]
     errors = [(len(w), 100 * w.mean() if len(w) else np.nan) for w in chosen]
-    return metric.compute_metrics(metric.results), ('pictures', 'top-1 error'), errors
+    return metric.compute_metrics(metric.results), ('images', 'top-1 error'), errors
 
 
 def _detection(metric: BaseMetric, _: Dataset) -> Result:

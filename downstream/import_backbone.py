@@ -1,7 +1,7 @@
 """ResNets of torchvision, timm and OpenMMLab as backbone files.
 
 The names and shapes of the tensors tell depth and stem, and must be those of that ResNet to the
-last tensor. They do not tell which convolution has the stride ('style') and how pictures are
+last tensor. They do not tell which convolution has the stride ('style') and how images are
 normalised: the checkpoint's config does, or the user. Nor do they tell of layers without weights:
 timm's ``resnetblur50`` without its ``config.json`` looks like a ``resnet50``.
 """

@@ -33,7 +33,7 @@ class DownstreamRunner(QuietRunner):
 @HOOKS.register_module()
 class CropsOfOneSizeHook(Hook):
     """Lets cuDNN search for its fastest algorithms in training, whose crops have one size, but not
-    in validation, where each size of picture would start another search."""
+    in validation, where each size of image would start another search."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         torch.backends.cudnn.benchmark = True

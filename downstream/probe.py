@@ -21,13 +21,13 @@ from pretrain.runs.record import describe, describe_data, summarise
 from pretrain.runs.saving import stop_at_once
 
 METRIC = 'top1_accuracy'
-CHUNK = 256  # pictures whose neighbours are searched at a time
+CHUNK = 256  # images whose neighbours are searched at a time
 
 
 @RUNNERS.register_module()
 class ProbeRunner:
     """Takes the place of mmengine's Runner: computes the features of both splits, classifies the
-    test pictures and writes the record ``run.json``. A stopped run begins again. Of several
+    test images and writes the record ``run.json``. A stopped run begins again. Of several
     processes the first does it all. ``config`` is what :func:`downstream.build.prepare` returns.
     """
 
@@ -75,8 +75,8 @@ class ProbeRunner:
         backbone.init_weights()
         backbone.to(device, memory_format=torch.channels_last).eval()
         preprocessor.to(device)
-        pictures = [(0, index) for index in range(len(dataset))]
-        loader = DataLoader(dataset, sampler=pictures, **config.loader)
+        images = [(0, index) for index in range(len(dataset))]
+        loader = DataLoader(dataset, sampler=images, **config.loader)
         features = []
         for batch in tqdm(loader, dataset.split, mininterval=15):
             # BGR as OpenCV loads it, which the preprocessor of a detector or segmenter expects.
@@ -103,9 +103,9 @@ def knn_accuracy(
     2018, Section 3.4); smaller sets than ImageNet need fewer than its 200 neighbours.
 
     Args:
-        bank: float32 (N, D), the features of the training pictures.
+        bank: float32 (N, D), the features of the training images.
         bank_labels: int64 (N,), their classes.
-        queries: float32 (M, D), the features of the test pictures.
+        queries: float32 (M, D), the features of the test images.
         labels: int64 (M,), their classes.
         neighbours: how many vote; all N where there are fewer.
         temperature: T > 0; the smaller, the more the nearest count.

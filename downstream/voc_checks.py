@@ -1,4 +1,4 @@
-"""VOC's classes, and checks of a split before a run: its list, pictures, boxes and masks.
+"""VOC's classes, and checks of a split before a run: its list, images, boxes and masks.
 
 One error counts and names all that is wrong; nothing is changed. The user's cache directory keeps
 what was found in a split until a file changes.
@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from downstream.mmcv_ops import install
-from pretrain.datasets.picture_checks import DECODE_ERRORS, UNUSABLE, check_picture
+from pretrain.datasets.image_checks import DECODE_ERRORS, UNUSABLE, check_image
 from pretrain.runs.errors import UserError, counted, number_of
 from pretrain.runs.file_checks import (
     cached,
@@ -30,7 +30,7 @@ from pretrain.runs.file_checks import (
 )
 
 INVALID_BOXES = 'inverted or empty boxes'
-_OUTSIDE = 'boxes outside the picture, whose first pixel is 1,1'
+_OUTSIDE = 'boxes outside the image, whose first pixel is 1,1'
 IGNORED_ID = 255  # the border of VOC's objects
 _CHUNK = 32  # images at a time for a process
 
@@ -40,12 +40,12 @@ class Split(NamedTuple):
 
     Attributes:
         list_file: names its images, one per line.
-        pictures: the folder of the .jpg files.
+        images: the folder of the .jpg files.
         labels: the folder of the .xml files with boxes, or of the .png files with masks.
     """
 
     list_file: Path
-    pictures: Path
+    images: Path
     labels: Path
 
 
@@ -225,7 +225,7 @@ def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> lis
     """A sentence on each pair of splits that have images in common."""
     sentences = []
     for one, other in combinations([*train, *test], 2):
-        same_folder = one.split.pictures.resolve() == other.split.pictures.resolve()
+        same_folder = one.split.images.resolve() == other.split.images.resolve()
         if shared := sorted({*one.names} & {*other.names}) if same_folder else []:
             both = one in train and other in test
             effect = 'be trained on and tested on' if both else 'count twice'
@@ -272,13 +272,13 @@ def read_list(path: Path) -> list[str]:
 
 
 def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]) -> _Findings:
-    """Check the files of each image of a split: its picture, and its label file with the suffix."""
+    """Check the files of each image of a split: its picture and its label file with the suffix."""
     try:
         names = read_list(split.list_file)
     except UserError as error:
         return _Findings(split, [], [str(error)], {}, {}, {})
     counts = Counter(names)
-    folders = (split.pictures, '.jpg'), (split.labels, suffix)
+    folders = (split.images, '.jpg'), (split.labels, suffix)
     wrong, complete = [], {*counts}
     for folder, ending in folders:
         if missing := [name for name in counts if not (folder / (name + ending)).is_file()]:
@@ -295,7 +295,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
-    state = fingerprint(chain.from_iterable(pairs), 6)  # 7 when the kinds change
+    state = fingerprint(chain.from_iterable(pairs), 7)  # 8 when the kinds change
     place = split.list_file.resolve()
     results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
@@ -323,35 +323,35 @@ def _all_are_readable(results: Sequence[_Checked]) -> bool:
 
 
 def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path]) -> _Checked:
-    """Check a picture and its label file."""
-    picture, label = files
-    pictures = files if label.suffix == '.png' else (picture,)
-    kinds = ((check_picture(path), path.name) for path in pictures)
+    """Check an image and its label file."""
+    image, label = files
+    images = files if label.suffix == '.png' else (image,)
+    kinds = ((check_image(path), path.name) for path in images)
     if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
         return unusable, [], []
-    if (size := _size(picture)) is None:
-        return [('that OpenCV cannot read', picture.name)], [], []
+    if (size := _size(image)) is None:
+        return [('that OpenCV cannot read', image.name)], [], []
     if is_too_thin(*size):
-        return [('too thin', f'{picture.name}: {size[0]}x{size[1]}')], [], []
-    return check_label(label, picture.name, *size)
+        return [('too thin', f'{image.name}: {size[0]}x{size[1]}')], [], []
+    return check_label(label, image.name, *size)
 
 
 def is_too_thin(width: int, height: int) -> bool:
-    """Whether mmdet or mmseg may fail on a picture: mmseg drops a dimension of one pixel, and
+    """Whether mmdet or mmseg may fail on an image: mmseg drops a dimension of one pixel, and
     resizing may leave none of the shorter side."""
     return min(width, height) < 2 or max(width, height) > 100 * min(width, height)
 
 
-def _check_boxes(annotation: Path, picture: str, width: int, height: int) -> _Checked:
-    """Check the boxes of a picture of this width and height."""
+def _check_boxes(annotation: Path, name: str, width: int, height: int) -> _Checked:
+    """Check the boxes of an image of this width and height."""
     try:
         stated, objects = _read_annotation(annotation)
     except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
         return [('unreadable annotations', f'{annotation.name}: {error}')], [], []
     problems, learned = [], []
     if stated not in ((width, height), None):
-        what = f'{picture}: {width}x{height}, not {stated[0]}x{stated[1]}'
-        problems.append(('pictures of another size than the annotations say', what))
+        what = f'{name}: {width}x{height}, not {stated[0]}x{stated[1]}'
+        problems.append(('images of another size than the annotations say', what))
     for kind, difficult, (x1, y1, x2, y2) in objects:
         box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
@@ -403,8 +403,8 @@ def _text(node: ElementTree.Element, tag: str) -> str:
     return child.text
 
 
-def _check_mask(mask: Path, picture: str, width: int, height: int) -> _Checked:
-    """Check the mask of a picture of this width and height; a colour is red, green and blue."""
+def _check_mask(mask: Path, name: str, width: int, height: int) -> _Checked:
+    """Check the mask of an image of this width and height; a colour is red, green and blue."""
     with Image.open(mask) as image:
         # PIL multiplies the values of a grey PNG of fewer than 8 bits; byte 24 is their number.
         bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
@@ -419,20 +419,20 @@ def _check_mask(mask: Path, picture: str, width: int, height: int) -> _Checked:
     problems = []
     if image.size != (width, height):
         what = f'{mask.name}: {image.width}x{image.height}, not {width}x{height}'
-        problems.append(('masks of another size than the pictures', what))
+        problems.append(('masks of another size than the images', what))
     ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
     return problems, ids, [palette[3 * i : 3 * i + 3] for i in ids]
 
 
-def _size(picture: Path) -> tuple[int, int] | None:
-    """Width and height as OpenCV, and with it mmdet and mmseg, reads a picture; None if it cannot.
+def _size(path: Path) -> tuple[int, int] | None:
+    """Width and height as OpenCV, and with it mmdet and mmseg, reads an image; None if it cannot.
     An APP1 segment may hold an orientation, which OpenCV applies in its own way."""
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         ordinary = image.format == 'JPEG' and image.mode in ('L', 'RGB')
         if ordinary and 'APP1' not in dict(image.applist):
             return image.size
     try:
-        height, width, _ = mmcv.imfrombytes(picture.read_bytes()).shape
+        height, width, _ = mmcv.imfrombytes(path.read_bytes()).shape
     except (AttributeError, mmcv.cv2.error):
         return None
     return width, height

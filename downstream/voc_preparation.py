@@ -34,7 +34,7 @@ _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
 
 
 def check_voc07(root: Path) -> None:
-    """Check all files of VOC2007 detection in the folder VOCdevkit and print how many pictures
+    """Check all files of VOC2007 detection in the folder VOCdevkit and print how many images
     there are.
 
     Raises:
@@ -46,7 +46,7 @@ def check_voc07(root: Path) -> None:
         for split in official
     )
     archives = 'VOCtrainval_06-Nov-2007.tar', 'VOCtest_06-Nov-2007.tar'
-    sources = dict.fromkeys((trainval.pictures, trainval.labels), ' and '.join(archives))
+    sources = dict.fromkeys((trainval.images, trainval.labels), ' and '.join(archives))
     sources |= {trainval.list_file: archives[0], test.list_file: archives[1]}
     require_paths({path: f'{archive} of PASCAL VOC 2007' for path, archive in sources.items()})
     counts = check_detection([trainval], [test], metainfo('mmdet', 'VOCDataset')['classes'])
@@ -55,7 +55,7 @@ def check_voc07(root: Path) -> None:
 
 def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
     """Check all files of VOC2012 segmentation with SBD's, in the folder VOCdevkit, and print how
-    many pictures there are. With ``sbd`` its masks are converted first, as by :func:`convert_sbd`.
+    many images there are. With ``sbd`` its masks are converted first, as by :func:`convert_sbd`.
 
     Raises:
         UserError: naming every piece that is missing, or else every file that is damaged or wrong.

@@ -38,7 +38,7 @@ Each epoch:
     the end of mini-generation k, writes ``snapshot_k.pth``.
 14. ``RunRecordHook.after_train_epoch`` enters the epoch in ``run.json``.
 15. ``SaveHook.after_train_epoch`` writes ``epoch_<e>.pth``, unless that takes too long.
-16. ``ValLoop.run`` computes the errors on the test pictures (``metrics.py``).
+16. ``ValLoop.run`` computes the errors on the test images (``metrics.py``).
 17. ``RunRecordHook.after_val_epoch`` enters them.
 
 The end:

@@ -140,12 +140,12 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
             f'{config.model.network.num_classes}: add the option '
             f'model.network.num_classes={checked.classes}.'
         )
-    folder = 'image_size' in config  # and not pictures on the device
+    folder = 'image_size' in config  # and not images on the device
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         if loader.num_workers and not folder and torch.cuda.is_available():
             raise UserError(
-                f'{split}_dataloader.num_workers is {loader.num_workers}, but the pictures lie on '
+                f'{split}_dataloader.num_workers is {loader.num_workers}, but the images lie on '
                 'the GPU, which its workers cannot use: set it to 0.'
             )
         loader.batch_size = batch_size
@@ -159,7 +159,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         if area is not None and not (numbers and len(area) == 2 and 0 < area[0] <= area[1] <= 1):
             raise UserError(
                 f'{split}_dataloader.dataset.crop_area is {area}: give the least and the greatest '
-                'part of a picture, such as (0.08, 1.0).'
+                'part of an image, such as (0.08, 1.0).'
             )
         if folder:
             loader.dataset.update(size=config.image_size, skip=checked.skip)
@@ -197,16 +197,14 @@ def _check_model(config: Config) -> None:
     size = config.get('image_size', 32)  # CIFAR's
     with torch.device('meta'):
         model = _built(config.model, 'model')
-        _try_pictures(
-            model.student, config.train_dataloader.batch_size // config.micro_batches, size
-        )
+        _try_images(model.student, config.train_dataloader.batch_size // config.micro_batches, size)
         if model.features:
             model.imitate(torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.long))
         if config.initial.checkpoint:
             check_net2net(_built(config.initial.network, 'initial.network'), model.student)
 
 
-def _try_pictures(student: nn.Module, count: int, size: int) -> None:
+def _try_images(student: nn.Module, count: int, size: int) -> None:
     try:
         student.train().forward(torch.empty(count, 3, size, size))
     except NotImplementedError:  # an operator that computes no shapes
@@ -216,7 +214,7 @@ def _try_pictures(student: nn.Module, count: int, size: int) -> None:
             return
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
-            f'The network cannot train on {number_of(count, "pictures")} of {size} x {size} pixels '
+            f'The network cannot train on {number_of(count, "images")} of {size} x {size} pixels '
             f'at a time ({what}): change the network, image_size, batch_size or micro_batches.'
         ) from error
 

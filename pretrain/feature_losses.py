@@ -1,7 +1,7 @@
 """Losses on the outputs of inner layers: FitNets (reference [35]) and A Gift from KD ([50]).
 
 A loss names layers of the student and of the teacher, and compares their outputs for the same
-pictures. It trains the student alone in the first mini-generation (``algorithm.features``).
+images. It trains the student alone in the first mini-generation (``algorithm.features``).
 A loss beside the labels would also change ``SnapshotClassifier.forward``, ``SnapshotHook``, and
 ``pretrain.build``, which leaves the ensemble out.
 """
@@ -94,7 +94,7 @@ class FSPLoss(nn.Module):
     The flow from a layer with features F1, (N, I, H, W), to one with F2, (N, J, H, W), is the
     Gram matrix G_ij = sum over s, t of F1_ist F2_jst / (H W) (Eqn 1 of the paper); the loss is the
     squared distance of the two networks' matrices (Eqn 2, with λ = 1 / (I J)), the mean over the
-    pictures and the sum over the pairs.
+    images and the sum over the pairs.
 
     Args:
         pairs: names of the two layers of each pair, the same in both networks.

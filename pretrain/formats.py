@@ -50,7 +50,7 @@ class Snapshot(NamedTuple):
         weights: the student's, under the network's own names.
         network: its config, as ``model.network`` of a pretraining config.
         classes: the names of the logits.
-        image_size: the side of a picture in pixels.
+        image_size: the side of an image in pixels.
         provenance: as :func:`pretrain.export.export_backbone` returns it, without what the file's
             writer adds.
     """
@@ -73,7 +73,7 @@ class Snapshot(NamedTuple):
 
     @property
     def top1(self) -> float | None:
-        """Top-1 accuracy in percent on the run's test pictures, if its record tells it."""
+        """Top-1 accuracy in percent on the run's test images, if its record tells it."""
         error = self.provenance.get('top1_error')
         return None if error is None else 100 - error
 
@@ -131,7 +131,7 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
         config['id2label'] = dict(enumerate(snapshot.classes))
         config['label2id'] = {name: index for index, name in enumerate(snapshot.classes)}
     mean, std = _normalisation(snapshot)
-    pictures = {
+    images = {
         'image_processor_type': 'ConvNextImageProcessor',
         'size': {'shortest_edge': snapshot.image_size},
         'crop_pct': CENTRE,
@@ -145,7 +145,7 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
     with _new_folder(out) as folder:
         save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
         (folder / 'config.json').write_text(_json(config))
-        (folder / 'preprocessor_config.json').write_text(_json(pictures))
+        (folder / 'preprocessor_config.json').write_text(_json(images))
         (folder / 'README.md').write_text(_card(snapshot, 'transformers', usage))
 
 
@@ -184,7 +184,7 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
 
 
 def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
-    """The config of mmpretrain for the network and its test pictures."""
+    """The config of mmpretrain for the network and its test images."""
     size = snapshot.image_size
     settings = {
         'model': {
@@ -248,12 +248,12 @@ class _FromPixels(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1))
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.network((pictures - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)
 
 
 def write_onnx(snapshot: Snapshot, out: Path) -> None:
-    """An ONNX file: ``pictures``, float32 (N, 3, S, S) RGB from 0 to 255, to ``logits`` (N, C) or,
+    """An ONNX file: ``images``, float32 (N, 3, S, S) RGB from 0 to 255, to ``logits`` (N, C) or,
     without a classifier, to ``features`` (N, C, S/32, S/32). N is any number; classes and
     provenance are the file's metadata."""
     for package in ('onnx', 'onnxscript'):
@@ -266,11 +266,11 @@ def write_onnx(snapshot: Snapshot, out: Path) -> None:
         network = nn.Sequential(*list(network.children())[:-2])  # without the pooling and fc
     facts = snapshot.provenance
     model = _FromPixels(network, facts['mean'], facts['std']).eval()
-    pictures = torch.zeros(2, 3, snapshot.image_size, snapshot.image_size)
+    images = torch.zeros(2, 3, snapshot.image_size, snapshot.image_size)
     program = torch.onnx.export(
         model,
-        (pictures,),
-        input_names=['pictures'],
+        (images,),
+        input_names=['images'],
         output_names=['logits' if whole else 'features'],
         dynamic_shapes=({0: torch.export.Dim('batch')},),
         dynamo=True,
@@ -327,7 +327,7 @@ def _normalisation(snapshot: Snapshot) -> list[list[float]]:
 
 def _data(snapshot: Snapshot) -> str:
     counts = {split: data['count'] for split, data in snapshot.provenance['data'].items()}
-    return f'{counts["train"]} training and {number_of(counts["val"], "test pictures")}'
+    return f'{counts["train"]} training and {number_of(counts["val"], "test images")}'
 
 
 def _card(snapshot: Snapshot, library: str, usage: str) -> str:
@@ -346,7 +346,7 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
         'algorithm': f'{algorithm["name"]}, mini-generations of {algorithm["generations"]} epochs',
         'epoch': facts['epoch'],
         'seed': facts['seed'],
-        'picture size': f'{snapshot.image_size} pixels, the centre of {CENTRE:.3f} of the side',
+        'image size': f'{snapshot.image_size} pixels, the centre of {CENTRE:.3f} of the side',
         'mean, standard deviation': f'{facts["mean"]}, {facts["std"]} (RGB, 0 to 255)',
         'parameters': f'{_parameters(snapshot.weights):,}',
         'source': f'{facts["source"]} (SHA-256 {facts["source_sha256"]})',
@@ -355,7 +355,7 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
     if 'data' in facts:
         rows['data'] = _data(snapshot)
     if snapshot.top1 is not None:
-        rows['top-1 accuracy'] = f'{snapshot.top1:.2f} % on the test pictures, one centre crop'
+        rows['top-1 accuracy'] = f'{snapshot.top1:.2f} % on the test images, one centre crop'
     table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
@@ -374,7 +374,7 @@ model = {usage}
 | --- | --- |
 {table}
 
-The licence is that of the suite; the pictures that the network learned from may have conditions of
+The licence is that of the suite; the images that the network learned from may have conditions of
 their own.
 
 ```bibtex

@@ -16,8 +16,8 @@ LABEL, STUDENT, TEACHER = range(3)
 class TopKError(BaseMetric):
     """Top-1 and top-5 error in percent, over the whole validation set and all ranks.
 
-    Of five classes or fewer there is no top-5 error, which would always be 0. One entry a picture,
-    so that mmengine can drop the pictures that pad the last rank's share.
+    Of five classes or fewer there is no top-5 error, which would always be 0. One entry per image,
+    so that mmengine can drop the images that pad the last rank's share.
     """
 
     def process(self, data_batch: dict, data_samples: Sequence[dict[str, Tensor]]) -> None:

@@ -34,7 +34,7 @@ def check_other_run(path: str, network: dict, config: Config) -> str:
 
     Raises:
         UserError: naming what differs: network, number of classes, preprocessing, size of the
-            pictures or tensors.
+            images or tensors.
     """
     checkpoint = load_from_disk(path)
     if 'meta' in checkpoint:

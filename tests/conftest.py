@@ -127,7 +127,7 @@ def tf32() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 classes of 8 + 3 coloured noise pictures of 40 x 36 pixels."""
+    """4 classes of 8 + 3 coloured noise images of 40 x 36 pixels."""
     root = tmp_path_factory.mktemp('images')
     rng = np.random.default_rng(0)
     for split, count in (('train', 8), ('val', 3)):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on drawn pictures, on two CPU cores in minutes: pretrain a ResNet-18 as baseline
+# The whole pipeline on drawn images, on two CPU cores in minutes: pretrain a ResNet-18 as baseline
 # (BL) and with Snapshot Distillation (SD), leave a third one untrained, fine-tune all three for
 # detection and segmentation, print the transfer table. If it is stopped, the same command resumes.
 # usage: bash tools/demo.sh
@@ -18,7 +18,7 @@ demo=work_dirs/demo
   SD="$demo/pretrain/r18_sd/seed0/run.json" "$demo/curves.png"
 cat <<EOF
 
-What was shown: a ResNet-18 learned to classify drawn pictures of the 20 VOC classes, once as BL and
+What was shown: a ResNet-18 learned to classify drawn images of the 20 VOC classes, once as BL and
 once as SD. From these backbones and from one of random weights, Faster R-CNN learned to find objects
 of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the same settings for
 all three. If BL and SD are far above random, what pretraining learned reaches both tasks.

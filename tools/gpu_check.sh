@@ -57,7 +57,7 @@ driver (GPU) | nvidia-smi
 runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_count(), torch.cuda.is_available(), torch.cuda.is_available() and torch.cuda.get_device_capability())'
 CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
 CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
-demo pictures | $python -m downstream.builtin data/builtin
+demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
 peak memory, of record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; timeout 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; echo quit | nvidia-cuda-mps-control; exit \$code

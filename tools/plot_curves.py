@@ -18,7 +18,7 @@ SUFFIXES = '.png', '.pdf', '.svg'
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
-    parser.add_argument('out', type=Path, help=f'the picture to write: {", ".join(SUFFIXES)}')
+    parser.add_argument('out', type=Path, help=f'the image to write: {", ".join(SUFFIXES)}')
     parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
     args = parser.parse_args()
     from pretrain.runs.record import one_record
@@ -29,7 +29,7 @@ def main() -> None:
         raise UserError('A name is given twice: give each run its own.')
     if args.out.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f'{args.out} is no picture that can be written: choose {", ".join(SUFFIXES)}.'
+            f'{args.out} is no image that can be written: choose {", ".join(SUFFIXES)}.'
         )
     if len(runs) > len(COLOURS):
         raise UserError(f'{len(runs)} runs: at most {len(COLOURS)} can be told apart.')

@@ -1,6 +1,6 @@
-"""Predict pictures with a classifier, a detector or a segmenter, and draw what was found.
+"""Predict images with a classifier, a detector or a segmenter, and draw what was found.
 
-python tools/predict.py CHECKPOINT PICTURE ... [--out FOLDER] [--threshold SCORE]
+python tools/predict.py CHECKPOINT IMAGE ... [--out FOLDER] [--threshold SCORE]
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from pretrain.runs.cli import run, tool_parser
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
-    parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE')
+    parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
     parser.add_argument(
-        '--out', type=Path, help='folder for NAME_predicted.png (default: beside each picture)'
+        '--out', type=Path, help='folder for NAME_predicted.png (default: beside each image)'
     )
     parser.add_argument(
         '--threshold',
@@ -24,8 +24,8 @@ def main() -> None:
     args = parser.parse_args()
     from downstream.predict import predict
 
-    for picture, file, found in predict(args.checkpoint, args.pictures, args.out, args.threshold):
-        print(f'{picture}: {"" if found else "nothing found, "}drawn in {file}')
+    for image, file, found in predict(args.checkpoint, args.images, args.out, args.threshold):
+        print(f'{image}: {"" if found else "nothing found, "}drawn in {file}')
         for name, score, where in found:
             print(f'  {score:6.1%}  {name}  {where}'.rstrip())
 

@@ -6,7 +6,7 @@ python tools/prepare_data.py voc07 --root DIR
 python tools/prepare_data.py voc12aug --root DIR [--sbd DIR]
 
 Missing and damaged files are named, and the exit code is 1. If the data are sound but not as many
-pictures as the paper used, that is printed and is no error. Nothing is downloaded, and no existing
+images as the paper used, that is printed and is no error. Nothing is downloaded, and no existing
 file is changed.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
         'imagenet',
         help='ImageNet of 2012; --root holds train/ and val/; --out makes a smaller copy',
     )
-    imagenet.add_argument('--out', type=Path, help='gets a copy with smaller pictures')
+    imagenet.add_argument('--out', type=Path, help='gets a copy with smaller images')
     imagenet.add_argument(
         '--shorter-side',
         type=positive,

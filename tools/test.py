@@ -8,7 +8,7 @@ from pretrain.runs.cli import add_options, run, tool_parser
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('config', help='names the pictures and the metric')
+    parser.add_argument('config', help='names the images and the metric')
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
     add_options(parser)
     args = parser.parse_args()

@@ -19,7 +19,7 @@ model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
     rpn_head=dict(anchor_generator=dict(scales=[1.5, 2, 3, 4])),
     roi_head=dict(
-        # layer4 sees 3x3 features of a region, as it saw 3x3 of a picture in pretraining.
+        # layer4 sees 3x3 features of a region, as it saw 3x3 of an image in pretraining.
         bbox_roi_extractor=dict(roi_layer=dict(output_size=3)),
         bbox_head=dict(
             type='ConvFCBBoxHead',

@@ -20,7 +20,7 @@ from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, 
 def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
     """A fine-tuning run of this suite against :func:`library_run`.
 
-    Pictures of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
+    Images of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
     random and the batch fits this machine.
 
     Raises:
@@ -55,7 +55,7 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
 def library_run(ours: Config) -> Config:
     """A prepared fine-tuning config as mmdet's and mmseg's ``tools/train.py`` would run it: with
     mmengine's Runner, loop over epochs, sampler, hooks and log, and in float32. The model with its
-    initial weights, the pictures, their transforms and the optimizer are the same."""
+    initial weights, the images, their transforms and the optimizer are the same."""
     config = copy.deepcopy(ours)
     config.runner_type = 'Runner'
     config.train_cfg = dict(by_epoch=True, max_epochs=ours.train_cfg.max_epochs)

@@ -146,14 +146,14 @@ def _finished(runs: Iterable[RecordedRun], *tasks: str) -> list[dict]:
 
 
 def _groups(runs: Iterable[RecordedRun], *tasks: str) -> list[tuple[str, list[RecordedRun]]]:
-    """Runs to compare, with a title: pretraining runs of one network on the same pictures, or runs
+    """Runs to compare, with a title: pretraining runs of one network on the same images, or runs
     of one downstream config."""
     groups = defaultdict(list)
     for run in runs:
         record, title, key = run.record, run.record['config'], ''
         if record['task'] == 'classification':
             network, data = record['identity']['model']['network'], record['data']['train']
-            title = f'{backbone_of(record["identity"])} on {number_of(data["count"], "pictures")}'
+            title = f'{backbone_of(record["identity"])} on {number_of(data["count"], "images")}'
             key = json.dumps([network, data])
         if record['task'] in tasks:
             groups[title, key].append(run)
@@ -407,8 +407,8 @@ def _provenance(runs: Sequence[RecordedRun]) -> Section:
             'commit': _shown(record['git_commit']),
             'device': record['device'],
             'processes': str(record['world_size']),
-            'training pictures': str(data['train']['count']),
-            'test pictures': str(data['val']['count']),
+            'training images': str(data['train']['count']),
+            'test images': str(data['val']['count']),
             'data': _shown(data['train']['sha256']),
             'starts from': _shown(weights or record['started_from']),
             'changed while it ran': changed or NONE,

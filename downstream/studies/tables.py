@@ -12,7 +12,7 @@ from pretrain.studies.tables import labels_of
 TASKS = ('detection', 'segmentation', 'probe')
 # mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0, 'top1_accuracy': 1.0}
-# The paper's training and test pictures, epochs and depth of the ResNet (Section 4.3).
+# The paper's training and test images, epochs and depth of the ResNet (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
 # What the runs of a config may differ in: stem, stride and preprocessing are their backbones' own.
 MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
@@ -121,7 +121,7 @@ def _one_setting(config: str, records: Sequence[dict]) -> None:
 
 
 def _size(record: dict) -> tuple[int, int, int, int]:
-    """Training and test pictures, epochs, and the depth of the backbone."""
+    """Training and test images, epochs, and the depth of the backbone."""
     data, depth = record['data'], record['identity']['backbone']['depth']
     return data['train']['count'], data['val']['count'], record['history'][-1]['epoch'], depth
 
@@ -170,5 +170,5 @@ def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
     trained = number_of(epochs, 'epochs') if epochs else 'nothing trained'
-    pictures = f'{train} training and {val} test pictures'
-    return f'{records[0]["config"]}: ResNet-{depth}, {pictures}, {trained}, on {devices}.'
+    images = f'{train} training and {val} test images'
+    return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, on {devices}.'

@@ -2,7 +2,7 @@
 
 A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with ``root``, ``split``
 ('train' or 'val') and ``seed``; and, if the config has an ``image_size``, with it as ``size``, and
-with the pictures to ``skip``. Without one its pictures lie on the device, and no workers load them.
+with the images to ``skip``. Without one its images lie on the device, and no workers load them.
 It has
 
 - ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,

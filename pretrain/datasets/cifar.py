@@ -24,7 +24,7 @@ MD5 = {
     'test': 'f0ef6b0ae62326f3e7ffdfab6717acfc',
     'meta': '7973b15100ade9c7d40fb424638fde48',
 }
-# The colour of the margin: the mean of the training pictures, which normalisation maps to 0.
+# The colour of the margin: the mean of the training images, which normalisation maps to 0.
 FILL = (129, 124, 112)
 SIZE = 32
 MARGIN = 4
@@ -34,14 +34,14 @@ MARGIN = 4
 class Cifar100(Dataset):
     """CIFAR-100 as uint8 on the device that trains: a batch is one gather there.
 
-    A training picture gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
-    pixels and flipped with probability 1/2. Test pictures are not changed.
+    A training image gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
+    pixels and flipped with probability 1/2. Test images are not changed.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
         split: 'train' or 'val', the official test set.
         seed: the run's seed.
-        images: train on so many pictures, the first ones of each class; None keeps all.
+        images: train on so many images, the first ones of each class; None keeps all.
 
     Raises:
         UserError: if a file is missing or not the official one, or ``images`` is impossible.
@@ -107,11 +107,11 @@ class Cifar100(Dataset):
         return {'inputs': batch.permute(0, 3, 1, 2), 'data_samples': self.labels[index]}
 
     def file_list(self) -> list[str]:
-        """The pictures' places in the official file, with its md5, in the order of the labels."""
+        """The images' places in the official file, with its md5, in the order of the labels."""
         return self.files
 
     def _draws(self, epoch: int) -> Tensor:
-        """For each picture, the position in ``pixels`` where its crop starts, and whether it is
+        """For each image, the position in ``pixels`` where its crop starts, and whether it is
         flipped (0 or 1): int64 (2, N)."""
         if self.drawn is None or self.drawn[0] != epoch:
             # The length tells this key from the sampler's: stable_seed(s) equals that of (s, 0).
@@ -151,7 +151,7 @@ def _load(root: Path, name: str) -> dict[str, Any]:
 
 
 def _first_of_each_class(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """The indices of ``count`` pictures in ascending order; all classes are equally frequent."""
+    """The indices of ``count`` images in ascending order; all classes are equally frequent."""
     if not isinstance(count, int) or not 0 < count <= len(labels) or count % classes:
         raise UserError(
             f'train_dataloader.dataset.images is {count}: it must be a multiple of {classes}, the '

@@ -1,4 +1,4 @@
-"""From a picture file to the crop that a network sees, decoding no more than is needed."""
+"""From an image file to the crop that a network sees, decoding no more than is needed."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
-from pretrain.datasets.picture_checks import DECODE_ERRORS
+from pretrain.datasets.image_checks import DECODE_ERRORS
 from pretrain.runs.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -22,7 +22,7 @@ REDUCTIONS = (8, 4, 2)  # the ones that libjpeg-turbo has fast code for
 
 
 class Box(NamedTuple):
-    """A region of a picture in pixels."""
+    """A region of an image in pixels."""
 
     top: int
     left: int
@@ -31,7 +31,7 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, area: Sequence[float]) -> Box:
-    """Draw a box that keeps a share from ``area[0]`` to ``area[1]`` of a picture, as torchvision
+    """Draw a box that keeps a share from ``area[0]`` to ``area[1]`` of an image, as torchvision
     does: uniform in area and log-uniform in aspect ratio, from torch's generator."""
     shape = torch.empty(3, height, width, device='meta')
     return Box(*RandomResizedCrop.get_params(shape, area, ASPECT_RATIOS))
@@ -43,12 +43,12 @@ def centre_box(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-class Picture:
-    """A picture file. Only its header is read until a crop is requested.
+class EncodedImage:
+    """An image file. Only its header is read until a crop is requested.
 
     libjpeg-turbo decodes JPEGs, which nearly all of ImageNet's files are. PIL decodes other formats
     and the JPEGs that libjpeg-turbo's interface does not cover: CMYK and rare chroma samplings.
-    Grey, CMYK and palette pictures become RGB. As in torchvision, an orientation in the EXIF data
+    Grey, CMYK and palette images become RGB. As in torchvision, an orientation in the EXIF data
     is not applied.
 
     Args:
@@ -107,7 +107,7 @@ class Picture:
 
 
 def _reduce(box: Box, factor: int) -> Box:
-    """The box in the picture that is ``factor`` times smaller, with sides rounded up."""
+    """The box in the image that is ``factor`` times smaller, with sides rounded up."""
     top, left = round(box.top / factor), round(box.left / factor)
     bottom = round((box.top + box.height) / factor)
     right = round((box.left + box.width) / factor)

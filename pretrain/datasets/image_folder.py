@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.datasets.augmentation import draw_augmentation
-from pretrain.datasets.decode import Picture, centre_box, random_box
-from pretrain.datasets.picture_checks import OTHER_FORMAT, UNUSABLE, check_pictures
+from pretrain.datasets.decode import EncodedImage, centre_box, random_box
+from pretrain.datasets.image_checks import OTHER_FORMAT, UNUSABLE, check_images
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import (
@@ -25,18 +25,18 @@ from pretrain.runs.file_checks import (
 )
 from pretrain.runs.randomness import stable_seed, torch_seed
 
-# Ends of the names of pictures that torchvision's ImageFolder leaves out in silence.
+# Ends of the names of images that torchvision's ImageFolder leaves out in silence.
 _NOT_READ = b'.avif', b'.gif', b'.heic', b'.heif', b'.jfif', b'.jp2', b'.jpe', b'.jxl', b'.tga'
 
 
-class PictureList(NamedTuple):
-    """The pictures of a split in arrays: loader workers would each copy a million Python objects.
+class ImageList(NamedTuple):
+    """The images of a split in arrays: loader workers would each copy a million Python objects.
 
     Attributes:
         classes: the sorted names of the class folders.
         paths: (N,) of bytes, the files relative to the root, such as b'train/n01/a.JPEG'.
-        labels: (N,) int32, the index of each picture's class.
-        others: pictures of formats that are not read, as strings.
+        labels: (N,) int32, the index of each image's class.
+        others: images of formats that are not read, as strings.
     """
 
     classes: tuple[str, ...]
@@ -50,8 +50,8 @@ class Checked(NamedTuple):
 
     Attributes:
         classes: their number.
-        skip: the pictures to leave out, sorted paths relative to the root.
-        content: reads all pictures for a hash of each split's names and bytes.
+        skip: the images to leave out, sorted paths relative to the root.
+        content: reads all images for a hash of each split's names and bytes.
     """
 
     classes: int
@@ -59,12 +59,12 @@ class Checked(NamedTuple):
     content: Callable[[], dict[str, str]]
 
 
-def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureList:
-    """List the pictures in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
+def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
+    """List the images in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
     ImageFolder, without those in ``skip``, paths relative to ``root``.
 
     Raises:
-        UserError: if there is no class, a class has no picture, a picture lies outside the classes,
+        UserError: if there is no class, a class has no image, an image lies outside the classes,
             a folder cannot be read, is hidden or is a link to one that holds it, or a name is not
             UTF-8.
     """
@@ -72,7 +72,7 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     if not folder.is_dir():
         raise UserError(
             f'No folder {folder}: set data_root to a folder that holds train/<class>/ and '
-            'val/<class>/ pictures (option data_root=DIR).'
+            'val/<class>/ images (option data_root=DIR).'
         )
     entries = sorted(os.scandir(folder), key=attrgetter('name'))
     classes = [entry.name for entry in entries if entry.is_dir()]
@@ -81,7 +81,7 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
     files = [entry.name for entry in entries if not entry.is_dir() and entry.name[0] != '.']
     if loose := [name for name in files if name.lower().endswith(IMG_EXTENSIONS)]:
         raise UserError(
-            f'{folder} has {counted(loose, "pictures")} outside the class folders: move each to '
+            f'{folder} has {counted(loose, "images")} outside the class folders: move each to '
             'the folder of its class, or delete it.'
         )
     # Bytes cost half the time of strings and sort in the same order.
@@ -97,14 +97,14 @@ def list_pictures(root: Path, split: str, skip: Sequence[str] = ()) -> PictureLi
             paths += [path for path in found if path not in left_out] if skip else found
         counts.append(len(paths) - before)
         if not counts[-1]:
-            what = 'usable picture' if skip else 'picture'
+            what = 'usable image' if skip else 'image'
             raise UserError(f'{folder / name} has no {what}: fill the class or remove it.')
     try:
         b'\n'.join(paths + others).decode()
     except UnicodeDecodeError as error:
         raise UserError(f'{folder} has a name that is not UTF-8 ({error}): rename it.') from error
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return PictureList(tuple(classes), np.array(paths), labels, [*map(os.fsdecode, others)])
+    return ImageList(tuple(classes), np.array(paths), labels, [*map(os.fsdecode, others)])
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
@@ -112,7 +112,7 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     for parent, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         path = Path(os.fsdecode(parent))
         if path.name.startswith('.'):
-            raise UserError(f'{path} is hidden, but its pictures would be trained on: delete it.')
+            raise UserError(f'{path} is hidden, but its images would be trained on: delete it.')
         for name in map(os.fsdecode, subfolders):
             if (path / name).is_symlink() and path.resolve().is_relative_to(
                 (path / name).resolve()
@@ -143,13 +143,13 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
         if (root / 'train' / name).samefile(root / 'val' / name):
             raise UserError(
                 f'train/{name} and val/{name} of {root} are the same folder: a run would be '
-                'tested on its training pictures.'
+                'tested on its training images.'
             )
 
 
 @DATASETS.register_module()
 class ClassFolder(Dataset):
-    """``root/<split>/<class>/<picture>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
+    """``root/<split>/<class>/<image>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
     ``data_samples``, the class index. A sample to train on has ``augmentation`` as well, for
     :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
@@ -158,9 +158,9 @@ class ClassFolder(Dataset):
         split: 'train' or 'val'.
         seed: of the augmentation.
         size: side of the output in pixels.
-        crop_area: the least and the greatest share of a picture that a random crop keeps; None for
+        crop_area: the least and the greatest share of an image that a random crop keeps; None for
             the centre crop.
-        skip: pictures to leave out, by their paths relative to ``root``.
+        skip: images to leave out, by their paths relative to ``root``.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class ClassFolder(Dataset):
     ) -> None:
         self.root = Path(root)
         self.split = split
-        classes, self.paths, self.labels, _ = list_pictures(Path(root), split, skip)
+        classes, self.paths, self.labels, _ = list_images(Path(root), split, skip)
         self.seed = seed
         self.size = size
         self.crop_area = crop_area
@@ -186,15 +186,15 @@ class ClassFolder(Dataset):
     def __getitem__(self, position: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = position
         label = int(self.labels[index])
-        picture = Picture(self.root / os.fsdecode(self.paths[index]))
-        shape = picture.height, picture.width
+        encoded = EncodedImage(self.root / os.fsdecode(self.paths[index]))
+        shape = encoded.height, encoded.width
         if self.crop_area is None:
-            image = picture.crop(centre_box(*shape), self.size)
+            image = encoded.crop(centre_box(*shape), self.size)
             return {'inputs': image, 'data_samples': label}
         with torch_seed(stable_seed(self.seed, epoch, index)):
             box = random_box(*shape, self.crop_area)
             augmentation = draw_augmentation()
-        image = picture.crop(box, self.size)
+        image = encoded.crop(box, self.size)
         return {'inputs': image, 'data_samples': label, 'augmentation': augmentation}
 
     @staticmethod
@@ -209,33 +209,33 @@ class ClassFolder(Dataset):
 
         Args:
             root: the folder that holds both splits.
-            batch_size: the least number of training pictures.
-            processes: the least number of test pictures.
-            skip_unusable: print which pictures cannot be trained with instead of raising an error.
-            workers: processes that look at the pictures; without it as many as there are cores.
+            batch_size: the least number of training images.
+            processes: the least number of test images.
+            skip_unusable: print which images cannot be trained with instead of raising an error.
+            workers: processes that look at the images; without it as many as there are cores.
 
         Raises:
             UserError: naming what is missing, differs between the splits or cannot be used.
         """
-        train, val = (list_pictures(root, split) for split in ('train', 'val'))
+        train, val = (list_images(root, split) for split in ('train', 'val'))
         _check_classes(root, train.classes, val.classes)
         lists = {'train': train.paths.tolist(), 'val': val.paths.tolist()}
         place = root.resolve()
         states = {split: fingerprint(paths_within(place, names)) for split, names in lists.items()}
         names = [*lists['train'], *lists['val']]
-        found = check_pictures(root, names, ' '.join(states.values()), workers)
+        found = check_images(root, names, ' '.join(states.values()), workers)
         if others := sorted(train.others + val.others):
             found[OTHER_FORMAT] = others
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(
-                    f'{root} holds pictures that cannot be trained with: {bad}. Replace or delete '
+                    f'{root} holds images that cannot be trained with: {bad}. Replace or delete '
                     'them, or add the option skip_unusable=True.'
                 )
             print(f'Left out of {root}: {bad}.')
         skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
         if skip:
-            train, val = (list_pictures(root, split, skip) for split in ('train', 'val'))
+            train, val = (list_images(root, split, skip) for split in ('train', 'val'))
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
 
@@ -245,5 +245,5 @@ class ClassFolder(Dataset):
         return Checked(len(train.classes), skip, content)
 
     def file_list(self) -> list[str]:
-        """The pictures' paths relative to the split's folder, in the order of the labels."""
+        """The images' paths relative to the split's folder, in the order of the labels."""
         return [path.decode().removeprefix(f'{self.split}/') for path in self.paths.tolist()]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain.datasets.cifar import MD5, Cifar100
-from pretrain.datasets.image_folder import ClassFolder, list_pictures
+from pretrain.datasets.image_folder import ClassFolder, list_images
 from pretrain.runs.errors import UserError, number_of
 
 
@@ -20,31 +20,31 @@ def require_paths(sources: Mapping[Path, str]) -> None:
 
 
 def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None:
-    """Print the number of pictures of each split, and whether it is the paper's; it need not be."""
+    """Print the number of images of each split, and whether it is the paper's; it need not be."""
     for split, count in counts.items():
         other = f"not the paper's data, which has {official[split]:,}"
         verdict = 'as in the paper' if count == official[split] else other
-        print(f'{split}: {number_of(count, "pictures")}, {verdict}')
+        print(f'{split}: {number_of(count, "images")}, {verdict}')
 
 
 def check_imagenet(root: Path, processes: int | None = None) -> None:
-    """Check all pictures of ImageNet's classification challenge of 2012, in ``train/<class>/`` and
+    """Check all images of ImageNet's classification challenge of 2012, in ``train/<class>/`` and
     ``val/<class>/``, and print how many there are. Default ``processes``: one a core.
 
     Raises:
-        UserError: naming each folder that is missing and each picture that is damaged.
+        UserError: naming each folder that is missing and each image that is damaged.
     """
-    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the pictures to one folder a class'
+    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder a class'
     require_paths({root / split: source.format(split) for split in ('train', 'val')})
     classes = ClassFolder.check(root, batch_size=1, workers=processes).classes
-    counts = {split: len(list_pictures(root, split).paths) for split in ('train', 'val')}
+    counts = {split: len(list_images(root, split).paths) for split in ('train', 'val')}
     print_counts(counts, {'train': 1_281_167, 'val': 50_000})
     print(number_of(classes, 'classes'))
 
 
 def check_cifar100(root: Path) -> None:
     """Compare the files of the folder ``cifar-100-python`` with their published checksums and print
-    how many pictures they hold.
+    how many images they hold.
 
     Raises:
         UserError: naming each file that is missing, or one that is not the official one.

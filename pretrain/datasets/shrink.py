@@ -1,4 +1,4 @@
-"""A one-off copy of an ImageNet-style root with smaller pictures, which are faster to read."""
+"""A one-off copy of an ImageNet-style root with smaller images, which are faster to read."""
 
 import io
 import json
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.datasets.image_folder import ClassFolder, list_pictures
-from pretrain.datasets.picture_checks import DECODE_ERRORS
+from pretrain.datasets.image_checks import DECODE_ERRORS
+from pretrain.datasets.image_folder import ClassFolder, list_images
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import parallel_map
 
 
 def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | None = None) -> None:
-    """Copy an ImageNet-style root to ``out``, shrinking pictures whose shorter side is over
+    """Copy an ImageNet-style root to ``out``, shrinking images whose shorter side is over
     ``shorter_side`` pixels. To continue a stopped call, repeat it. ``processes`` default to one a
     core. Both numbers are at least 1.
 
     Raises:
-        UserError: if ``root`` is no such folder or has unusable pictures, ``out`` holds anything
+        UserError: if ``root`` is no such folder or has unusable images, ``out`` holds anything
             else, or one lies inside the other.
     """
     root, out = root.resolve(), out.resolve()
@@ -32,7 +32,7 @@ def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | Non
     ClassFolder.check(root, batch_size=1, workers=processes)
     _begin(out, json.dumps({'root': str(root), 'shorter_side': shorter_side}, indent=2) + '\n')
 
-    lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
+    lists = [list_images(root, split).paths.tolist() for split in ('train', 'val')]
     names = list(map(os.fsdecode, chain(*lists)))
     done, before, after = Counter(), 0, 0
     shrink = partial(_shrink_file, root, out, shorter_side)
@@ -52,22 +52,22 @@ def _begin(out: Path, record: str) -> None:
 
 
 def _shrink_file(root: Path, out: Path, shorter_side: int, name: str) -> tuple[str, int, int]:
-    """Return what was done with a picture, and its size in bytes before and after."""
+    """Return what was done with an image, and its size in bytes before and after."""
     source, target = root / name, out / name
     old = source.stat().st_size
     if target.exists():
         return 'there already', old, target.stat().st_size
     data = source.read_bytes()
     try:
-        shrunk = shrink_picture(data, shorter_side)
+        shrunk = shrink_image(data, shorter_side)
     except DECODE_ERRORS as error:
         raise UserError(f'{source} is damaged ({error}): replace or delete it.') from error
     write_atomically(target, shrunk)
     return 'copied' if shrunk == data else 'written anew', old, len(shrunk)
 
 
-def shrink_picture(data: bytes, shorter_side: int) -> bytes:
-    """Turn a picture file into an RGB JPEG whose shorter side has at most ``shorter_side`` pixels.
+def shrink_image(data: bytes, shorter_side: int) -> bytes:
+    """Turn an image file into an RGB JPEG whose shorter side has at most ``shorter_side`` pixels.
     A JPEG, of any colours, that is small enough is returned as it is.
 
     Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is not progressive, which

@@ -90,7 +90,7 @@ _LIMITS = {
     ),
     r'MemoryError|DefaultCPUAllocator|CUDA error: out of memory': (
         'The memory is too small: raise micro_batches, or lower batch_size or the size of the '
-        'pictures.'
+        'images.'
     ),
     r'EADDRINUSE': (
         'Another program uses the port at which the processes of the run meet: set MASTER_PORT to '

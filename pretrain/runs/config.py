@@ -231,15 +231,15 @@ def batch_per_process(config: Config, world_size: int) -> int:
 
 
 def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
-    """Raise a UserError if there are too few training pictures for a batch, which counts all
-    processes, or fewer test pictures than processes."""
+    """Raise a UserError if there are too few training images for a batch, which counts all
+    processes, or fewer test images than processes."""
     if train < batch_size:
         raise UserError(
-            f'{root} has {number_of(train, "training pictures")}, less than '
+            f'{root} has {number_of(train, "training images")}, less than '
             f'batch_size={batch_size}: lower batch_size.'
         )
     if val < processes:
         raise UserError(
-            f'{root} has {number_of(val, "test pictures")} for {processes} processes: use {val} or '
+            f'{root} has {number_of(val, "test images")} for {processes} processes: use {val} or '
             'fewer.'
         )

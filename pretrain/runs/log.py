@@ -154,7 +154,7 @@ class DeferredLogHook(RuntimeInfoHook):
 
     def _stop(self, runner: Runner, batch_idx: int, row: list[float], finite: bool) -> NoReturn:
         """End a run whose loss is not finite at iteration ``batch_idx``, whose means over the
-        processes are ``row``; name the pictures of the processes whose own loss is not ``finite``.
+        processes are ``row``; name the images of the processes whose own loss is not ``finite``.
         """
         values = dict(zip(self.waiting[0], row, strict=True))
         loss = values.pop('loss')

@@ -21,7 +21,7 @@ def stable_seed(*key: int) -> int:
 def torch_seed(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator inside the block and restore it after."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which also queues a CUDA call in every worker for every picture.
+        # Not torch.manual_seed, which also queues a CUDA call in every worker for every image.
         torch.default_generator.manual_seed(seed)
         yield
 

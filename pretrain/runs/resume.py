@@ -17,7 +17,7 @@ from pretrain.runs.record import read_record
 # have no effect, or the wrong one.
 FIXED = 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler'
 FIXED += 'randomness.seed', 'batch_size'
-# Within an epoch, some pictures have been dealt out to the processes, and the others must follow.
+# Within an epoch, some images have been dealt out to the processes, and the others must follow.
 FIXED_WITHIN = 'world_size', 'data_seed', 'data'
 
 # The keys that may differ. Its arguments: the number of epochs that the checkpoint has begun, the
@@ -146,7 +146,7 @@ def check_resume(
             advice = 'since the checkpoint depends on them'
         settings = in_words(refused, 'was trained with', 'this run asks for')
         if any(covers(['data'], key) for key in refused):
-            settings += ' (other pictures in data_root, or other lists)'
+            settings += ' (other images in data_root, or other lists)'
         raise UserError(
             f'{path} (epoch {epoch}) {settings}: keep them, {advice}, or begin a new run in '
             'another --work-dir.'

@@ -217,7 +217,7 @@ class SaveHook(Hook):
             raise UserError(
                 f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} an '
                 f'epoch, and these data give {length}: the schedule counts iterations. Take as '
-                'many pictures and processes, or begin a new run in another --work-dir.'
+                'many images and processes, or begin a new run in another --work-dir.'
             )
         self.buffers = checkpoint.get('process_buffers')
 

@@ -107,7 +107,7 @@ def claim(work_dir: Path) -> TextIO:
 
 
 def check_node(first: dict, ours: dict) -> None:
-    """Raise a UserError if the ``first`` node has another identity than ours: other pictures, or
+    """Raise a UserError if the ``first`` node has another identity than ours: other images, or
     with ``precision='auto'`` another kind of GPU."""
     if found := differences(first, ours):
         raise UserError(

@@ -151,7 +151,7 @@ def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
     """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here: 4
-    pictures of 224 x 224 for each gigabyte of a GPU, or 8 on a CPU, and fewer if they have more
+    images of 224 x 224 for each gigabyte of a GPU, or 8 on a CPU, and fewer if they have more
     ``pixels``; but at least ``least``, as the network needs."""
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
@@ -327,7 +327,7 @@ def run_until(config: Config, enough: Callable[[Runner], bool]) -> None:
     """Run a prepared config in a scratch folder until ``enough`` is true, see :class:`Until`."""
     config = copy.deepcopy(config)
     config.log_level = 'WARNING'
-    config.optim_wrapper.optimizer.lr = 0.0  # the loss on random pictures stays finite
+    config.optim_wrapper.optimizer.lr = 0.0  # the loss on random images stays finite
     with tempfile.TemporaryDirectory() as scratch:
         config.work_dir = config.experiment_name = scratch
         install()
@@ -376,32 +376,32 @@ def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
     ]
 
 
-def write_pictures(root: Path, classes: int, count: int) -> None:
-    """An ImageNet-style folder of at least ``count`` training pictures of 500 x 375 pixels, which
+def write_images(root: Path, classes: int, count: int) -> None:
+    """An ImageNet-style folder of at least ``count`` training images of 500 x 375 pixels, which
     are links to a few dozen files."""
     root.mkdir()
     for number in range(32):
         noise = Image.effect_noise((63, 47), 80).resize((500, 375)).convert('RGB')
         noise.save(root / f'{number}.jpg', quality=92)
     for label in range(classes):
-        for split, pictures in (('train', -(-count // classes)), ('val', 1)):
+        for split, images in (('train', -(-count // classes)), ('val', 1)):
             folder = root / split / f'{label:04}'
             folder.mkdir(parents=True)
-            for number in range(pictures):
+            for number in range(images):
                 os.link(root / f'{(label + number) % 32}.jpg', folder / f'{number}.jpg')
 
 
 def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
     """A run against the bare loop and, where no worker loads, the share of the data path.
-    CIFAR-100 must be there; pictures are written in ImageNet's place."""
+    CIFAR-100 must be there; images are written in ImageNet's place."""
     alone = without_data(path, options)
     title = f'{Path(path).stem}, batch {alone.batch_size}'
     options = [*options, f'batch_size={alone.batch_size}']
     steps = {'bare loop': bare_step(MODELS.build(alone.model.network), alone)}
     with tempfile.TemporaryDirectory() as scratch:
         if 'image_size' in alone:
-            root, classes = Path(scratch) / 'pictures', alone.model.network.num_classes
-            write_pictures(root, classes, (rounds + 1) * STRETCH * alone.batch_size)
+            root, classes = Path(scratch) / 'images', alone.model.network.num_classes
+            write_images(root, classes, (rounds + 1) * STRETCH * alone.batch_size)
             options.append(f'data_root={root}')
         config = prepare(load_config(path, options))
         if config.train_dataloader.num_workers == 0:

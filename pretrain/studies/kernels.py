@@ -1,7 +1,7 @@
 """Kernels that an iteration launches and the times that it waits for the device.
 
 Both are counted without a GPU, in a run that goes through the Runner and all its hooks. On a CPU
-the pictures are tiny, which changes no count, and the run computes in bf16 as on a GPU. An
+the images are tiny, which changes no count, and the run computes in bf16 as on a GPU. An
 operator that launches several kernels, as the fused SGD does for a long list of weights, counts
 once.
 """

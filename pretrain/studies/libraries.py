@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pretrain.datasets.augmentation import draw_augmentation
-from pretrain.datasets.decode import Picture, random_box
-from pretrain.datasets.shrink import shrink_picture
+from pretrain.datasets.decode import EncodedImage, random_box
+from pretrain.datasets.shrink import shrink_image
 from pretrain.runs.errors import UserError
 from pretrain.studies.benchmark import bare_step, our_step, row, seconds, without_data
 
@@ -43,8 +43,8 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
 
 def ours(path: Path) -> tuple[Tensor, Tensor]:
     """A crop, and the augmentation that the device applies to it."""
-    picture = Picture(path)
-    return picture.crop(random_box(picture.height, picture.width, AREA), SIZE), draw_augmentation()
+    image = EncodedImage(path)
+    return image.crop(random_box(image.height, image.width, AREA), SIZE), draw_augmentation()
 
 
 def opened(transform: Callable[[Image.Image], object]) -> Callable[[Path], object]:
@@ -79,7 +79,7 @@ def opencv_pipeline(rotation: bool) -> Callable[[Path], np.ndarray]:
 
 
 def loader_rows(folder: Path, rounds: int) -> list[dict]:
-    """Pictures a second of one core: decode, crop, resize with antialiasing, flip.
+    """Images a second of one core: decode, crop, resize with antialiasing, flip.
 
     The whole augmentation of Section 4.2 adds rotation and jitter. The suite flips, rotates and
     jitters on the device, so a core does the same for either comparison.
@@ -109,12 +109,12 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         small = [Path(scratch) / f'{number}.jpg' for number in range(len(files))]
         for source, target in zip(files, small, strict=True):
-            target.write_bytes(shrink_picture(source.read_bytes(), 256))
+            target.write_bytes(shrink_image(source.read_bytes(), 256))
         steps = {name: lambda load=load: list(map(load, files)) for name, load in pipelines.items()}
-        steps['ours, of pictures shrunk to 256'] = lambda: list(map(ours, small))
+        steps['ours, of images shrunk to 256'] = lambda: list(map(ours, small))
         median = seconds(steps, rounds)
     rate = {name: len(files) / value for name, value in median.items()}
-    rows = [row(name, value, 'pictures/s') for name, value in rate.items()]
+    rows = [row(name, value, 'images/s') for name, value in rate.items()]
     for name in pipelines:
         goal = {'torchvision': 2.3, 'OpenCV': 1.2}.get(name.split(',')[0])
         if goal or 'timm' in name:

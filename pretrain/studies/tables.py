@@ -31,7 +31,7 @@ MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
 MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
 ABOUT_GAIN = 'A gain above 0 is a lower error, in points.'
 RESNET_EPOCHS = 164  # of CIFAR-100's ResNets (Section 4.1)
-TRAINING_PICTURES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
+TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 Arms = list[tuple[Config, list[dict]]]  # each config with its records
 
@@ -164,7 +164,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 def teachers_table(records: Sequence[dict]) -> Table:
     """How similar teacher and student are, by where the teacher comes from (Section 3.3.2).
 
-    Agreement and KL are means over the training pictures of all epochs with a teacher: how often
+    Agreement and KL are means over the training images of all epochs with a teacher: how often
     both put the same class first, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
 
     The records are those of runs whose teachers are their own students, among others perhaps.
@@ -243,7 +243,7 @@ def errors_table(records: Sequence[dict]) -> Table:
             rows.append(row)
     columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
     gain = f' {ABOUT_GAIN}' * any('gain over BL' in row for row in rows)
-    notes.append(f'Errors in percent after the last epoch, on the pictures of val.{gain}')
+    notes.append(f'Errors in percent after the last epoch, on the images of val.{gain}')
     return Table.of(rows, columns, 2, notes)
 
 
@@ -325,14 +325,14 @@ def _networks(arms: Arms) -> Arms:
 
 
 def _is_full(config: Config, records: Sequence[dict]) -> bool:
-    """Whether runs are as long as their config says, and on all pictures."""
-    pictures = TRAINING_PICTURES[config.train_dataloader.dataset.type]
+    """Whether runs are as long as their config says, and on all images."""
+    images = TRAINING_IMAGES[config.train_dataloader.dataset.type]
     first = records[0]
-    return _epochs(first) == config.epochs and first['data']['train']['count'] == pictures
+    return _epochs(first) == config.epochs and first['data']['train']['count'] == images
 
 
 def _on_all_of_cifar(record: dict) -> bool:
-    return record['data']['train']['count'] == TRAINING_PICTURES['Cifar100']
+    return record['data']['train']['count'] == TRAINING_IMAGES['Cifar100']
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
@@ -392,7 +392,7 @@ def _describe(records: Sequence[dict], full: bool = True) -> str:
     return (
         f'{"" if full else SHORTENED}{backbone_of(identity)}: '
         f'{number_of(_epochs(records[0]), "epochs")} a run, {data["train"]["count"]} training and '
-        f'{data["val"]["count"]} test pictures, batch {identity["batch_size"]}, on {devices}.'
+        f'{data["val"]["count"]} test images, batch {identity["batch_size"]}, on {devices}.'
     )
 
 

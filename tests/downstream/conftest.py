@@ -1,4 +1,4 @@
-"""A backbone file of a random ResNet and a VOCdevkit of a few small pictures."""
+"""A backbone file of a random ResNet and a VOCdevkit of a few small images."""
 
 import shutil
 from collections import OrderedDict
@@ -71,7 +71,7 @@ def backbone_file_152(tmp_path_factory) -> str:
 
 
 def write_voc(root: Path, count: int = 8) -> Path:
-    """Pictures of one rectangle each, a 'cat' or, every other one, a 'dog': ``count`` to train on
+    """Images of one rectangle each, a 'cat' or, every other one, a 'dog': ``count`` to train on
     and copies of them, under other names, to test on."""
     rng = np.random.default_rng(0)
     names = [f'{i:06d}' for i in range(count)]

@@ -356,7 +356,7 @@ def _few_images(root, split):
         (_empty_split, 'is empty'),
         (_unknown_name, r'names \d images, but .*JPEGImages lacks 1 file \(000099\.jpg'),
         (_remove_annotations, r'names (\d) images, but .*JPEGImages lacks \1 files'),
-        (_few_images, r'has \d training pictures?, less than batch_size=\d'),
+        (_few_images, r'has \d training images?, less than batch_size=\d'),
     ],
 )
 def test_bad_data_is_one_sentence(config, damage, message, voc, backbone_file, tmp_path):
@@ -403,7 +403,7 @@ SMALL = {
 
 @pytest.fixture
 def cells(voc, tmp_path):
-    """The pictures of VOC2007 in BCCD's layout and classes. The box of number 4 is empty.
+    """The images of VOC2007 in BCCD's layout and classes. The box of number 4 is empty.
 
     From a folder called VOC2007 mmdet's VOCDataset takes the names of VOC's classes."""
     root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'VOC2007'))
@@ -625,14 +625,14 @@ def test_a_resumed_run_keeps_each_setting(config, change, identity):
 @pytest.mark.faults
 @pytest.mark.parametrize('config', DEMOS)
 def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_file, tmp_path):
-    """Another picture may have the name and the size of the one that it replaces."""
+    """Another image may have the name and the size of the one that it replaces."""
     root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
     config, split = with_files(config, root, backbone_file), root / SPLITS[config]
     one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
     assert differences(one, two) == {'world_size': (1, 2)}
     name, folder = split.read_text().split()[0], split.parents[2]
-    picture = folder / f'JPEGImages/{name}.jpg'
-    Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(picture)
+    image = folder / f'JPEGImages/{name}.jpg'
+    Image.open(image).transpose(Image.Transpose.ROTATE_180).save(image)
     other = prepare(config).identity.to_dict()
     assert differences(one, other).keys() == {'data.train'}
     if config.task == 'detection':

@@ -36,7 +36,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def scenes(split: str, count: int) -> list[list[builtin.SceneObject]]:
-    """The objects that the generator says are in the pictures of a split of seed 0."""
+    """The objects that the generator says are in the images of a split of seed 0."""
     return [draw_scene(VOC['size'], stream(0, f'{split}/{i}'))[1] for i in range(count)]
 
 
@@ -137,7 +137,7 @@ def test_the_same_parameters_give_the_same_bytes(imagenet, devkit, tmp_path):
     assert contents(tmp_path / 'v') == contents(devkit)
 
 
-def test_another_seed_gives_other_pictures(imagenet, tmp_path):
+def test_another_seed_gives_other_images(imagenet, tmp_path):
     builtin.write_imagenet_folder(tmp_path / 'i', **IMAGENET, seed=1)
     other, own = contents(tmp_path / 'i'), contents(imagenet)
     assert other.keys() == own.keys()

@@ -21,7 +21,7 @@ def test_what_is_there_and_what_is_not(tmp_path: Path, monkeypatch: pytest.Monke
         r"precision='auto' means (bf16|float32)",
         rf'work directory: [\d.,]+ GB free in {tmp_path}',
         r'disk: reads [\d,]+ MB a second',
-        r'decoder: [\d,]+ pictures of 500 x 375 pixels a second on a core',
+        r'decoder: [\d,]+ images of 500 x 375 pixels a second on a core',
     ):
         assert re.search(pattern, report), pattern
     assert not (tmp_path / 'runs').exists()

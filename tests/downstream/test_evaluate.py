@@ -71,7 +71,7 @@ def test_mean_over_classes_that_have_enough_training_images() -> None:
 
 
 def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
-    options = [*finished.options, 'batch_size=4096']  # more than there are training pictures
+    options = [*finished.options, 'batch_size=4096']  # more than there are training images
     text = evaluate(finished.config, finished.checkpoint, options)
     last = read_record(finished.folder / 'run.json')['generations'][-1]['last']
     if 'mAP' in last:
@@ -104,13 +104,13 @@ def test_classifier_gives_what_its_record_says(
 
 def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 50)  # of four classes the last has no picture
+    labels = generator.integers(0, 3, 50)  # of four classes the last has no image
     wrong = generator.random((50, 2)) < 0.4
     metric = METRICS.build(dict(type='TopKError'))
     metric.results = [(bool(top1),) for top1, _ in wrong]
     dataset = SimpleNamespace(labels=labels, metainfo={'classes': 'abcd'})
     _, columns, classes = module._classification(metric, dataset)
-    assert columns == ('pictures', 'top-1 error')
+    assert columns == ('images', 'top-1 error')
     for label, (count, error) in enumerate(classes[:3]):
         mine = [bool(w) for w, of in zip(wrong[:, 0], labels, strict=True) if of == label]
         assert (count, error) == (len(mine), pytest.approx(100 * sum(mine) / len(mine)))
@@ -119,7 +119,7 @@ def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
 
 
 def scenes(generator: np.random.Generator, classes: int) -> list[tuple[dict, list[np.ndarray]]]:
-    """Truth and detections of ten pictures, as VOCMetric keeps them: some overlap, some do not."""
+    """Truth and detections of ten images, as VOCMetric keeps them: some overlap, some do not."""
     found = []
     for _ in range(10):
         corners = generator.integers(0, 50, (4, 2)).astype(np.float32)
@@ -223,7 +223,7 @@ def test_another_setting_or_other_classes_are_told(
     content = load_from_disk(tmp_path / 'epoch_1.pth')
     content['meta']['dataset_meta'] = {'classes': ('ant', 'bee', 'cat', 'dog')}
     torch.save(content, tmp_path / 'other.pth')
-    message = r'knows 4 classes \(ant, bee, cat, dog\), the test pictures have 4 classes \(class0, '
+    message = r'knows 4 classes \(ant, bee, cat, dog\), the test images have 4 classes \(class0, '
     with pytest.raises(UserError, match=message):
         evaluate(CLASSIFIER, tmp_path / 'other.pth', options)
 

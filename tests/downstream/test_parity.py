@@ -1,4 +1,4 @@
-"""From a picture file to feature maps: what downstream computes is what torchvision computes."""
+"""From an image file to feature maps: what downstream computes is what torchvision computes."""
 
 from functools import partial
 from pathlib import Path
@@ -32,14 +32,14 @@ SIZE = (96, 64)  # width and height, multiples of 32, so that nothing is padded
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VOCdevkit whose pictures are smooth colours, so that the channels differ."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VOCdevkit whose images are smooth colours, so that the channels differ."""
     root = write_voc(tmp_path_factory.mktemp('parity') / 'VOCdevkit', count=4)
     rng = np.random.default_rng(0)
     for year in ('VOC2007', 'VOC2012'):
         coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(root / year / 'JPEGImages/100000.jpg'), picture)
+        image = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(root / year / 'JPEGImages/100000.jpg'), image)
     mask = np.zeros(SIZE[::-1], np.uint8)
     cv2.imwrite(str(root / 'VOC2012/SegmentationClass/100000.png'), mask)
     annotation = root / 'VOC2007/Annotations/100000.xml'
@@ -125,7 +125,7 @@ def _keep(outputs: dict, name: str, module: nn.Module, inputs: tuple, output: Te
 
 
 def downstream_features(task: str, depth: int, root: Path, backbone_file: Path):
-    """By the config's own data set, pipeline, preprocessor and model; and the picture's file."""
+    """By the config's own data set, pipeline, preprocessor and model; and the image's file."""
     path = CONFIGS[task, depth]
     provenance = load_backbone_file(backbone_file).provenance
     options = [f'data_root={root}', f'backbone_file={backbone_file}', 'batch_size=2']
@@ -162,10 +162,10 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
 
 
 @pytest.mark.parametrize(('task', 'depth'), CONFIGS)
-def test_feature_maps_are_torchvisions(task, depth, pictures, tmp_path) -> None:
+def test_feature_maps_are_torchvisions(task, depth, images, tmp_path) -> None:
     network = reference(depth)
     file = exported(network, tmp_path, 'imagenet-rgb', 'pytorch')
-    ours, picture = downstream_features(task, depth, pictures, file)
+    ours, image = downstream_features(task, depth, images, file)
     if task == 'segmentation' and depth == 50:
         weights = network.state_dict()
         network = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
@@ -173,13 +173,13 @@ def test_feature_maps_are_torchvisions(task, depth, pictures, tmp_path) -> None:
         network.eval()
     elif task == 'segmentation':
         dilate(network)
-    theirs = features(normalised(picture, *IMAGENET), network)
+    theirs = features(normalised(image, *IMAGENET), network)
     assert tuple(ours) == tuple(theirs) == STAGES
     for stage in STAGES:
         assert theirs[stage].std() > 0.1
         torch.testing.assert_close(ours[stage], theirs[stage], rtol=1e-4, atol=1e-4)
 
-    swapped = features(normalised(picture, *IMAGENET[:2], 'BGR'), network)
+    swapped = features(normalised(image, *IMAGENET[:2], 'BGR'), network)
     for stage in STAGES:  # so that this test would see another order of the channels
         assert (swapped[stage] - theirs[stage]).abs().max() > 0.01
 
@@ -194,13 +194,13 @@ def test_feature_maps_are_torchvisions(task, depth, pictures, tmp_path) -> None:
         ('segmentation', 'v1d', 'pytorch'),
     ],
 )
-def test_other_stems_and_preprocessing_after_fitting(task, stem, style, pictures, tmp_path) -> None:
+def test_other_stems_and_preprocessing_after_fitting(task, stem, style, images, tmp_path) -> None:
     network = reference(50, stem, style)
     file = exported(network, tmp_path, 'caffe-bgr', style)
-    ours, picture = downstream_features(task, 50, pictures, file)
+    ours, image = downstream_features(task, 50, images, file)
     if task == 'segmentation':
         dilate(network)
-    pixels = normalised(picture, [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], 'BGR')
+    pixels = normalised(image, [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], 'BGR')
     theirs = features(pixels, network)
     for stage in STAGES:
         scale = theirs[stage].abs().max()

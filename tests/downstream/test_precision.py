@@ -135,7 +135,7 @@ def test_segmenter_computes_losses_in_float32(build):
 
 @pytest.mark.parametrize('case', [*DETECTORS.values(), SEGMENTER], ids=[*DETECTORS, 'DeepLabv3'])
 def test_bf16_is_close_to_float32(case, build):
-    """The losses before any region is chosen, of the same weights and pictures; bf16 has 8 bits.
+    """The losses before any region is chosen, of the same weights and images; bf16 has 8 bits.
     Both compute in channels_last."""
     values = []
     for precision in ('float32', 'bf16'):

@@ -1,4 +1,4 @@
-"""What a checkpoint finds in pictures of the user's own."""
+"""What a checkpoint finds in images of the user's own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_gpu_predicts_in_the_float32_of_the_run(tf32: None, classifier: Path) 
 def test_classifier_sees_what_it_is_tested_on(
     classifier: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    """A picture is prepared as a test picture of the run."""
+    """An image is prepared as a test image of the run."""
     from pretrain.datasets.image_folder import ClassFolder
 
     dataset = ClassFolder(str(image_folder), 'val', 0, 32)
@@ -53,10 +53,10 @@ def test_classifier_sees_what_it_is_tested_on(
     )
     with torch.inference_mode():
         expected = model.student((inputs - mean) / std).double().softmax(dim=1)
-    pictures = [image_folder / dataset.paths[index].decode() for index in (0, 4)]
+    images = [image_folder / dataset.paths[index].decode() for index in (0, 4)]
     found = [
-        *predict(classifier, pictures[:1], tmp_path),
-        *predict(classifier, pictures[1:], tmp_path),
+        *predict(classifier, images[:1], tmp_path),
+        *predict(classifier, images[1:], tmp_path),
     ]
     for (_, file, classes), scores in zip(found, expected.tolist(), strict=True):
         assert file.is_file()
@@ -68,7 +68,7 @@ def test_classifier_sees_what_it_is_tested_on(
         ]
 
 
-def test_pictures_are_drawn_beside_or_in_a_folder(
+def test_images_are_drawn_beside_or_in_a_folder(
     classifier: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     beside = [file for _, file, _ in predict(classifier, photos)]
@@ -89,13 +89,13 @@ def test_pictures_are_drawn_beside_or_in_a_folder(
 def test_detector_or_segmenter_draws_what_it_finds(
     finished: Finished, photos: list[Path], tmp_path: Path
 ) -> None:
-    pictures = list(predict(finished.checkpoint, photos, tmp_path / 'out', threshold=0.0))
-    for photo, (source, file, found) in zip(photos, pictures, strict=True):
+    images = list(predict(finished.checkpoint, photos, tmp_path / 'out', threshold=0.0))
+    for photo, (source, file, found) in zip(photos, images, strict=True):
         assert source == photo
         drawn, original = Image.open(file), Image.open(photo)
         assert drawn.size == original.size
         if original.mode == 'RGB':  # red stays red beside what is drawn
-            ours, theirs = (np.asarray(picture).astype(int) for picture in (drawn, original))
+            ours, theirs = (np.asarray(image).astype(int) for image in (drawn, original))
             assert abs(ours - theirs).mean() < abs(ours - theirs[..., ::-1]).mean()
         if found:  # a tiny detector may find nothing
             assert not np.array_equal(np.asarray(drawn), np.asarray(original.convert('RGB')))
@@ -113,14 +113,14 @@ def test_detector_or_segmenter_draws_what_it_finds(
 
 
 @pytest.mark.parametrize('size', [(1, 1), (60, 1), (2, 201)])
-def test_only_a_classifier_takes_a_thin_picture(
+def test_only_a_classifier_takes_a_thin_image(
     size: tuple, finished: Finished, classifier: Path, tmp_path: Path
 ) -> None:
-    picture = tmp_path / 'thin.png'
-    Image.new('RGB', size).save(picture)
-    assert list(predict(classifier, [picture], tmp_path / 'out'))
+    image = tmp_path / 'thin.png'
+    Image.new('RGB', size).save(image)
+    assert list(predict(classifier, [image], tmp_path / 'out'))
     with pytest.raises(UserError, match=r'thin\.png cannot be used \(too thin\)'):
-        list(predict(finished.checkpoint, [picture], tmp_path / 'out'))
+        list(predict(finished.checkpoint, [image], tmp_path / 'out'))
 
 
 def test_a_segmenter_scores_a_class_by_its_own_pixels() -> None:
@@ -134,7 +134,7 @@ def test_a_segmenter_scores_a_class_by_its_own_pixels() -> None:
         odds = pixel.exp() / pixel.exp().sum()
         scores[('ground', 'otter', 'lynx')[odds.argmax()]].append(odds.max().item())
     expected = [
-        Found(name, pytest.approx(np.mean(values)), f'{len(values) / 20:.1%} of the picture')
+        Found(name, pytest.approx(np.mean(values)), f'{len(values) / 20:.1%} of the image')
         for name, values in sorted(scores.items(), key=lambda pair: -len(pair[1]))
     ]
     assert _areas(result, {'classes': ('ground', 'otter', 'lynx')}) == expected
@@ -159,11 +159,11 @@ def test_what_cannot_be_used_is_one_sentence(
     classifier: Path, photos: list[Path], tmp_path: Path, backbone_file: str
 ) -> None:
     text, cut = tmp_path / 'text.jpg', tmp_path / 'cut.jpg'
-    text.write_text('no picture')
+    text.write_text('no image')
     cut.write_bytes(photos[0].read_bytes()[:600])
     for bad, message in [
-        (tmp_path / 'none.jpg', r'No picture .*none\.jpg: give the paths of files'),
-        (tmp_path, 'No picture'),
+        (tmp_path / 'none.jpg', r'No image .*none\.jpg: give the paths of files'),
+        (tmp_path, 'No image'),
         (text, r'text\.jpg cannot be used \(not an image\)'),
         (cut, r'cut\.jpg cannot be used \(truncated\)'),
     ]:

@@ -32,13 +32,13 @@ CLASSES = ('cat', 'dog')
 
 @pytest.fixture
 def year(voc: Path, tmp_path: Path) -> Path:
-    """A copy of VOC2007: 8 pictures, 64x48 pixels, of a cat or a dog each."""
+    """A copy of VOC2007: 8 images, 64x48 pixels, of a cat or a dog each."""
     return Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'VOC2007'))
 
 
 @pytest.fixture
 def masks(voc: Path, tmp_path: Path) -> Path:
-    """A copy of VOC2012: 8 pictures with masks, 64x48 pixels."""
+    """A copy of VOC2012: 8 images with masks, 64x48 pixels."""
     year = Path(shutil.copytree(voc / 'VOC2012', tmp_path / 'VOC2012'))
     lists = year / 'ImageSets/Segmentation'
     (lists / 'all.txt').write_text(
@@ -89,11 +89,11 @@ BOXES = {
     (1, 1, 64, 48): '',
     (1, 1, 2, 2): '',
     ('63.9', 47, '64.9', '48.5'): '',  # the fractions are cut off
-    (0, 1, 64, 48): 'box outside the picture, whose first pixel is 1,1',
-    (1, -3, 64, 48): 'box outside the picture, whose first pixel is 1,1',
-    (1, 1, 65, 48): 'box outside the picture, whose first pixel is 1,1',
-    (1, 1, 64, 49): 'box outside the picture, whose first pixel is 1,1',
-    (70, 50, 80, 60): 'box outside the picture, whose first pixel is 1,1',
+    (0, 1, 64, 48): 'box outside the image, whose first pixel is 1,1',
+    (1, -3, 64, 48): 'box outside the image, whose first pixel is 1,1',
+    (1, 1, 65, 48): 'box outside the image, whose first pixel is 1,1',
+    (1, 1, 64, 49): 'box outside the image, whose first pixel is 1,1',
+    (70, 50, 80, 60): 'box outside the image, whose first pixel is 1,1',
     (20, 5, 10, 30): 'inverted or empty box',
     (5, 30, 10, 20): 'inverted or empty box',
     (5, 5, 5, 9): 'inverted or empty box',
@@ -117,7 +117,7 @@ def _no_xml(year: Path) -> None:
     (year / 'Annotations/000003.xml').unlink()
 
 
-def _no_picture(year: Path) -> None:
+def _no_image(year: Path) -> None:
     (year / 'JPEGImages/000003.jpg').unlink()
 
 
@@ -162,16 +162,16 @@ def _other_size(year: Path) -> None:
     edit(year / 'Annotations/000003.xml', '<width>64', '<width>48')
 
 
-def _cut_picture(year: Path) -> None:
+def _cut_image(year: Path) -> None:
     path = year / 'JPEGImages/000003.jpg'
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def _no_picture_at_all(year: Path) -> None:
+def _no_image_at_all(year: Path) -> None:
     (year / 'JPEGImages/000003.jpg').write_text('<html>')
 
 
-def _lying_picture(year: Path) -> None:
+def _lying_image(year: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     path = year / 'JPEGImages/000003.jpg'
@@ -205,7 +205,7 @@ def _no_split(year: Path) -> None:
     ('damage', 'message'),
     [
         (_no_xml, r'names 8 images, but .*Annotations lacks 1 file \(000003.xml\): unpack'),
-        (_no_picture, r'names 8 images, but .*JPEGImages lacks 1 file \(000003.jpg\): unpack'),
+        (_no_image, r'names 8 images, but .*JPEGImages lacks 1 file \(000003.jpg\): unpack'),
         (
             _no_folder,
             r'Annotations lacks 8 files \(000000.xml, 000001.xml, 000002.xml, 000003.xml, .*\)',
@@ -218,10 +218,10 @@ def _no_split(year: Path) -> None:
         (_odd_difficult, r'1 unreadable annotation \(000003.xml: .*Unspecified'),
         (_no_name, r'1 unreadable annotation \(000003.xml: object/name is missing\)'),
         (_unknown_class, r"1 unknown class: 'Dog' \(1, first in 000003.xml\)\. Correct"),
-        (_other_size, r'1 picture of another size .* \(000003.jpg: 64x48, not 48x48\)'),
-        (_lying_picture, r'1 picture of another size .* \(000003.jpg: 48x64, not 64x48\)'),
-        (_cut_picture, r'1 truncated \(000003.jpg\)'),
-        (_no_picture_at_all, r'1 not an image \(000003.jpg\)'),
+        (_other_size, r'1 image of another size .* \(000003.jpg: 64x48, not 48x48\)'),
+        (_lying_image, r'1 image of another size .* \(000003.jpg: 48x64, not 64x48\)'),
+        (_cut_image, r'1 truncated \(000003.jpg\)'),
+        (_no_image_at_all, r'1 not an image \(000003.jpg\)'),
         (_twice, r'names 9 images, but there is 1 name given twice \(000003\)'),
         (
             _unknown_name,
@@ -346,12 +346,12 @@ def test_masks_as_vocs_and_sbds(change: Callable, masks: Path) -> None:
         ),
         (_jpeg_mask, r'1 mask that is no 8-bit grey or palette PNG \(000003.png: L JPEG\)'),
         (_small_mask, r'1 mask of another size .* \(000003.png: 32x48, not 64x48\)'),
-        (_lying_picture, r'1 mask of another size .* \(000003.png: 64x48, not 48x64\)'),
+        (_lying_image, r'1 mask of another size .* \(000003.png: 64x48, not 48x64\)'),
         (_broken_mask, r'1 truncated \(000003.png\)'),
         (_cut_mask, r'1 truncated \(000003.png\)'),
-        (_cut_picture, r'1 truncated \(000003.jpg\)'),
+        (_cut_image, r'1 truncated \(000003.jpg\)'),
         (_no_mask, r'names 8 images, but .*SegmentationClass lacks 1 file \(000003.png\)'),
-        (_no_picture, r'JPEGImages lacks 1 file \(000003.jpg\)'),
+        (_no_image, r'JPEGImages lacks 1 file \(000003.jpg\)'),
         (_twice, r'1 name given twice \(000003\)'),
         (_unknown_name, r'lacks 1 file \(000099.jpg\); .*lacks 1 file \(000099.png\)'),
         (_empty, r'all.txt is empty'),
@@ -600,8 +600,8 @@ def test_another_suffix_is_told(suffix: str, year: Path, masks: Path) -> None:
         with pytest.raises(UserError, match=instead):
             check(root)
         for path in (root / 'JPEGImages').iterdir():
-            with Image.open(path) as picture:
-                picture.save(path.with_suffix('.jpg'), 'PNG')
+            with Image.open(path) as image:
+                image.save(path.with_suffix('.jpg'), 'PNG')
         assert check(root) == 8
     path = year / 'Annotations/000003.xml'
     path.rename(path.with_suffix('.json'))
@@ -628,7 +628,7 @@ def test_names_may_have_folders(year: Path, masks: Path) -> None:
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 60), (60, 1), (2, 201), (2, 200), (2, 2)])
-def test_pictures_too_thin_to_be_resized(size: tuple, year: Path, masks: Path) -> None:
+def test_images_too_thin_to_be_resized(size: tuple, year: Path, masks: Path) -> None:
     """mmseg drops the dimension of one pixel; resizing leaves none of a thin side."""
     for root in (year, masks):
         Image.new('RGB', size).save(root / 'JPEGImages/000003.jpg')
@@ -642,23 +642,23 @@ def test_pictures_too_thin_to_be_resized(size: tuple, year: Path, masks: Path) -
             check(root)
 
 
-def _exif(picture: Path, format: str = 'JPEG') -> None:
+def _exif(image: Path, format: str = 'JPEG') -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    Image.open(picture).copy().save(picture, format, exif=exif)
+    Image.open(image).copy().save(image, format, exif=exif)
 
 
-def _xmp(picture: Path) -> None:
+def _xmp(image: Path) -> None:
     """PIL takes an orientation from here as well, OpenCV does not."""
     orientation = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
-    Image.open(picture).copy().save(picture, xmp=orientation.encode())
+    Image.open(image).copy().save(image, xmp=orientation.encode())
 
 
 def _app1(content: bytes) -> Callable[[Path], None]:
-    def insert(picture: Path) -> None:
-        data = picture.read_bytes()
+    def insert(image: Path) -> None:
+        data = image.read_bytes()
         segment = b'\xff\xe1' + (len(content) + 2).to_bytes(2, 'big') + content
-        picture.write_bytes(data[:2] + segment + data[2:])
+        image.write_bytes(data[:2] + segment + data[2:])
 
     return insert
 
@@ -679,9 +679,9 @@ def _app1(content: bytes) -> Callable[[Path], None]:
     ],
 )
 def test_the_size_is_the_one_that_opencv_reads(change: Callable, year: Path) -> None:
-    picture, annotation = year / 'JPEGImages/000003.jpg', year / 'Annotations/000003.xml'
-    change(picture)
-    height, width, _ = cv2.imread(str(picture)).shape
+    image, annotation = year / 'JPEGImages/000003.jpg', year / 'Annotations/000003.xml'
+    change(image)
+    height, width, _ = cv2.imread(str(image)).shape
     size = f'<size><width>{width}</width><height>{height}</height></size>'
     annotation.write_text(f'<annotation>{size}{OBJECT}</annotation>')
     assert detect(year) == 8
@@ -691,7 +691,7 @@ def test_the_size_is_the_one_that_opencv_reads(change: Callable, year: Path) -> 
         detect(year)
 
 
-def test_pictures_and_labels_may_share_a_folder(year: Path, masks: Path) -> None:
+def test_images_and_labels_may_share_a_folder(year: Path, masks: Path) -> None:
     for parent, labels in ((year, 'Annotations'), (masks, 'SegmentationClass')):
         for path in (parent / labels).iterdir():
             path.rename(parent / 'JPEGImages' / path.name)
@@ -779,7 +779,7 @@ def test_invalid_boxes_may_be_dropped(year: Path, capsys: pytest.CaptureFixture)
     out = capsys.readouterr().out
     assert '1 inverted or empty box (000002.xml: cat 9,9,9,20)' in out
     set_box(year, '000001', 0, 9, 9, 20)
-    with pytest.raises(UserError, match='1 box outside the picture') as error:
+    with pytest.raises(UserError, match='1 box outside the image') as error:
         detect(year, drop_invalid_boxes=True)
     assert 'empty' not in str(error.value)
 
@@ -787,9 +787,9 @@ def test_invalid_boxes_may_be_dropped(year: Path, capsys: pytest.CaptureFixture)
 def test_a_second_look_is_none(year: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, check = [], module._check_boxes
 
-    def count(label: Path, *picture: object) -> tuple[list, list]:
+    def count(label: Path, *image: object) -> tuple[list, list]:
         names.append(label)
-        return check(label, *picture)
+        return check(label, *image)
 
     monkeypatch.setattr(module, '_check_boxes', count)
     set_box(year, '000002', 9, 9, 9, 20)

@@ -15,7 +15,7 @@ from pretrain.runs.errors import UserError
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VOC2007: 8 and 3 pictures; VOC2012: 2 of train, 6 of aug, 3 of val."""
+    """VOC2007: 8 and 3 images; VOC2012: 2 of train, 6 of aug, 3 of val."""
     root = tmp_path_factory.mktemp('drawn') / 'VOCdevkit'
     write_vocdevkit(root, trainval=8, test=3, size=64)
     return root
@@ -56,8 +56,8 @@ def sbd(drawn: Path, tmp_path: Path) -> Path:
 def test_counts_of_voc07(drawn: Path, capsys: pytest.CaptureFixture) -> None:
     check_voc07(drawn)
     assert capsys.readouterr().out.splitlines() == [
-        "trainval: 8 pictures, not the paper's data, which has 5,011",
-        "test: 3 pictures, not the paper's data, which has 4,952",
+        "trainval: 8 images, not the paper's data, which has 5,011",
+        "test: 3 images, not the paper's data, which has 4,952",
     ]
 
 
@@ -104,8 +104,8 @@ def test_sbd_becomes_aug(
     check_voc12aug(devkit, sbd)
     out = capsys.readouterr().out
     assert '6 written' in out
-    assert "aug: 6 pictures, not the paper's data, which has 9,118" in out
-    assert "train and aug: 8 pictures, not the paper's data, which has 10,582" in out
+    assert "aug: 6 images, not the paper's data, which has 9,118" in out
+    assert "train and aug: 8 images, not the paper's data, which has 10,582" in out
     assert names(devkit, 'aug') == names(drawn, 'aug')
     palette = Image.open(next((drawn / 'VOC2012/SegmentationClass').iterdir())).getpalette()
     for name in names(drawn, 'aug'):

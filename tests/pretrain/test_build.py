@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.build import _hooks, _try_pictures, prepare
+from pretrain.build import _hooks, _try_images, prepare
 from pretrain.datasets.cifar import Cifar100
 from pretrain.datasets.image_folder import Checked
 from pretrain.runs.config import load_config
@@ -80,7 +80,7 @@ def test_what_a_gpu_cannot_do_is_found_before_training(
     options = ['train_dataloader.num_workers=1', 'batch_size=4']
     config = load_config(ROOT / 'configs/pretrain/cifar100/resnet20_bl.py', options)
     monkeypatch.setattr(Cifar100, 'check', lambda *_: Checked(100, [], dict))
-    with pytest.raises(UserError, match='the pictures lie on the GPU'):
+    with pytest.raises(UserError, match='the images lie on the GPU'):
         prepare(config)
 
 
@@ -92,11 +92,11 @@ def test_number_of_classes_must_agree(image_folder: Path) -> None:
         prepare(config)
 
 
-def test_other_pictures_under_the_same_names_are_another_run(
+def test_other_images_under_the_same_names_are_another_run(
     image_folder: Path, tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
     """A resume is refused with both values, or the change is accepted and the record tells."""
-    root = shutil.copytree(image_folder, tmp_path / 'pictures')
+    root = shutil.copytree(image_folder, tmp_path / 'images')
     options = (f'data_root={root}', 'epochs=2', 'algorithm.generations=1')
     train('bl', tmp_path / 'run', *options)
     for path in root.glob('train/*/*.png'):
@@ -127,6 +127,6 @@ class Odd(torch.nn.Module):
 
 def test_only_what_no_device_can_compute_is_refused() -> None:
     with torch.device('meta'):
-        _try_pictures(Reads(), 2, 32)
-        with pytest.raises(UserError, match=r'cannot train on 2 pictures .* an odd size'):
-            _try_pictures(Odd(), 2, 32)
+        _try_images(Reads(), 2, 32)
+        with pytest.raises(UserError, match=r'cannot train on 2 images .* an odd size'):
+            _try_images(Odd(), 2, 32)

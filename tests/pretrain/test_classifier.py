@@ -299,7 +299,7 @@ def test_teacher_is_cast_to_bf16_once_and_not_at_each_forward(network: dict, bat
     model.teach(batch['inputs'])
     with Casts() as casts:
         logits = model.teach(batch['inputs'])
-    assert casts.count == 2  # of the pictures, and of the logits to float32
+    assert casts.count == 2  # of the images, and of the logits to float32
     # And what autocast would compute from float32 weights, to the bit.
     with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
         expected = fold(model.teacher, 'float32')(batch['inputs']).float()

@@ -17,7 +17,7 @@ STUDENT = [sines((2, 3, 4, 4), 0.7), sines((2, 5, 4, 4), 1.3)]
 TEACHER = [sines((2, 3, 4, 4), 1.1), sines((2, 5, 4, 4), 0.3)]
 
 
-# What peers compute of them in float64; for torchdistill the second picture's matrix.
+# What peers compute of them in float64; for torchdistill the second image's matrix.
 REPDISTILLER_HINT = 0.9843966878998313
 REPDISTILLER_FSP = 0.007055030877608428
 TORCHDISTILL_FLOW = [
@@ -46,7 +46,7 @@ TORCHDISTILL_FLOW = [
 
 
 def slow_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Eqn 1 of A Gift from KD for one picture, pixel by pixel."""
+    """Eqn 1 of A Gift from KD for one image, pixel by pixel."""
     matrix = np.zeros((len(first), len(second)))
     height, width = first.shape[1:]
     for s in range(height):
@@ -61,7 +61,7 @@ def test_flow_against_a_loop_and_against_torchdistill() -> None:
     matrices = flow(*STUDENT)
     for ours, first, second in zip(matrices, *STUDENT, strict=True):
         np.testing.assert_allclose(ours, slow_flow(first.numpy(), second.numpy()), rtol=1e-12)
-    # FSPLoss.compute_fsp_matrix of torchdistill (3e4373c) for the second picture.
+    # FSPLoss.compute_fsp_matrix of torchdistill (3e4373c) for the second image.
     np.testing.assert_allclose(matrices[1], TORCHDISTILL_FLOW, rtol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_fsp_loss_against_a_loop_and_against_repdistiller() -> None:
             slow_flow(*(features[n].numpy() for features in networks))
             for networks in (STUDENT, TEACHER)
         )
-        total += ((ours - theirs) ** 2).sum() / ours.size / 2  # λ = 1 / (I J), two pictures
+        total += ((ours - theirs) ** 2).sum() / ours.size / 2  # λ = 1 / (I J), two images
     assert value.item() == pytest.approx(2 * total, rel=1e-12)  # both pairs are the same here
     # FSP of RepDistiller (b84f547), for one pair.
     assert value.item() / 2 == pytest.approx(REPDISTILLER_FSP, rel=1e-12)

@@ -215,7 +215,7 @@ def test_card_says_where_the_weights_come_from(name: str, checkpoint: Path, tmp_
     _, head, text = card.split('---\n', 2)
     assert yaml.safe_load(head)['license'] == 'apache-2.0'
     assert '| top-1 accuracy | 58.25 % ' in text
-    assert '| data | 9 training and 4 test pictures |' in text
+    assert '| data | 9 training and 4 test images |' in text
     assert 'run/epoch_2.pth' in text
     assert provenance['source_sha256'] in text
     assert 'booktitle = {CVPR}' in text
@@ -225,7 +225,7 @@ def test_card_says_where_the_weights_come_from(name: str, checkpoint: Path, tmp_
 def test_onnx(
     classifier: bool, checkpoint: Path, tmp_path: Path, inputs: Tensor, pixels: Tensor
 ) -> None:
-    """It takes pixels, of any number of pictures."""
+    """It takes pixels, of any number of images."""
     library('onnxscript')
     onnxruntime = library('onnxruntime')
     export(checkpoint, tmp_path / 'model.onnx', 'onnx', classifier)
@@ -236,7 +236,7 @@ def test_onnx(
     (name,) = (output.name for output in session.get_outputs())
     assert name == ('logits' if classifier else 'features')
     for count in (1, 3):
-        (ours,) = session.run(None, {'pictures': pixels[:count].numpy()})
+        (ours,) = session.run(None, {'images': pixels[:count].numpy()})
         assert_same(torch.from_numpy(ours), theirs[:count])
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata['provenance'])['epoch'] == 2
@@ -264,7 +264,7 @@ def test_other_networks_have_onnx_alone(train: Callable, tmp_path: Path) -> None
     onnxruntime = library('onnxruntime')
     export(tmp_path / 'epoch_1.pth', tmp_path / 'model.onnx', 'onnx', classifier=True)
     session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    (logits,) = session.run(None, {'pictures': np.zeros((2, 3, 32, 32), np.float32)})
+    (logits,) = session.run(None, {'images': np.zeros((2, 3, 32, 32), np.float32)})
     assert logits.shape == (2, 4)
 
 
@@ -325,7 +325,7 @@ def test_snippets_of_the_readme(
             assert_same(scope['backbone'](inputs)[-1], maps)
         elif 'session' in scope:
             assert_same(
-                torch.from_numpy(scope['session'].run(None, {'pictures': pixels.numpy()})[0]),
+                torch.from_numpy(scope['session'].run(None, {'images': pixels.numpy()})[0]),
                 logits,
             )
         else:

@@ -29,7 +29,7 @@ def reference(
     temperature: float,
     student_temperature: float = 1.0,
 ) -> tuple[float, np.ndarray]:
-    """Eqn 3 in float64, picture by picture and class by class, with its analytic gradient."""
+    """Eqn 3 in float64, image by image and class by class, with its analytic gradient."""
     total, gradient = 0.0, np.zeros_like(logits)
     for n, (z, label, zt) in enumerate(zip(logits, labels, teacher, strict=True)):
         p, q = softmax(z), softmax(zt / temperature)

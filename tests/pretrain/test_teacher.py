@@ -181,7 +181,7 @@ def test_an_unknown_network_of_timm_is_named() -> None:
         MODELS.build(dict(type='Timm', name='resnet51', num_classes=4))
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """Dicts as mmengine's loaders take them, or pairs as torch's."""
 
     def __init__(self, as_dict: bool) -> None:
@@ -191,10 +191,10 @@ class Pictures(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, index: int) -> dict | tuple:
-        picture = torch.full((3, 32, 32), 20 * index, dtype=torch.uint8)
+        image = torch.full((3, 32, 32), 20 * index, dtype=torch.uint8)
         if self.as_dict:
-            return {'inputs': picture, 'data_samples': index % 2}
-        return picture.float(), index % 2
+            return {'inputs': image, 'data_samples': index % 2}
+        return image.float(), index % 2
 
 
 def examples() -> list[str]:
@@ -210,7 +210,7 @@ def test_examples_train(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text, small in (('[45, 45]', '[1, 1]'), ("'resnet50'", "'resnet10t'")):
         assert text in code
         code = code.replace(text, small)
-    names = {'train_set': Pictures(as_dict=number == 1)}
+    names = {'train_set': Images(as_dict=number == 1)}
     exec(code, names)
     assert [path.name for path in sorted(tmp_path.rglob('snapshot_*'))] == [
         'snapshot_1.pth',

@@ -166,7 +166,7 @@ def test_run_that_is_stopped_between_epochs_is_the_same_run(
 def test_copies_and_snapshots_have_the_mean_statistics_of_all_processes(
     tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process has seen other pictures. Copies every two of four iterations."""
+    """Each process has seen other images. Copies every two of four iterations."""
     runner = Runner.from_cfg(tiny_config('sd', tmp_path, *SETTINGS['lag 4, every 2']))
     names = {id(tensor): name for name, tensor in runner.model.student.named_buffers()}
     averaged = []

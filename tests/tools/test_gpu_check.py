@@ -87,7 +87,7 @@ def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
     script = with_steps(tmp_path, 'one | echo first\ntwo | kill -KILL $$')
     done = subprocess.run(['bash', str(script), str(report), '60'], capture_output=True)
     assert done.returncode == -9
-    assert report.read_text().splitlines()[1] == 'one: done: first (0 s)'
+    assert report.read_text().splitlines()[1].startswith('one: done: first (')
 
 
 def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) -> None:

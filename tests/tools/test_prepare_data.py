@@ -39,7 +39,7 @@ def test_imagenet_alone(
     image_folder: Path, prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prepare('imagenet', '--root', image_folder)
-    assert 'train: 32 pictures' in capsys.readouterr().out
+    assert 'train: 32 images' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         prepare('imagenet', '--root', image_folder, '--shorter-side', 20)
     assert '--out and --shorter-side go together' in capsys.readouterr().err
@@ -56,8 +56,8 @@ def test_voc(prepare: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -
     prepare('voc07', '--root', root)
     prepare('voc12aug', '--root', root)
     out = capsys.readouterr().out
-    assert 'trainval: 4 pictures' in out
-    assert 'train and aug: 4 pictures' in out
+    assert 'trainval: 4 images' in out
+    assert 'train and aug: 4 images' in out
     with pytest.raises(UserError, match='nowhere/dataset/cls'):
         prepare('voc12aug', '--root', root, '--sbd', tmp_path / 'nowhere')
 

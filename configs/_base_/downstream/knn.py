@@ -1,6 +1,6 @@
 """Nearest neighbours in the pooled features of a ResNet, on an ImageNet-style folder.
 
-Nothing is trained: the training pictures are the neighbours that vote on each test picture. Not in
+Nothing is trained: the training images are the neighbours that vote on each test image. Not in
 the paper. A leaf says the depth.
 """
 
@@ -8,7 +8,7 @@ stage = 'downstream'  # whose `build` fills this config in
 task = 'probe'
 backbone_file = ''
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
-skip_unusable = False  # leave out pictures that are truncated, empty and the like
+skip_unusable = False  # leave out images that are truncated, empty and the like
 image_size = 224
 loader = dict(batch_size=64, num_workers=8)  # change no result
 neighbours = 20

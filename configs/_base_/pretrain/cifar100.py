@@ -9,7 +9,7 @@ model = dict(
     data_preprocessor=dict(mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4]),
     network=dict(type='CifarResNet', depth=20, num_classes=100),
 )
-# The data set holds the pictures on the device and draws a whole batch at once: no workers.
+# The data set holds the images on the device and draws a whole batch at once: no workers.
 train_dataloader = dict(
     num_workers=0,
     drop_last=False,

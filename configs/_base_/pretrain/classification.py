@@ -2,7 +2,7 @@
 
 stage = 'pretrain'  # whose ``build`` fills this config in
 task = 'classification'
-data_seed = None  # of the order and augmentation of the pictures; None: the run's seed
+data_seed = None  # of the order and augmentation of the images; None: the run's seed
 # Another run's network as the only teacher; ``network`` is empty if it is of the student's kind.
 teacher = dict(network={}, checkpoint=None)
 initial = dict(network={}, checkpoint=None)  # the smaller network that Net2Net starts from

@@ -3,7 +3,7 @@
 _base_ = 'classification.py'
 
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
-skip_unusable = False  # leave out pictures that are truncated, empty and the like
+skip_unusable = False  # leave out images that are truncated, empty and the like
 image_size = 224
 batch_size = 256  # over all processes
 epochs = 90

@@ -1,4 +1,4 @@
-"""ResNet-18 on 100 classes of Tiny-ImageNet (50,000 pictures of 64 pixels), for two CPU cores."""
+"""ResNet-18 on 100 classes of Tiny-ImageNet (50,000 images of 64 pixels), for two CPU cores."""
 
 _base_ = 'imagenet.py'
 data_root = 'data/tiny-imagenet-100'

@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-100, the moving average of the student as its teacher, T = 2 (Section 5).
 
-The weights of a mean teacher [42], here with labels for all pictures and one augmentation for both.
+The weights of a mean teacher [42], here with labels for all images and one augmentation for both.
 The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_ema.py 1

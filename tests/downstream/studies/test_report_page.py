@@ -124,7 +124,7 @@ def test_tables_say_what_the_records_say(html: str) -> None:
     cells = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines if line[:1] == '|']
     assert tables['Transfer (Table 5)'] == [cells[0], *cells[2:]]
     assert ' [' in str(cells)  # an interval
-    network = f'ResNet-18 on {PRETRAINED[0]["data"]["train"]["count"]:,} pictures'
+    network = f'ResNet-18 on {PRETRAINED[0]["data"]["train"]["count"]:,} images'
     header, *rows = tables[f'{network}: settings that differ']
     settings = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert settings['algorithm.teacher_weight']['BL'] == '0.0'

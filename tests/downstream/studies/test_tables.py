@@ -233,7 +233,7 @@ def test_demo_configs_have_no_paper_number(epochs: int, said: str) -> None:
     short = SHORT | {'history': [{'epoch': epochs}]}
     table = str(transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'}, **short)]))
     assert 'paper' not in table
-    assert f'- detection_config: ResNet-152, 240 training and 80 test pictures, {said} CPU' in table
+    assert f'- detection_config: ResNet-152, 240 training and 80 test images, {said} CPU' in table
 
 
 def test_shortened_runs_do_not_stand_beside_the_papers() -> None:

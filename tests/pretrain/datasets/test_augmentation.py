@@ -21,7 +21,7 @@ def images() -> torch.Tensor:
     return torch.randint(256, (6, 3, 20, 20), generator=torch.Generator().manual_seed(0)).float()
 
 
-def test_jitter_is_torchvisions_one_picture_after_the_other(images: torch.Tensor) -> None:
+def test_jitter_is_torchvisions_one_image_after_the_other(images: torch.Tensor) -> None:
     factors = 0.6 + 0.8 * torch.rand(6, 3, generator=torch.Generator().manual_seed(1))
     untouched = images.clone()
     ours = jitter(images, factors)
@@ -79,8 +79,8 @@ def test_what_is_not_augmented_is_normalised(images: torch.Tensor) -> None:
         assert 'inputs' in data
 
 
-def test_a_picture_s_augmentation_does_not_depend_on_its_batch(images: torch.Tensor) -> None:
-    """Bit for bit: a second process or smaller pieces see the same pictures."""
+def test_an_image_s_augmentation_does_not_depend_on_its_batch(images: torch.Tensor) -> None:
+    """Bit for bit: a second process or smaller pieces see the same images."""
     preprocessor = AugmentingPreprocessor(mean=MEAN, std=STD)
     with torch_seed(0):
         rows = torch.stack([draw_augmentation() for _ in range(6)])

@@ -25,7 +25,7 @@ COUNTS = {'train': 60, 'test': 20}
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
-    """Noise pictures of 5 classes in the official format; what was written."""
+    """Noise images of 5 classes in the official format; what was written."""
     rng = np.random.default_rng(0)
     contents = {'meta': {'fine_label_names': list(CLASSES)}}
     for name, count in COUNTS.items():
@@ -45,7 +45,7 @@ def train(files: dict, tmp_path: Path) -> Cifar100:
     return Cifar100(str(tmp_path), 'train', seed=3)
 
 
-def pictures(content: dict) -> np.ndarray:
+def images(content: dict) -> np.ndarray:
     return content['data'].reshape(-1, 3, 32, 32)
 
 
@@ -53,11 +53,11 @@ def inputs(dataset: Cifar100, epoch: int, indices: object) -> Tensor:
     return dataset.__getitems__([(epoch, int(index)) for index in indices])['inputs'].cpu()
 
 
-def crops(picture: np.ndarray) -> dict[bytes, tuple[int, int, bool]]:
-    """(y, x, mirrored) of everything that a (3, 32, 32) training picture may become."""
+def crops(image: np.ndarray) -> dict[bytes, tuple[int, int, bool]]:
+    """(y, x, mirrored) of everything that a (3, 32, 32) training image may become."""
     grey = np.array([129, 124, 112], np.uint8)[:, None, None]
     padded = np.broadcast_to(grey, (3, 40, 40)).copy()
-    padded[:, 4:36, 4:36] = picture
+    padded[:, 4:36, 4:36] = image
     found = {}
     for y in range(9):
         for x in range(9):
@@ -69,7 +69,7 @@ def crops(picture: np.ndarray) -> dict[bytes, tuple[int, int, bool]]:
 
 
 def test_train_gives_crops_and_mirror_images_all_equally_often(train: Cifar100, files: dict):
-    possible = [crops(picture) for picture in pictures(files['train'])]
+    possible = [crops(image) for image in images(files['train'])]
     epochs = 300
     seen = Counter(
         possible[index][image.tobytes()]
@@ -82,11 +82,11 @@ def test_train_gives_crops_and_mirror_images_all_equally_often(train: Cifar100, 
     assert 161 - 4 * 18 < chi_square < 161 + 4 * 18
 
 
-def test_pictures_of_an_epoch_are_drawn_one_by_one(train: Cifar100, files: dict):
+def test_images_of_an_epoch_are_drawn_one_by_one(train: Cifar100, files: dict):
     draws = [
-        crops(picture)[image.tobytes()]
-        for picture, image in zip(
-            pictures(files['train']), inputs(train, 0, range(60)).numpy(), strict=True
+        crops(original)[image.tobytes()]
+        for original, image in zip(
+            images(files['train']), inputs(train, 0, range(60)).numpy(), strict=True
         )
     ]
     assert len(set(draws)) > 40
@@ -95,7 +95,7 @@ def test_pictures_of_an_epoch_are_drawn_one_by_one(train: Cifar100, files: dict)
 def test_val_is_left_alone(files: dict, tmp_path: Path):
     dataset = Cifar100(str(tmp_path), 'val', seed=3, images=7)
     batch = dataset.__getitems__([(2, index) for index in range(20)])
-    np.testing.assert_array_equal(batch['inputs'].cpu(), pictures(files['test']))
+    np.testing.assert_array_equal(batch['inputs'].cpu(), images(files['test']))
     assert batch['data_samples'].tolist() == files['test']['fine_labels']
     assert len(dataset) == 20
     assert dataset.metainfo == {'classes': CLASSES}
@@ -169,7 +169,7 @@ def test_fewer_images_are_the_first_of_each_class(files: dict, tmp_path: Path):
         first, batch['data_samples'].tolist(), batch['inputs'].cpu().numpy(), strict=True
     ):
         assert label == files['train']['fine_labels'][original]
-        assert image.tobytes() in crops(pictures(files['train'])[original])
+        assert image.tobytes() in crops(images(files['train'])[original])
 
 
 def test_all_images_are_the_default(train: Cifar100, tmp_path: Path):
@@ -187,7 +187,7 @@ def test_an_impossible_number_of_images(images, files: dict, tmp_path: Path):
 
 def test_folder_is_checked(files: dict, tmp_path: Path):
     assert Cifar100.check(tmp_path, batch_size=60)[:2] == (5, [])
-    with pytest.raises(UserError, match='60 training pictures, less than batch_size=61'):
+    with pytest.raises(UserError, match='60 training images, less than batch_size=61'):
         Cifar100.check(tmp_path, batch_size=61)
 
 
@@ -234,7 +234,7 @@ def test_official_files():
     assert (len(train), len(set(train.file_list()))) == (50000, 50000)
     assert train.metainfo['classes'][content['fine_labels'][0]] == 'cattle'  # bos_taurus
     for index, image in zip((0, 49999), inputs(train, 0, (0, 49999)).numpy(), strict=True):
-        assert image.tobytes() in crops(pictures(content)[index])
+        assert image.tobytes() in crops(images(content)[index])
     val = Cifar100(str(root), 'val', seed=0)
     labels = val.__getitems__([(0, index) for index in range(10000)])['data_samples']
     assert labels.bincount().tolist() == [100] * 100

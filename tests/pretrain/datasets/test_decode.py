@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pretrain.datasets.decode import Box, Picture, centre_box, random_box
-from pretrain.datasets.picture_checks import UNUSABLE, check_picture
+from pretrain.datasets.decode import Box, EncodedImage, centre_box, random_box
+from pretrain.datasets.image_checks import UNUSABLE, check_image
 from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import torch_seed
 
@@ -16,7 +16,7 @@ AREA = (0.08, 1.0)
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A picture without fine detail, so that decoders and resizers may differ by rounding alone."""
+    """An image without fine detail, so that decoders and resizers may differ by rounding alone."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(60, 200, (3, 4, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
@@ -37,16 +37,16 @@ def pil_crop(path: Path, box: Box, size: int) -> torch.Tensor:
 )
 def test_crops_are_pils(box: Box, suffix: str, tmp_path: Path) -> None:
     """Whatever libjpeg's scale is: an eighth, a quarter, a half or the whole."""
-    path = tmp_path / f'picture{suffix}'
+    path = tmp_path / f'image{suffix}'
     smooth(900, 700).save(path, quality=95)
-    picture = Picture(path)
-    assert (picture.height, picture.width) == (700, 900)
+    image = EncodedImage(path)
+    assert (image.height, image.width) == (700, 900)
     for size in (32, 56, 224):
-        crop = picture.crop(box, size)
+        crop = image.crop(box, size)
         assert crop.shape == (3, size, size)
         assert crop.dtype == torch.uint8
         difference = (crop.float() - pil_crop(path, box, size).float()).abs()
-        # Of 255; the edges of a box move by at most half a pixel of the scaled picture.
+        # Of 255; the edges of a box move by at most half a pixel of the scaled image.
         assert difference.mean() < 1
         assert difference.max() < 8
 
@@ -63,30 +63,30 @@ def test_less_is_decoded_for_a_large_crop(tmp_path: Path, monkeypatch: pytest.Mo
         return pixels
 
     monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
-    smooth(901, 703).save(tmp_path / 'picture.jpg')
-    picture = Picture(tmp_path / 'picture.jpg')
+    smooth(901, 703).save(tmp_path / 'image.jpg')
+    image = EncodedImage(tmp_path / 'image.jpg')
     for side, size in ((448, 224), (447, 224), (703, 80), (256, 32), (100, 224)):
-        picture.crop(Box(0, 0, side, side), size)
+        image.crop(Box(0, 0, side, side), size)
     assert shapes == [(352, 451), (703, 901), (88, 113), (88, 113), (703, 901)]
 
 
-def test_no_scale_reaches_beyond_the_picture(tmp_path: Path) -> None:
-    """A white picture stays white to its last pixel: nothing is padded with black."""
+def test_no_scale_reaches_beyond_the_image(tmp_path: Path) -> None:
+    """A white image stays white to its last pixel: nothing is padded with black."""
     for width, height in ((97, 97), (130, 101), (65, 200)):
         path = tmp_path / f'{width}.jpg'
         Image.new('RGB', (width, height), 'white').save(path)
-        picture = Picture(path)
+        image = EncodedImage(path)
         for top in range(0, 24):
             box = Box(top, top + 1, height - top, width - top - 1)
-            assert picture.crop(box, 8).min() > 250
+            assert image.crop(box, 8).min() > 250
 
 
 @pytest.mark.parametrize('mode', ['L', 'CMYK', 'P', 'RGBA', '1'])
 def test_other_colours_become_rgb(mode: str, tmp_path: Path) -> None:
     suffix = 'jpg' if mode in ('L', 'CMYK') else 'png'
-    path = tmp_path / f'picture.{suffix}'
+    path = tmp_path / f'image.{suffix}'
     smooth(90, 70).convert(mode).save(path)
-    crop = Picture(path).crop(Box(0, 0, 70, 90), 70)
+    crop = EncodedImage(path).crop(Box(0, 0, 70, 90), 70)
     difference = (crop.float() - pil_crop(path, Box(0, 0, 70, 90), 70).float()).abs()
     assert difference.max() < 8
     if mode == 'L':
@@ -148,40 +148,40 @@ def plain_jpeg(factors: list[tuple[int, int]], width: int = 100, height: int = 9
 )
 def test_any_chroma_sampling_is_read_as_pil_reads_it(factors: list, tmp_path: Path) -> None:
     """libjpeg-turbo's interface has no name for some, which PIL reads."""
-    path = tmp_path / 'picture.jpg'
+    path = tmp_path / 'image.jpg'
     path.write_bytes(plain_jpeg(factors))
     kind = {1: 'grey', 3: None, 4: 'CMYK'}[len(factors)]
-    assert check_picture(path) == kind
+    assert check_image(path) == kind
     expected = np.array(Image.open(path).convert('RGB'))
     assert (expected.shape, expected.std((0, 1)).max()) == ((90, 100, 3), 0)
-    crop = Picture(path).crop(Box(10, 20, 64, 72), 32)
+    crop = EncodedImage(path).crop(Box(10, 20, 64, 72), 32)
     difference = crop.float() - torch.tensor(expected[0, 0]).float()[:, None, None]
     assert difference.abs().max() <= 1
 
 
 def test_what_no_decoder_reads_is_named(tmp_path: Path) -> None:
-    path = tmp_path / 'picture.jpg'
+    path = tmp_path / 'image.jpg'
     for data in (plain_jpeg([(4, 2), (1, 1), (1, 1)])[:-40], b'\xff\xd8 and no more', b'text'):
         path.write_bytes(data)
-        assert check_picture(path) in UNUSABLE
-        with pytest.raises(UserError, match=r'picture.jpg cannot be decoded'):
-            Picture(path).crop(Box(0, 0, 90, 100), 32)
+        assert check_image(path) in UNUSABLE
+        with pytest.raises(UserError, match=r'image.jpg cannot be decoded'):
+            EncodedImage(path).crop(Box(0, 0, 90, 100), 32)
 
 
 def test_a_png_may_be_called_jpeg(tmp_path: Path) -> None:
     """ImageNet has one."""
     buffer = io.BytesIO()
     smooth(40, 30).save(buffer, 'PNG')
-    (tmp_path / 'picture.JPEG').write_bytes(buffer.getvalue())
-    assert Picture(tmp_path / 'picture.JPEG').crop(Box(0, 0, 30, 40), 16).shape == (3, 16, 16)
+    (tmp_path / 'image.JPEG').write_bytes(buffer.getvalue())
+    assert EncodedImage(tmp_path / 'image.JPEG').crop(Box(0, 0, 30, 40), 16).shape == (3, 16, 16)
 
 
 def test_centre_box_is_the_single_centre_crop(tmp_path: Path) -> None:
-    path = tmp_path / 'picture.png'
+    path = tmp_path / 'image.png'
     reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     for width, height in ((500, 375), (375, 500), (256, 300), (640, 427)):
         smooth(width, height).save(path)
-        ours = Picture(path).crop(centre_box(height, width), 224).float()
+        ours = EncodedImage(path).crop(centre_box(height, width), 224).float()
         difference = (ours - reference(Image.open(path)).float()).abs()
         # Theirs is cut after the resize, to the nearest of its pixels.
         assert difference.mean() < 1

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from pretrain.datasets.image_folder import ClassFolder, list_pictures
+from pretrain.datasets.image_folder import ClassFolder, list_images
 from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import EpochSampler, stable_seed
 
@@ -91,16 +91,16 @@ def test_seeds_do_not_add_up() -> None:
 
 def test_folder_is_counted(image_folder: Path) -> None:
     assert ClassFolder.check(image_folder, batch_size=32)[:2] == (4, [])
-    with pytest.raises(UserError, match='32 training pictures, less than batch_size=33'):
+    with pytest.raises(UserError, match='32 training images, less than batch_size=33'):
         ClassFolder.check(image_folder, batch_size=33)
     val = len(list((image_folder / 'val').rglob('*.*')))
     assert ClassFolder.check(image_folder, batch_size=2, processes=val)[:2] == (4, [])
-    with pytest.raises(UserError, match=f'has {val} test pictures for {val + 1} processes'):
+    with pytest.raises(UserError, match=f'has {val} test images for {val + 1} processes'):
         ClassFolder.check(image_folder, batch_size=2, processes=val + 1)
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_content_tells_which_split_has_other_pictures(
+def test_content_tells_which_split_has_other_images(
     split: str, image_folder: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(image_folder, tmp_path / 'root')
@@ -111,7 +111,7 @@ def test_content_tells_which_split_has_other_pictures(
     assert {name for name in before if before[name] != after[name]} == {split}
 
 
-def test_no_python_object_for_each_picture(dataset: ClassFolder) -> None:
+def test_no_python_object_for_each_image(dataset: ClassFolder) -> None:
     """Forked workers would copy a million of them; they share arrays."""
     values = list(vars(dataset).values())
     arrays = [value for value in values if isinstance(value, np.ndarray)]
@@ -122,7 +122,7 @@ def test_no_python_object_for_each_picture(dataset: ClassFolder) -> None:
     assert len(gc.get_referents(*values)) < len(dataset)
 
 
-def test_pictures_are_torchvisions_in_its_order(tmp_path: Path) -> None:
+def test_images_are_torchvisions_in_its_order(tmp_path: Path) -> None:
     names = ('b/Z.JPEG', 'b/a.jpg', 'b/ä.png', 'b/a/1.PNG', 'b/a b/2.jpg', 'b/x.txt', 'A/狗.webp')
     for split in ('train', 'val'):
         for name in names:
@@ -170,17 +170,17 @@ def _space(train: Path) -> None:
 def _renamed(train: Path) -> None:
     for name in ('1.JFIF', '2.gif'):
         shutil.copy(train / 'a/0.png', train / 'a' / name)
-    (train / 'a/notes.txt').write_text('not a picture')
+    (train / 'a/notes.txt').write_text('not an image')
 
 
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (_loose, r'val has 1 picture \(ILSVRC2012_val_00000001.JPEG\) outside the class folders'),
+        (_loose, r'val has 1 image \(ILSVRC2012_val_00000001.JPEG\) outside the class folders'),
         (_space, r"only train has 1 class \('a '\), only val has 1 class \('a'\)"),
         (_renamed, r'2 not named as JPEG, .* \(train/a/1.JFIF, train/a/2.gif\)\. .*skip_unusable'),
-        (_hidden, r'a/\.ipynb_checkpoints is hidden, but its pictures would be trained on'),
-        (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its pictures would be'),
+        (_hidden, r'a/\.ipynb_checkpoints is hidden, but its images would be trained on'),
+        (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its images would be'),
         (_loop, r'a/loop is a link to a folder that holds it: delete it'),
         (_no_utf8, r'train has a name that is not UTF-8 .*: rename it'),
         (_same_folder, r'train/a and val/a of .* are the same folder'),
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
     (tmp_path / 'train/._a.jpg').touch()  # macOS's, beside the classes
-    assert len(list_pictures(tmp_path, 'train').paths) == 2
+    assert len(list_images(tmp_path, 'train').paths) == 2
     scandir = os.scandir
 
     def fails(path: str | bytes) -> Iterator[os.DirEntry]:
@@ -219,10 +219,10 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(
         with pytest.raises(
             UserError, match=r'train/a/b cannot be read \(Permission denied\): make'
         ):
-            list_pictures(tmp_path, 'train')
+            list_images(tmp_path, 'train')
 
 
-def test_pictures_of_other_formats_are_left_out_if_asked(
+def test_images_of_other_formats_are_left_out_if_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for path in ('train/a', 'val/a'):
@@ -231,17 +231,17 @@ def test_pictures_of_other_formats_are_left_out_if_asked(
     Image.new('RGB', (4, 4)).save(tmp_path / 'val/a/1.gif')
     ClassFolder.check(tmp_path, 1, skip_unusable=True)
     assert 'val/a/1.gif' in capsys.readouterr().out
-    assert len(list_pictures(tmp_path, 'val').paths) == 1
+    assert len(list_images(tmp_path, 'val').paths) == 1
 
 
-def test_no_class_is_lost_with_its_unusable_pictures(tmp_path: Path) -> None:
+def test_no_class_is_lost_with_its_unusable_images(tmp_path: Path) -> None:
     for path in ('train/a', 'train/b', 'val/a', 'val/b'):
         (tmp_path / path).mkdir(parents=True)
         Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
     (tmp_path / 'val/b/1.png').write_bytes(b'')
     assert ClassFolder.check(tmp_path, 2, skip_unusable=True)[:2] == (2, ['val/b/1.png'])
     (tmp_path / 'val/b/0.png').write_bytes(b'')
-    with pytest.raises(UserError, match=r'val/b has no usable picture'):
+    with pytest.raises(UserError, match=r'val/b has no usable image'):
         ClassFolder.check(tmp_path, 2, skip_unusable=True)
 
 
@@ -258,11 +258,11 @@ def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"different classes: only train has 1 class \('b'\)\."):
         ClassFolder.check(tmp_path, 2)
     (tmp_path / 'val/b').mkdir()
-    with pytest.raises(UserError, match=r'val/b has no picture'):
+    with pytest.raises(UserError, match=r'val/b has no image'):
         ClassFolder.check(tmp_path, 2)
 
 
-def test_unusable_pictures_stop_a_run_or_are_left_out(
+def test_unusable_images_stop_a_run_or_are_left_out(
     image_folder: Path, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     root = tmp_path / 'images'

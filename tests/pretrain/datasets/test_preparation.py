@@ -13,8 +13,8 @@ from pretrain.runs.errors import UserError
 def test_counts_beside_the_papers(capsys: pytest.CaptureFixture) -> None:
     print_counts({'train': 50_000, 'val': 9_999}, {'train': 50_000, 'val': 10_000})
     assert capsys.readouterr().out.splitlines() == [
-        'train: 50,000 pictures, as in the paper',
-        "val: 9,999 pictures, not the paper's data, which has 10,000",
+        'train: 50,000 images, as in the paper',
+        "val: 9,999 images, not the paper's data, which has 10,000",
     ]
 
 
@@ -24,8 +24,8 @@ def test_imagenet(
     monkeypatch.chdir(image_folder.parent)
     check_imagenet(Path(image_folder.name))
     assert capsys.readouterr().out.splitlines() == [
-        "train: 32 pictures, not the paper's data, which has 1,281,167",
-        "val: 12 pictures, not the paper's data, which has 50,000",
+        "train: 32 images, not the paper's data, which has 1,281,167",
+        "val: 12 images, not the paper's data, which has 50,000",
         '4 classes',
     ]
 
@@ -59,8 +59,8 @@ def test_cifar100(
         monkeypatch.setitem(cifar.MD5, name, hashlib.md5(data).hexdigest())
     check_cifar100(tmp_path)
     out = capsys.readouterr().out
-    assert 'train: 6 pictures' in out
-    assert 'val: 4 pictures' in out
+    assert 'train: 6 images' in out
+    assert 'val: 4 images' in out
     (tmp_path / 'test').write_bytes(b'damaged')
     with pytest.raises(UserError, match='md5'):
         check_cifar100(tmp_path)

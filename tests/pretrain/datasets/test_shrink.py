@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.datasets.shrink import shrink_folder, shrink_picture
+from pretrain.datasets.shrink import shrink_folder, shrink_image
 from pretrain.runs.errors import UserError
 
 
@@ -29,17 +29,17 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
 def test_shorter_side_is_shrunk(mode: str) -> None:
-    shrunk = Image.open(io.BytesIO(shrink_picture(encode(300, 201, mode), 50)))
+    shrunk = Image.open(io.BytesIO(shrink_image(encode(300, 201, mode), 50)))
     assert (shrunk.format, shrunk.mode, shrunk.size) == ('JPEG', 'RGB', (75, 50))
     original = Image.open(io.BytesIO(encode(300, 201, mode))).convert('RGB').resize((75, 50))
     difference = np.abs(np.asarray(shrunk, float) - np.asarray(original, float))
     assert difference.mean() < 3  # of 255: JPEG at quality 90, and another filter
 
 
-def test_small_pictures_keep_their_bytes_or_their_size() -> None:
+def test_small_images_keep_their_bytes_or_their_size() -> None:
     jpeg = encode(60, 50)
-    assert shrink_picture(jpeg, 50) is jpeg
-    converted = Image.open(io.BytesIO(shrink_picture(encode(60, 50, format='PNG'), 50)))
+    assert shrink_image(jpeg, 50) is jpeg
+    converted = Image.open(io.BytesIO(shrink_image(encode(60, 50, format='PNG'), 50)))
     assert (converted.format, converted.size) == ('JPEG', (60, 50))
 
 

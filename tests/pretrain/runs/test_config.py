@@ -134,11 +134,11 @@ def test_a_misspelt_setting_in_a_config_is_named(image_folder: Path) -> None:
         prepare(config)
 
 
-def test_a_network_that_cannot_compute_the_pictures_is_found_before_training(
+def test_a_network_that_cannot_compute_the_images_is_found_before_training(
     image_folder: Path,
 ) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'image_size=32']
-    with pytest.raises(UserError, match='cannot train on 1 picture of 32 x 32 pixels at a time'):
+    with pytest.raises(UserError, match='cannot train on 1 image of 32 x 32 pixels at a time'):
         prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=1']))
     prepare(load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'batch_size=2']))
 

@@ -8,7 +8,7 @@ from pretrain.runs.errors import number_of
     [
         (1, 'unknown classes', '1 unknown class'),
         (1, 'unknown class ids', '1 unknown class id'),
-        (1, 'boxes outside the picture', '1 box outside the picture'),
+        (1, 'boxes outside the image', '1 box outside the image'),
         (1, 'processes', '1 process'),
         (1, 'GPUs', '1 GPU'),
         (1, 'tensors that the model has are missing', '1 tensor that the model has is missing'),

@@ -98,7 +98,7 @@ def test_a_branch_goes_on_from_its_own_checkpoint_if_it_has_one(
     tiny_config: Callable, tmp_path: Path
 ) -> None:
     """And else from the one that it began with, which its record knows. Another order of the
-    pictures is for the beginning of a branch alone."""
+    images is for the beginning of a branch alone."""
     config, other = (tiny_config('se', tmp_path / 'branch', f'data_seed={seed}') for seed in (0, 1))
     source = leave(tmp_path / 'source', config.identity.to_dict(), 1)
     begin = Namespace(**vars(RESUME) | {'start_from': str(source)})
@@ -151,11 +151,11 @@ def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> Non
     assert '--accept-change batch --accept-change loader.shuffle' in str(error.value)
 
 
-def test_other_pictures_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
+def test_other_images_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
     path = checkpoint({'data': {'train': 'ab' * 32, 'val': 'c'}})
     with pytest.raises(UserError) as error:
         check(path, {'data': {'train': 'cd' * 32, 'val': 'c'}})
-    said = 'data.train=abababab, this run asks for cdcdcdcd (other pictures in data_root, or other'
+    said = 'data.train=abababab, this run asks for cdcdcdcd (other images in data_root, or other'
     assert said in str(error.value)
 
 
@@ -221,7 +221,7 @@ def test_an_epoch_of_another_length_is_refused(
     image_folder: Path, tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
     """Mini-generations would end at iterations that never come, and no teacher would be taken."""
-    root = shutil.copytree(image_folder, tmp_path / 'pictures')
+    root = shutil.copytree(image_folder, tmp_path / 'images')
     train('sd', tmp_path / 'run', f'data_root={root}')
     (tmp_path / 'run/epoch_3.pth').unlink()  # as if it had been stopped
     for path in root.glob('train/*/[01]*'):
@@ -314,7 +314,7 @@ def test_a_mini_generation_has_begun_with_its_first_iteration(tmp_path: Path) ->
 
 
 def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
-    """And a branch begins with an epoch, whose pictures no order has dealt out yet."""
+    """And a branch begins with an epoch, whose images no order has dealt out yet."""
     path, other = sd_checkpoint(tmp_path / 'a.pth', 1), sd_identity() | {'data_seed': 1}
     check(path, other, may_differ, another_run=True)
     within = sd_checkpoint(tmp_path / 'epoch_1_iter_2.pth', 1)

@@ -229,7 +229,7 @@ def test_processes_stop_by_one_signal_at_one_iteration() -> None:
 def test_each_process_gets_its_own_statistics_back(
     tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two averages they are of other pictures on each."""
+    """Between two averages they are of other images on each."""
     runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'algorithm.generations=1'))
     hook = next(hook for hook in runner.hooks if isinstance(hook, saving.SaveHook))
     hook.buffers = [{'student.1.running_mean': torch.full((8,), float(rank))} for rank in (5, 6)]

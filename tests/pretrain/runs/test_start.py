@@ -176,7 +176,7 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
-def test_nodes_with_other_pictures_or_gpus_do_not_train_together() -> None:
+def test_nodes_with_other_images_or_gpus_do_not_train_together() -> None:
     """None waits for another that has refused."""
     first = {'precision': 'float32', 'data': {'train': 'ab' * 32}}
 

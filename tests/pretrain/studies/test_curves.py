@@ -41,7 +41,7 @@ def test_points_are_the_records() -> None:
 
 
 @pytest.mark.parametrize('first_epoch', [None, 4])
-def test_picture_shows_both_runs(first_epoch: int | None, tmp_path: Path) -> None:
+def test_figure_shows_both_runs(first_epoch: int | None, tmp_path: Path) -> None:
     figure = error_figure({'BL': record(0.0), 'SD': record(-2.0)}, first_epoch)
     figure.savefig(tmp_path / 'curves.png', dpi=150)
     image = matplotlib.image.imread(tmp_path / 'curves.png')
@@ -58,10 +58,10 @@ def test_each_number_of_points_can_be_seen() -> None:
         figure = line_figure({'SD': run}, 'agreement', [])
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+        image = np.asarray(canvas.buffer_rgba())[..., :3] / 255
         (axes,) = figure.axes
         left, bottom, right, top = map(int, axes.get_window_extent().extents)
-        inside = picture[-top:-bottom, left:right]
+        inside = image[-top:-bottom, left:right]
         coloured = inside.max(axis=2) - inside.min(axis=2) > 0.2  # the grid is grey
         assert coloured.sum() > 10
 

@@ -29,7 +29,7 @@ def test_steps_of_a_small_network() -> None:
     assert values['BL step / best other loop'] == pytest.approx(values['BL: step'] / best)
 
 
-def test_loader_of_a_few_pictures(tmp_path: Path) -> None:
+def test_loader_of_a_few_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='holds no file'):
         libraries.loader_rows(tmp_path, rounds=1)
     for number in range(2):

@@ -190,7 +190,7 @@ def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
 FEWER = {'train': {'count': 2_000}, 'val': {'count': 10_000}}
 
 
-def test_runs_on_fewer_pictures_are_not_compared(tmp_path: Path) -> None:
+def test_runs_on_fewer_images_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [60.0], data=FEWER)
     table = str(table_3(find_records(tmp_path), ROWS))
     assert 'SHORTENED, not comparable with the paper. ResNet-20: 164 epochs a run, 2000' in table
@@ -205,7 +205,7 @@ def test_runs_on_fewer_pictures_are_not_compared(tmp_path: Path) -> None:
         ('densenet100_bl', {'epochs': 30}),
     ],
 )
-def test_table_2_of_the_paper_is_of_densenet_100_on_all_pictures(
+def test_table_2_of_the_paper_is_of_densenet_100_on_all_images(
     config: str, settings: dict, tmp_path: Path
 ) -> None:
     write(tmp_path, config, 0, [22.0], **{'epochs': 300, 'label': 'T#0'} | settings)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.datasets import picture_checks as module
-from pretrain.datasets.decode import Box, Picture
-from pretrain.datasets.image_folder import list_pictures
-from pretrain.datasets.picture_checks import CONVERTED, UNUSABLE, check_pictures
+from pretrain.datasets import image_checks as module
+from pretrain.datasets.decode import Box, EncodedImage
+from pretrain.datasets.image_checks import CONVERTED, UNUSABLE, check_images
+from pretrain.datasets.image_folder import list_images
 from pretrain.runs.file_checks import fingerprint, paths_within
 
 
-def picture(mode: str = 'RGB', side: int = 64) -> Image.Image:
+def image(mode: str = 'RGB', side: int = 64) -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3))
     return Image.fromarray(noise.astype(np.uint8)).convert(mode)
 
@@ -25,21 +25,21 @@ def encode(image: Image.Image, format: str = 'JPEG', **options: object) -> bytes
     return buffer.getvalue()
 
 
-JPEG = encode(picture())
-PNG = encode(picture(), 'PNG')
-WEBP = encode(picture(), 'WEBP')
-PROGRESSIVE = encode(picture(), progressive=True)
-THUMBNAIL = encode(picture(side=16))
-WITH_THUMBNAIL = encode(picture(), exif=b'Exif\0\0' + THUMBNAIL)
+JPEG = encode(image())
+PNG = encode(image(), 'PNG')
+WEBP = encode(image(), 'WEBP')
+PROGRESSIVE = encode(image(), progressive=True)
+THUMBNAIL = encode(image(side=16))
+WITH_THUMBNAIL = encode(image(), exif=b'Exif\0\0' + THUMBNAIL)
 # The beginning of the header's last part: what is in front of it is a header cut between parts.
 CUT_HEADER = WITH_THUMBNAIL[: WITH_THUMBNAIL.index(b'\xff\xda', 100 + len(THUMBNAIL))]
-TWO = {'save_all': True, 'append_images': [picture().rotate(90)]}
+TWO = {'save_all': True, 'append_images': [image().rotate(90)]}
 DEEP = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An ImageNet-style root with one ordinary picture in either split."""
+    """An ImageNet-style root with one ordinary image in either split."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     root = tmp_path / 'root'
     for split in ('train', 'val'):
@@ -49,16 +49,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def scan(root: Path, processes: int | None = None) -> dict[str, list[str]]:
-    lists = [list_pictures(root, split).paths.tolist() for split in ('train', 'val')]
+    lists = [list_images(root, split).paths.tolist() for split in ('train', 'val')]
     names = [*lists[0], *lists[1]]
-    return check_pictures(root, names, fingerprint(paths_within(root, names)), processes)
+    return check_images(root, names, fingerprint(paths_within(root, names)), processes)
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are looked at, in this process."""
-    paths, look = [], module.check_picture
-    monkeypatch.setattr(module, 'check_picture', lambda path: paths.append(path) or look(path))
+    paths, look = [], module.check_image
+    monkeypatch.setattr(module, 'check_image', lambda path: paths.append(path) or look(path))
     return paths
 
 
@@ -73,17 +73,17 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         JPEG + b'\xff\xda' + b'a film of the phone' * 1000,
         JPEG + bytes(10_000),
         PNG + bytes(10_000),
-        encode(picture(), 'BMP'),
-        encode(picture(), 'MPO', **TWO),
-        encode(picture('P'), 'PNG'),
-        encode(picture('RGBA'), 'PNG'),
-        encode(picture(), 'GIF'),
-        encode(picture(), 'AVIF'),
-        encode(picture(), 'TIFF', compression='tiff_lzw'),
-        encode(picture(), keep_rgb=True),
-        encode(picture(), subsampling=2)[:-2] + b'\0\0\x17\xff\xd9',
-        encode(picture(side=1)),
-        encode(picture().resize((3000, 1))),
+        encode(image(), 'BMP'),
+        encode(image(), 'MPO', **TWO),
+        encode(image('P'), 'PNG'),
+        encode(image('RGBA'), 'PNG'),
+        encode(image(), 'GIF'),
+        encode(image(), 'AVIF'),
+        encode(image(), 'TIFF', compression='tiff_lzw'),
+        encode(image(), keep_rgb=True),
+        encode(image(), subsampling=2)[:-2] + b'\0\0\x17\xff\xd9',
+        encode(image(side=1)),
+        encode(image().resize((3000, 1))),
         JPEG[:2] + b'\xff\xe1\0\x10Exif\0\0\x1c\xff\x13\x37abcd' + JPEG[2:],
         JPEG[:2] + b'\xff\xe1\0\x12Exif\0\0MM\0*\0\0\0\x08\0\x05' + JPEG[2:],
         JPEG[:2] + b'\xff\xe2\0\x10MPF\0II*\0\x08\0\0\0\0\0' + JPEG[2:],
@@ -93,7 +93,7 @@ def test_usable_whatever_its_name(data: bytes, root: Path) -> None:
     path = root / 'train/n01/a.JPEG'
     path.write_bytes(data)
     assert scan(root) == {}
-    shown = Picture(path)
+    shown = EncodedImage(path)
     assert shown.crop(Box(0, 0, shown.height, shown.width), 8).shape == (3, 8, 8)
 
 
@@ -112,17 +112,17 @@ def test_usable_whatever_its_name(data: bytes, root: Path) -> None:
         (PNG[: len(PNG) // 2], 'truncated'),
         (PNG[: len(PNG) // 2] + bytes(len(PNG) // 2), 'truncated'),
         (WEBP[: len(WEBP) // 2], 'truncated'),
-        (encode(picture(), 'GIF')[:-500], 'truncated'),
-        (encode(picture(), 'BMP')[:-1], 'truncated'),
+        (encode(image(), 'GIF')[:-500], 'truncated'),
+        (encode(image(), 'BMP')[:-1], 'truncated'),
         (encode(DEEP, 'PNG'), '16-bit'),
         (encode(DEEP, 'TIFF'), '16-bit'),
-        (encode(picture(), 'GIF', **TWO), 'animated'),
-        (encode(picture(), 'PNG', **TWO), 'animated'),
-        (encode(picture(), 'WEBP', **TWO), 'animated'),
-        (encode(picture('CMYK')), 'CMYK'),
-        (encode(picture('L')), 'grey'),
-        (encode(picture('1'), 'PNG'), 'grey'),
-        (encode(picture('LA'), 'PNG'), 'grey'),
+        (encode(image(), 'GIF', **TWO), 'animated'),
+        (encode(image(), 'PNG', **TWO), 'animated'),
+        (encode(image(), 'WEBP', **TWO), 'animated'),
+        (encode(image('CMYK')), 'CMYK'),
+        (encode(image('L')), 'grey'),
+        (encode(image('1'), 'PNG'), 'grey'),
+        (encode(image('LA'), 'PNG'), 'grey'),
     ],
 )
 def test_kinds(data: bytes, kind: str, root: Path) -> None:
@@ -130,7 +130,7 @@ def test_kinds(data: bytes, kind: str, root: Path) -> None:
     assert scan(root) == {kind: ['val/n01/a.png']}
     assert kind in UNUSABLE + CONVERTED
     if kind in CONVERTED:
-        assert Picture(root / 'val/n01/a.png').crop(Box(0, 0, 64, 64), 8).shape == (3, 8, 8)
+        assert EncodedImage(root / 'val/n01/a.png').crop(Box(0, 0, 64, 64), 8).shape == (3, 8, 8)
 
 
 def test_too_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

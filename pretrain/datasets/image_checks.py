@@ -1,4 +1,4 @@
-"""Which picture files a run would fail on, found before a run that takes days.
+"""Which image files a run would fail on, found before a run that takes days.
 
 Only the header and the end of JPEG, PNG and WebP files are read. Files of other formats, rare kinds
 of JPEG and files that do not end as they should are decoded.
@@ -28,20 +28,20 @@ _CHUNK = 512  # files at a time for a process
 _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 
 
-def check_pictures(
+def check_images(
     root: Path, names: Sequence[bytes], state: str, processes: int | None = None
 ) -> dict[str, list[str]]:
-    """Find the pictures that a run would fail on and those that it converts.
+    """Find the images that a run would fail on and those that it converts.
 
     Args:
-        root: the folder that holds the pictures.
+        root: the folder that holds the images.
         names: their paths relative to it.
         state: their :func:`pretrain.runs.file_checks.fingerprint`; until it changes, the user's
             cache directory keeps the result.
         processes: default: as many as there are cores.
 
     Returns:
-        The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; a picture is of
+        The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; an image is of
         one kind at most.
     """
     root = root.resolve()
@@ -49,18 +49,18 @@ def check_pictures(
 
     def check() -> tuple[dict[str, list[str]], bool]:
         found, files = {}, list(map(os.fsdecode, paths))
-        kinds = parallel_map(check_picture, files, _CHUNK, processes, f'checking {root}')
+        kinds = parallel_map(check_image, files, _CHUNK, processes, f'checking {root}')
         for name, kind in zip(names, kinds, strict=True):
             if kind is not None:
                 found.setdefault(kind, []).append(os.fsdecode(name))
         found = {kind: sorted(names) for kind, names in found.items()}
         return found, 'unreadable' not in found
 
-    return cached('pictures', root, f'2 {state}', check)  # 3 when the kinds change
+    return cached('images', root, f'2 {state}', check)  # 3 when the kinds change
 
 
-def check_picture(path: str | Path) -> str | None:
-    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file is; None for an ordinary picture."""
+def check_image(path: str | Path) -> str | None:
+    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file is; None for an ordinary image."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)
