@@ -44,6 +44,7 @@ class PicturesHook(Hook):
         count = min(COUNT, batches) if runner.epoch == runner.max_epochs else 0
         self.chosen = {i * batches // count for i in range(count)}
         self.visualizer.dataset_meta = dataset_meta(runner.val_dataloader.dataset.metainfo)
+        self.drawn: dict[str, Path] = {}  # the image behind each name
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[BaseDataElement]
@@ -55,8 +56,11 @@ class PicturesHook(Hook):
             sample.gt_instances = self._ground_truth(sample)
         source = Path(sample.img_path)
         image = mmcv.imread(source, channel_order='rgb')
-        file = Path(runner.work_dir) / 'pictures' / f'{source.stem}.png'
-        self.visualizer.add_datasample(source.stem, image, sample, out_file=str(file))
+        name = source.stem
+        if self.drawn.setdefault(name, source) != source:  # images of several folders
+            name = f'{source.parent.name}_{name}'
+        file = Path(runner.work_dir) / 'pictures' / f'{name}.png'
+        self.visualizer.add_datasample(name, image, sample, out_file=str(file))
 
     def _ground_truth(self, sample: BaseDataElement) -> InstanceData:
         """All objects of an image, with the difficult ones, which mmdet's visualizer leaves out."""

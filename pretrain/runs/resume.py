@@ -38,13 +38,12 @@ def choose_start(config: Config, args: Namespace) -> bool:
         UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.
     """
     work_dir = Path(config.work_dir)
-    found = checkpoints(work_dir)
-    if not args.resume and (found or (work_dir / 'run.json').exists()):
+    if not args.resume and holds_run(work_dir):
         raise UserError(
             f'{config.work_dir} already holds a run: add --resume to go on with it, or --work-dir '
             'for a new one.'
         )
-    record = read_record(work_dir / 'run.json')
+    record, found = read_record(work_dir / 'run.json'), checkpoints(work_dir)
     if found and record is None:
         raise UserError(
             f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
@@ -74,6 +73,11 @@ def choose_start(config: Config, args: Namespace) -> bool:
     if finished and progress(newest)[0] >= config.train_cfg.max_epochs:
         return _nothing_to_do(work_dir)
     return True
+
+
+def holds_run(work_dir: Path) -> bool:
+    """Whether a run has left anything in a folder."""
+    return (work_dir / 'run.json').exists() or bool(checkpoints(work_dir))
 
 
 def _nothing_to_do(work_dir: Path) -> bool:

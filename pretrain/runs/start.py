@@ -32,7 +32,7 @@ from pretrain.runs.processes import (
     start_processes,
     usable_gpus,
 )
-from pretrain.runs.resume import choose_start
+from pretrain.runs.resume import choose_start, holds_run
 from pretrain.runs.saving import stop_when_told
 
 # What torchrun sets for each process that it starts.
@@ -139,7 +139,7 @@ def start(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
     if not launched:
-        anew = args.resume and not (args.start_from or (work_dir / 'run.json').exists())
+        anew = args.resume and not (args.start_from or holds_run(work_dir))
         more = ', which holds none yet: it begins anew' if anew else ''
         print(f'{args.config}: the run lives in {work_dir}{more}.', flush=True)
     config.work_dir = str(work_dir)

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,8 +43,8 @@ TASKS = [('faster_rcnn_r18_voc07.py', boxes), ('deeplabv3_r18_voc12.py', masks)]
 
 @pytest.fixture(params=TASKS, ids=['detection', 'segmentation'])
 def evaluate(request, voc: Path, backbone_file: str, tmp_path: Path) -> Callable[..., list[Path]]:
-    """``evaluate(epoch, **metainfo)``: the pictures after one of a run's three epochs, of which the
-    model is left out; ``metainfo`` overrides that of the samples."""
+    """``evaluate(epoch, paths)``: the pictures drawn after one of a run's three epochs. No model
+    runs; ``paths`` replaces the data set's images."""
     name, predict = request.param
     options = [f'data_root={voc}', f'backbone_file={backbone_file}']
     config = prepare(load_config(ROOT / 'configs/demo' / name, options))
@@ -53,7 +54,7 @@ def evaluate(request, voc: Path, backbone_file: str, tmp_path: Path) -> Callable
     loader = DataLoader(dataset, batch_size=1, collate_fn=pseudo_collate)
     hook = HOOKS.build(config.default_hooks.pictures.to_dict())
 
-    def run(epoch: int, **metainfo: str) -> list[Path]:
+    def run(epoch: int, paths: Sequence[Path] = ()) -> list[Path]:
         runner = SimpleNamespace(
             epoch=epoch, max_epochs=3, work_dir=str(tmp_path), val_dataloader=loader
         )
@@ -62,7 +63,8 @@ def evaluate(request, voc: Path, backbone_file: str, tmp_path: Path) -> Callable
             samples = preprocessor(batch, training=False)['data_samples']
             for sample in samples:
                 predict(sample)
-                sample.set_metainfo(metainfo)
+                if paths:
+                    sample.set_metainfo({'img_path': str(paths[index])})
             hook.after_val_iter(runner, index, batch, samples)
         return sorted((tmp_path / 'pictures').glob('*'))
 
@@ -111,6 +113,17 @@ def test_only_the_last_evaluation_is_drawn(evaluate, tmp_path: Path) -> None:
     halves(tmp_path / 'pictures/100003.png')
 
 
+def test_images_of_one_name_in_several_folders_are_all_drawn(
+    evaluate, voc: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / folder / '1.jpg' for folder in 'abcdefgh']
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(voc / 'VOC2007/JPEGImages/100000.jpg', path)
+    names = ['1.png', *(f'{folder}_1.png' for folder in 'bcdefgh')]
+    assert [path.name for path in evaluate(3, paths)] == names
+
+
 @pytest.mark.parametrize('evaluate', TASKS[1:], indirect=True)
 def test_the_first_process_alone_draws(evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda _=None: 1)
@@ -122,7 +135,7 @@ def test_red_stays_red(evaluate, tmp_path: Path) -> None:
     red[..., 0] = 250
     source = tmp_path / 'red.png'
     Image.fromarray(red).save(source)
-    (picture,) = evaluate(3, img_path=str(source))
+    (picture,) = evaluate(3, [source] * 8)
     for half in halves(picture):
         r, g, b = half[-2, -2]
         assert r > 100

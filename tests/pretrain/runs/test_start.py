@@ -278,6 +278,9 @@ def test_a_run_goes_on_where_it_left_its_config_or_says_that_it_begins(
     moved.mkdir(parents=True)
     (moved / 'run.json').touch()
     shutil.copy(config, moved / 'tiny.py')
+    lost = tmp_path / 'lost'
+    lost.mkdir()
+    (lost / 'epoch_1.pth').touch()
     for arguments, place, anew in (
         ([str(config)], Path('work_dirs') / config.stem, False),
         ([str(config), '--resume'], Path('work_dirs') / config.stem, True),
@@ -287,6 +290,8 @@ def test_a_run_goes_on_where_it_left_its_config_or_says_that_it_begins(
             False,
         ),
         ([str(moved / 'tiny.py'), '--resume'], moved, False),
+        # It is refused: its run.json is lost.
+        ([str(config), '--resume', '--work-dir', str(lost)], lost, False),
         (
             [str(moved / 'tiny.py'), '--work-dir', str(tmp_path / 'other')],
             tmp_path / 'other',
