@@ -1,7 +1,7 @@
 """The strict hand-off of a pretrained backbone: every tensor arrives, or the run stops.
 
-"All layers before the final pooling layer" are transferred (Section 4.3). A detector keeps them in
-two places, a C4 Faster R-CNN's ``backbone`` and its ``shared_head``; a segmenter in one.
+"All layers before the final pooling layer" are transferred (Section 4.3). A C4 Faster R-CNN holds
+them in two modules, ``backbone`` and ``roi_head.shared_head``; a segmenter holds them in one.
 """
 
 import math
@@ -24,7 +24,7 @@ STEMS = {'v1': (False, False), 'v1c': (True, False), 'v1d': (True, True)}
 
 
 def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
-    """The parts of a detector or segmenter that the backbone file fills, by their config key."""
+    """The configs of the modules that the backbone file fills, by their config keys."""
     parts = {'model.backbone': model.backbone}
     if model.get('roi_head', {}).get('shared_head'):
         parts['model.roi_head.shared_head'] = model.roi_head.shared_head
@@ -32,15 +32,15 @@ def backbone_parts(model: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def top_level(names: Iterable[str]) -> tuple[str, ...]:
-    """The layers that tensors belong to, each once: ``layer1`` of ``layer1.0.conv1.weight``."""
+    """The distinct top-level layers of tensor names: ``layer1`` for ``layer1.0.conv1.weight``."""
     return tuple(dict.fromkeys(name.split('.')[0] for name in names))
 
 
 def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
-    """Make sure that the config builds the network that the weights were trained in.
+    """Check that the config builds the network, and the preprocessing, of the pretraining.
 
-    Of these facts the names and shapes of tensors show only the depth, so a mistake would cost
-    accuracy unnoticed.
+    The names and shapes of the tensors do not show the stride style, channel order, mean or std:
+    with a wrong one the weights would still load, and accuracy would drop.
 
     Args:
         model: the ``model`` of an mmdet or mmseg config.
@@ -48,7 +48,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
             ``std`` of :func:`pretrain.runs.backbone_file.load_backbone_file`.
 
     Raises:
-        UserError: naming the first fact that differs, both values and the config key.
+        UserError: if a fact differs; it names the first one, both values and the config key.
     """
     backbone, preprocessor = model.backbone, model.data_preprocessor
     flags = (backbone.get('deep_stem', False), backbone.get('avg_down', False))
@@ -81,9 +81,9 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
 
 
 def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
-    """The overrides, as ``key=value``, with which a downstream config builds the stem, the stride
-    style and the preprocessing that a backbone was trained with; none for what agrees already.
-    Depth and family stay the config's. ``provenance`` is as in :func:`check_handoff`."""
+    """The ``key=value`` overrides that give a downstream config the stem, stride style and
+    preprocessing of a backbone; settings that already agree are left out. Depth and architecture
+    stay as in the config. ``provenance`` is as in :func:`check_handoff`."""
     deep_stem, avg_down = STEMS[provenance['stem']]
     wanted = {'model.backbone.deep_stem': deep_stem, 'model.backbone.avg_down': avg_down}
     for key in backbone_parts(config.model):
@@ -95,13 +95,13 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
     return [
         f'{key}={value}'
         for key, value in wanted.items()
-        # mmdet's and mmseg's switches are off where a config does not name them.
+        # A flag that the config does not set is False in mmdet and mmseg.
         if not same_fact(present.get(key, False), value)
     ]
 
 
 def same_fact(ours: Any, theirs: Any) -> bool:
-    """Whether two values of a fact agree; numbers may differ by rounding in the fifth digit."""
+    """Whether two values agree; the numbers of lists may differ by a factor of 1 + 1e-5."""
     if isinstance(ours, list | tuple):
         pairs = zip(ours, theirs, strict=False)
         return len(ours) == len(theirs) and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
@@ -111,11 +111,11 @@ def same_fact(ours: Any, theirs: Any) -> bool:
 def select(
     weights: Mapping[str, Tensor], module: nn.Module, layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of ``layers``, top-level names such as ``conv1`` or ``layer4``, which must be
-    exactly those of ``module``. Its own tensors may be on the meta device.
+    """The tensors of ``layers``, given by top-level names such as ``conv1`` or ``layer4``. They
+    must match the state dict of ``module``, which may be on the meta device.
 
     Raises:
-        UserError: naming tensors that one side lacks or that differ in shape.
+        UserError: if a tensor is missing, is left over or has another shape; it names them.
     """
     chosen = {name: tensor for name, tensor in weights.items() if name.split('.')[0] in layers}
     if mismatch := tensor_mismatch(chosen, module.state_dict(), 'the model'):
@@ -128,11 +128,11 @@ def select(
 
 @WEIGHT_INITIALIZERS.register_module()
 class ExportedBackbone:
-    """Fills a module with its ``layers`` of a backbone file, strictly; an ``init_cfg`` of mmengine.
+    """An ``init_cfg`` type: load ``layers`` of the backbone file ``checkpoint`` into a module.
 
-    Unlike mmengine's ``Pretrained`` it does not skip what does not match. The Runner calls it as
-    training starts, before it loads a checkpoint to resume from. Errors are those of
-    :func:`select`.
+    Unlike mmengine's ``Pretrained``, it skips no tensor that does not match. The Runner calls it
+    when training starts, before it loads a checkpoint to resume from. It raises the errors of
+    :func:`select` and :func:`pretrain.runs.backbone_file.load_backbone_file`.
     """
 
     def __init__(self, checkpoint: str, layers: Sequence[str]) -> None:
@@ -142,5 +142,5 @@ class ExportedBackbone:
     def __call__(self, module: nn.Module) -> None:
         weights = load_backbone_file(self.checkpoint)
         module.load_state_dict(select(weights, module, self.layers))
-        if hasattr(module, '_params_init_info'):  # what the Runner writes to its log
+        if hasattr(module, '_params_init_info'):  # the Runner logs it
             update_init_info(module, f'ExportedBackbone: {self.checkpoint}')

@@ -1,4 +1,4 @@
-"""From a detection, segmentation or probe config to what a Runner takes (Section 4.3)."""
+"""Complete a detection, segmentation or probe config for the Runner (Section 4.3)."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.registry import MODELS
 
-# These register, in mmengine's registries, what a config may name.
+# Imported to register the types that configs name.
 import downstream.pictures
 import downstream.precision
 import downstream.probe
@@ -42,10 +42,10 @@ from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
-# The identity of a run leaves out where its backbone lies, how a probe loads its images,
+# Not part of a run's identity: the path of the backbone file, how a probe loads its images,
 NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg'
 NOT_IDENTITY += 'loader', 'skip'
-# and what `prepare` derives from other settings.
+# and settings that `prepare` derives from others.
 NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
 NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
 NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
@@ -54,17 +54,20 @@ _SIZES = {f'{name}.{side}': 1 for name in ('image_scale', 'crop_size') for side 
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
-    """Check the data and the backbone, and derive every part from the few settings of a config.
+    """Check the data and the backbone file, and derive the rest of the config from its settings.
 
-    ``backbone_file`` fills the model; ``data_root`` (a VOCdevkit folder), ``batch_size``,
-    ``image_scale``, ``scale_range``, ``crop_size``, ``train_list`` and ``val_list`` reach the
-    loaders, ``classes`` the loaders and the model, ``train_cfg.max_epochs`` the schedule.
-    ``identity`` is added: what must not change while the run lasts, see
-    :mod:`pretrain.runs.identity`.
+    ``data_root`` (a VOCdevkit folder), ``batch_size`` (over all processes), ``image_scale``,
+    ``scale_range``, ``crop_size``, ``train_list`` and ``val_list`` set the data loaders;
+    ``classes`` sets the loaders and the heads; ``backbone_file`` sets the model's ``init_cfg``;
+    ``train_cfg.max_epochs`` sets the schedule. The key ``identity`` is added, which must not
+    change when the run resumes (:mod:`pretrain.runs.identity`).
 
     Args:
-        config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
+        config: as :func:`pretrain.runs.config.load_config` returns it; it is not changed.
         world_size: number of processes.
+
+    Returns:
+        The completed copy of ``config``.
 
     Raises:
         UserError: if the data, the backbone file or a setting cannot work.
@@ -74,7 +77,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     if config.task != 'probe':
         loader, seed = config.train_dataloader, config.randomness.seed
         loader.dataset = dict(type='SeededDataset', dataset=loader.dataset, seed=seed)
-    if not config.label:  # a backbone of another library says nothing of an algorithm
+    if not config.label:  # imported backbones have no algorithm
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
     config.identity = identity_of(
@@ -84,13 +87,13 @@ def prepare(config: Config, world_size: int = 1) -> Config:
 
 
 def prepare_without_backbone(config: Config, world_size: int = 1) -> Config:
-    """Do what :func:`prepare` does without a backbone, with the same arguments and errors."""
+    """Like :func:`prepare`, but leave out the backbone file, the data hashes and the identity."""
     return _fill(config, world_size)[0]
 
 
 def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
-    """The config that :func:`prepare_without_backbone` returns, and what reads the data for a hash
-    of each split."""
+    """The config of :func:`prepare_without_backbone`, and a function that reads the data and
+    returns its hashes by split."""
     install()
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
@@ -105,7 +108,7 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
     config.runner_type = 'DownstreamRunner'
     _fill_loaders(config, world_size)
     config.train_cfg.micro_batches = config.micro_batches
-    # With images of many sizes cuDNN would search for an algorithm again and again.
+    # With images of many sizes, cuDNN would search for the fastest algorithm again for each size.
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
@@ -119,15 +122,15 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
 
 
 def training_images(config: Config) -> list[int]:
-    """The number of training images that each class occurs in; ``config`` is that of
-    :func:`prepare_without_backbone`."""
+    """The number of training images that contain each class, in class order; ``config`` is one
+    that :func:`prepare_without_backbone` returned."""
     train, _ = _splits(config)
     return count_images(train, _classes(config), config.task)
 
 
 def _hand_over(config: Config) -> dict[str, Any]:
-    """Give every part of the model its layers of the backbone file, after a trial on the meta
-    device. Returns the file's provenance."""
+    """Set the ``init_cfg`` of each module that the backbone file fills, after building it on the
+    meta device to check that its tensors match. Return the provenance of the file."""
     if not config.backbone_file:
         raise UserError(
             'No backbone is given: add the option backbone_file=FILE, a file that '
@@ -155,7 +158,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 
 def _fill_loaders(config: Config, world_size: int) -> None:
-    """Check the data, and give their place, lists and sizes to the data sets."""
+    """Check the settings and the data; set the paths, lists and image sizes of the data sets."""
     check_settings(config)
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, _SIZES)
@@ -184,7 +187,7 @@ def _fill_loaders(config: Config, world_size: int) -> None:
 
 
 def _fill_lists(config: Config) -> None:
-    """Have lists of the user's own take the place of VOC's."""
+    """Replace VOC's image lists by the user's ``train_list`` and ``val_list``."""
     folders = {
         'detection': dict(sub_data_root=''),
         'segmentation': dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
@@ -222,10 +225,10 @@ def _fill_detection(config: Config) -> None:
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.dataset.metainfo = dict(classes=classes)
         if config.classes and loader.dataset.type == 'VOCDataset':
-            # It calls them by VOC's names if the path of its folder has VOC2007.
+            # VOCDataset in a folder named VOC2007 or VOC2012 makes VOCMetric use VOC's names.
             loader.dataset.type = 'XMLDataset'
         if config.drop_invalid_boxes:
-            # mmdet ignores smaller boxes unless in test mode, which changes nothing else.
+            # mmdet ignores boxes below this size only outside test mode; nothing else changes.
             loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
@@ -233,7 +236,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
     classes = _classes(config)
     config.model.decode_head.num_classes = len(classes)
     if config.classes:
-        for dataset in chain(*_datasets(config)):  # mmseg's class that has none of its own
+        for dataset in chain(*_datasets(config)):  # no classes of its own
             dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
     if config.val_dataloader.batch_size != 1:
         raise UserError(
@@ -242,7 +245,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
     config.model.data_preprocessor.size = config.crop_size
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
     if world_size > 1 and torch.cuda.is_available():
-        config.sync_bn = 'torch'  # statistics over the whole batch, whatever the number of GPUs
+        config.sync_bn = 'torch'  # batch statistics over all GPUs
     elif config.train_dataloader.batch_size == config.micro_batches:
         raise UserError(
             'DeepLabv3 normalises pooled features over the images of a process and here each has '
@@ -251,7 +254,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
 
 
 def _classes(config: Config) -> tuple[str, ...]:
-    """The names that the config gives, or those of its kind of data set."""
+    """The class names that the config sets, or those of its data set type."""
     names = config.classes
     if names is None:
         names = metainfo(_LIBRARIES[config.task], config.val_dataloader.dataset.type)['classes']
@@ -266,7 +269,7 @@ def _classes(config: Config) -> tuple[str, ...]:
 
 
 def _check_splits(config: Config) -> list[int]:
-    """Check all files to train and to test on; return the number of images of each split."""
+    """Check all training and test files; return the number of images in each list."""
     train, test = _splits(config)
     classes = _classes(config)
     if config.task == 'detection':
@@ -276,7 +279,7 @@ def _check_splits(config: Config) -> list[int]:
 
 
 def _content(config: Config) -> dict[str, list[str]]:
-    """A hash of the names and bytes of the files of each list to train and to test on."""
+    """For each list of ``train`` and ``val``, a hash of its files' names and bytes."""
     root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
 
     def content(split: Split) -> str:
@@ -292,20 +295,20 @@ def _content(config: Config) -> dict[str, list[str]]:
 
 
 def _datasets(config: Config) -> Iterator[list[ConfigDict]]:
-    """The data sets, one for each list, to train and to test on."""
+    """Yield the training data sets, then the test data sets; each list of images has one."""
     for loader in (config.train_dataloader, config.val_dataloader):
         yield loader.dataset.get('datasets', [loader.dataset])
 
 
 def _splits(config: Config) -> Iterator[list[Split]]:
-    """The files of the lists to train and to test on."""
+    """Yield the training splits, then the test splits, one for each list of images."""
     root = Path(config.data_root)
 
     def split(dataset: ConfigDict) -> Split:
         prefix, names = dataset.data_prefix, root / dataset.ann_file
         if 'sub_data_root' not in prefix:
             return Split(names, root / prefix.img_path, root / prefix.seg_map_path)
-        year = root / prefix.sub_data_root  # mmdet's, which has these names for its folders
+        year = root / prefix.sub_data_root  # mmdet's XMLDataset has these folder names
         return Split(names, year / 'JPEGImages', year / 'Annotations')
 
     for datasets in _datasets(config):
