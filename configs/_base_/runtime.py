@@ -1,14 +1,14 @@
 """What every run has in common: logs, checkpoints, record, seed."""
 
 default_scope = 'mmengine'
-label = ''  # the row of this run in tables; by default the name of the algorithm
+label = ''  # the row of this run in tables; empty: the name of the algorithm
 randomness = dict(seed=0)
-# In both stages: 'bf16', 'float32' or 'auto', which is bf16 where the GPU (Ampere or later) or the
-# CPU (AVX512-BF16 or AMX) computes in it and float32 elsewhere. Loss, statistics and metrics are
-# always float32. On a GPU float32 means float32: TF32 is off for convolutions and matrix products.
+# 'bf16', 'float32' or 'auto': bf16 where the GPU (Ampere or later) or the CPU (AVX512-BF16 or AMX)
+# has the hardware, float32 elsewhere. Loss, statistics and metrics are always float32. TF32 is off
+# for convolutions and matrix products.
 precision = 'auto'
-# Micro-batches in which a process computes its share of a batch, where its memory cannot hold it at
-# once. An iteration is still one update; batch normalisation normalises each micro-batch by itself.
+# Micro-batches (gradient accumulation) in which a process computes its share of a batch, to save
+# memory. An iteration is still one update; batch normalisation sees one micro-batch at a time.
 micro_batches = 1
 default_hooks = dict(
     runtime_info=dict(type='DeferredLogHook'),
@@ -29,7 +29,7 @@ log_processor = dict(
     type='ProgressLine',
     window_size=50,
     by_epoch=True,
-    # What a line of training shows the mean of the window of; of the rest it shows the last value.
+    # A training line shows the mean over the window of these values, and the last of all others.
     mean_pattern=r'loss|time|grad_norm|acc|cross_entropy|^(train/)?(kl|error)$',
 )
 log_level = 'INFO'

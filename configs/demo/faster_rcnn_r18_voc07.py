@@ -1,4 +1,4 @@
-"""Faster R-CNN on ResNet-18 at a size that two CPU cores train in minutes; no row of the paper.
+"""Faster R-CNN with ResNet-18, which two CPU cores train in minutes; not in the paper.
 
     tools/dist_train.sh configs/demo/faster_rcnn_r18_voc07.py 1 \
         --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
@@ -13,13 +13,13 @@ _base_ = [
 data_root = 'data/builtin/VOCdevkit'
 batch_size = 8
 image_scale = (96, 72)
-# Settings for few iterations: each image gives as many regions with an object as without, one box
-# regression serves all classes, and the box head sees where in a region the features lie.
+# Settings for few iterations: up to half of the sampled regions contain an object, all classes
+# share one box regression, and the box head keeps the spatial layout of a region's features.
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
     rpn_head=dict(anchor_generator=dict(scales=[1.5, 2, 3, 4])),
     roi_head=dict(
-        # layer4 sees 3x3 features of a region, as it saw 3x3 of an image in pretraining.
+        # layer4 gets 3x3 features of a region, as it got 3x3 features of an image in pretraining.
         bbox_roi_extractor=dict(roi_layer=dict(output_size=3)),
         bbox_head=dict(
             type='ConvFCBBoxHead',
@@ -39,6 +39,6 @@ model = dict(
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
 train_cfg = dict(max_epochs=2, val_interval=2)
-# The first gradients of a random backbone, the floor of the comparison, would make it diverge.
+# Without clipping, the first gradients of a backbone with random weights would make it diverge.
 optim_wrapper = dict(optimizer=dict(lr=0.015), clip_grad=dict(max_norm=5.0))
 param_scheduler = [dict(type='MultiStepLR', milestones=[1], gamma=0.1)]

@@ -1,6 +1,6 @@
-"""ResNet-18 that is never updated: the floor for a comparison of backbones, not a result.
+"""ResNet-18 that is never updated: the reference without pretraining, not a result.
 
-Its weights are the initial ones of the other rows. The epochs only measure the statistics of batch
+It keeps the initial weights of the other rows. Its epoch only measures the statistics of batch
 normalisation, which a detector freezes.
 Command: python tools/train.py configs/demo/r18_random.py
 """

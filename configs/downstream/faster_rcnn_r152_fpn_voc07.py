@@ -1,10 +1,10 @@
-"""Faster R-CNN with FPN on ResNet-152, VOC2007 trainval (5,011) -> test (4,952); not in the paper.
+"""Faster R-CNN with FPN and ResNet-152, VOC2007 trainval (5,011) -> test (4,952); not in the paper.
 
     tools/dist_train.sh configs/downstream/faster_rcnn_r152_fpn_voc07.py 8 \
         --cfg-options backbone_file=work_dirs/r152_sd/backbone.pth
 
-Ours: not measured yet. Cost: not measured yet. The schedule of the C4 detector: 10 epochs, batch
-16, learning rate 0.01, divided by 10 after 8 epochs. Regions as there, 128 an image (mmdet: 512).
+Ours: not measured yet. Cost: not measured yet. As for the C4 detector: 10 epochs, batch 16,
+learning rate 0.01, divided by 10 after 8 epochs, and 128 regions per image (mmdet: 512).
 """
 
 _base_ = [

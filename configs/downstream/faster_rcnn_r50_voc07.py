@@ -1,9 +1,9 @@
-"""Faster R-CNN on ResNet-50, VOC2007 trainval (5,011) -> test (4,952); no row of the paper.
+"""Faster R-CNN with ResNet-50, VOC2007 trainval (5,011) -> test (4,952); not in the paper.
 
     tools/dist_train.sh configs/downstream/faster_rcnn_r50_voc07.py 8 \
         --cfg-options backbone_file=work_dirs/resnet50/backbone.pth
 
-Ours: not measured yet. Cost: not measured yet. All but the depth is as for Table 5.
+Ours: not measured yet. Cost: not measured yet. Only the depth differs from Table 5.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""k-NN on frozen features of a ResNet-50: ImageNet, or any folder of classes; no row of the paper.
+"""k-NN on frozen features of a ResNet-50, for ImageNet or any class folders; not in the paper.
 
 tools/train.py configs/downstream/knn_r50.py --cfg-options data_root=DIR backbone_file=FILE
 """

@@ -1,6 +1,6 @@
-"""ResNet-18 on ImageNet, baseline: one cosine over 90 epochs; no row of the paper.
+"""ResNet-18 on ImageNet, baseline: one cosine over 90 epochs; not in the paper.
 
-Ours: not run yet. Cost: not measured yet. All but the depth is as for Table 4.
+Ours: not run yet. Cost: not measured yet. Only the depth differs from Table 4.
 Command: tools/dist_train.sh configs/pretrain/r18_bl.py 8
 """
 

@@ -1,6 +1,6 @@
-"""ResNet-34 on ImageNet, Snapshot Distillation with K = 2 and T = 2; no row of the paper.
+"""ResNet-34 on ImageNet, Snapshot Distillation with K = 2 and T = 2; not in the paper.
 
-Ours: not run yet. Cost: not measured yet. All but the depth is as for Table 4.
+Ours: not run yet. Cost: not measured yet. Only the depth differs from Table 4.
 Command: tools/dist_train.sh configs/pretrain/r34_sd.py 8
 """
 

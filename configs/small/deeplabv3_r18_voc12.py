@@ -1,4 +1,4 @@
-"""DeepLabv3 on ResNet-18 for VOC2012 at 257 pixels; small, no row of the paper.
+"""DeepLabv3 with ResNet-18 for VOC2012 at 257 pixels; small, not in the paper.
 
     tools/dist_train.sh configs/small/deeplabv3_r18_voc12.py 1 \
         --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth

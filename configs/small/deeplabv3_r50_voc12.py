@@ -1,4 +1,4 @@
-"""DeepLabv3 on ResNet-50 for VOC2012 at 257 pixels: is fine-tuning right? No row of the paper.
+"""DeepLabv3 with ResNet-50 for VOC2012 at 257 pixels: a check of fine-tuning; not in the paper.
 
     tools/dist_train.sh configs/small/deeplabv3_r50_voc12.py 1 \
         --cfg-options backbone_file=work_dirs/resnet50/backbone.pth
@@ -10,7 +10,7 @@ _base_ = [
     '../_base_/downstream/voc12_resized.py',
 ]
 
-model = dict(backbone=dict(depth=50, style='caffe'))  # as the weights of the README
+model = dict(backbone=dict(depth=50, style='caffe'))  # the style of the README's weights
 batch_size = 4
 image_scale = (257, 257)
 crop_size = (193, 193)

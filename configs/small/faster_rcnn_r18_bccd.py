@@ -1,10 +1,10 @@
-"""Faster R-CNN on ResNet-18 for BCCD, photos of blood cells; no row of the paper.
+"""Faster R-CNN with ResNet-18 for BCCD, photos of blood cells; not in the paper.
 
     tools/dist_train.sh configs/small/faster_rcnn_r18_bccd.py 1 \
         --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
 
-Trained on trainval (292 photos), tested on test (72). Any other data set in VOC's
-layout needs the same settings: its classes and its lists.
+Trained on trainval (292 photos), tested on test (72). Any other data set in VOC's layout needs the
+same settings: ``classes``, ``train_list`` and ``val_list``.
 """
 
 _base_ = [
@@ -23,6 +23,6 @@ image_scale = (256, 192)
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
 train_cfg = dict(max_epochs=4, val_interval=2)
-# A backbone of random weights, the floor of the comparison, diverges at the 0.01 of VOC2007.
+# At VOC2007's learning rate of 0.01, a run from random weights diverges.
 optim_wrapper = dict(optimizer=dict(lr=0.002))
 param_scheduler = []

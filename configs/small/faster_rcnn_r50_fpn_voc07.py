@@ -1,9 +1,9 @@
-"""Faster R-CNN with FPN on ResNet-50 for VOC2007 at 320 pixels: is fine-tuning right?
+"""Faster R-CNN with FPN and ResNet-50 for VOC2007 at 320 pixels: a check of fine-tuning.
 
     tools/dist_train.sh configs/small/faster_rcnn_r50_fpn_voc07.py 1 \
         --cfg-options backbone_file=work_dirs/resnet50/backbone.pth
 
-No row of the paper. Trained on trainval.txt, tested on test.txt of `data_root`.
+Not in the paper. Trained on trainval.txt, tested on test.txt of `data_root`.
 """
 
 _base_ = [
@@ -12,7 +12,7 @@ _base_ = [
     '../_base_/downstream/voc07.py',
 ]
 
-model = dict(backbone=dict(depth=50, style='caffe'))  # as the weights of the README
+model = dict(backbone=dict(depth=50, style='caffe'))  # the style of the README's weights
 batch_size = 4
 image_scale = (320, 192)
 train_dataloader = dict(num_workers=0)

@@ -1,4 +1,4 @@
-"""k-NN on frozen features of a ResNet-18 at 64 pixels, on any folder of classes; small.
+"""k-NN on frozen features of a ResNet-18 at 64 pixels, for any folder of classes; small.
 
 tools/train.py configs/small/knn_r18.py --cfg-options backbone_file=work_dirs/r18_sd/backbone.pth
 """

@@ -1,6 +1,6 @@
-"""ResNet-18 that is never updated: the floor of the comparison.
+"""ResNet-18 that is never updated: the reference without pretraining.
 
-Its weights are the initial ones of the other rows. The epoch only measures the statistics of batch
+It keeps the initial weights of the other rows. Its epoch only measures the statistics of batch
 normalisation, which a detector freezes.
 Command: python tools/train.py configs/small/r18_random.py
 """

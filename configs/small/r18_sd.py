@@ -1,4 +1,4 @@
-"""ResNet-18 on 100 classes of Tiny-ImageNet at 64 pixels, SD; small, no row of the paper.
+"""ResNet-18 on 100 classes of Tiny-ImageNet at 64 pixels, SD; small, not in the paper.
 
 Command: python tools/train.py configs/small/r18_sd.py
 """

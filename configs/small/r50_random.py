@@ -1,6 +1,6 @@
-"""ResNet-50 that is never updated: the floor beside an ImageNet-pretrained one.
+"""ResNet-50 that is never updated: the reference for the ImageNet-pretrained one.
 
-The epoch only measures the statistics of batch normalisation, which a detector freezes.
+Its epoch only measures the statistics of batch normalisation, which a detector freezes.
 Command: python tools/train.py configs/small/r50_random.py
 """
 

@@ -1,15 +1,15 @@
-"""DeepLabv3 at output stride 16 on a ResNet of torchvision's kind (Section 4.3).
+"""DeepLabv3 at output stride 16 with torchvision's ResNet (Section 4.3).
 
 The head is that of the DeepLabv3 paper: rates 6, 12, 18 and 256 channels, no auxiliary head. Batch
-normalisation is trained. A leaf says the depth.
+normalisation is trained. Each config that inherits this sets the depth.
 """
 
 _base_ = 'mmseg::_base_/models/deeplabv3_r50-d8.py'
 
-stage = 'downstream'  # whose `build` fills this config in
+stage = 'downstream'  # the package whose `build.py` completes this config
 task = 'segmentation'
 backbone_file = ''
-# mmseg's copies of what stands in the model: changing these would change nothing.
+# mmseg's copies of settings in `model`; overriding them would have no effect.
 norm_cfg = None
 data_preprocessor = None
 model = dict(
@@ -30,9 +30,9 @@ model = dict(
         dilations=(1, 6, 12, 18),
         num_classes=21,
         norm_cfg=dict(type='BN'),
-        # The corners of a 16n+1 crop lie on corners of the feature map.
+        # The corners of a 16n+1 crop coincide with those of the feature map.
         align_corners=True,
-        loss_decode=dict(avg_non_ignore=True),  # the mean over pixels that have a class
+        loss_decode=dict(avg_non_ignore=True),  # the mean over the pixels with a class
     ),
     auxiliary_head=None,
 )

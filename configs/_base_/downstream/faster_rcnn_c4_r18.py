@@ -1,8 +1,9 @@
-"""The C4 Faster R-CNN on ResNet-18, for small images and two CPU cores."""
+"""The C4 Faster R-CNN with ResNet-18, for small images and two CPU cores."""
 
 _base_ = 'faster_rcnn_c4.py'
 
-# BasicBlocks have a quarter of the channels; fewer and coarser regions make layer4 affordable.
+# BasicBlocks output a quarter of a Bottleneck's channels. Fewer and coarser regions reduce the
+# cost of layer4.
 model = dict(
     backbone=dict(depth=18),
     rpn_head=dict(in_channels=256, feat_channels=256, anchor_generator=dict(scales=[1, 2, 4, 8])),

@@ -1,12 +1,12 @@
-"""Faster R-CNN with a feature pyramid on a ResNet of torchvision's kind; not in the paper.
+"""Faster R-CNN with FPN and torchvision's ResNet; not in the paper.
 
-Every layer of the backbone sees the image. Batch normalisation is frozen, every other layer is
-trained, as in ``faster_rcnn_c4.py``. A leaf says the depth.
+Every layer of the backbone runs on the image. Batch normalisation is frozen, every other layer is
+trained, as in ``faster_rcnn_c4.py``. Each config that inherits this sets the depth.
 """
 
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 
-stage = 'downstream'  # whose `build` fills this config in
+stage = 'downstream'  # the package whose `build.py` completes this config
 task = 'detection'
 backbone_file = ''
 model = dict(
@@ -17,6 +17,6 @@ model = dict(
         norm_cfg=dict(requires_grad=False),
         init_cfg=None,
     ),
-    # 128 regions an image, as the C4 detector; RoIAlign's backward pass is slow on a CPU.
+    # 128 regions per image, as in the C4 detector; RoIAlign's backward pass is slow on a CPU.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )

@@ -1,18 +1,18 @@
-"""Nearest neighbours in the pooled features of a ResNet, on an ImageNet-style folder.
+"""k-NN on the pooled features of a ResNet, for an ImageNet-style folder; not in the paper.
 
-Nothing is trained: the training images are the neighbours that vote on each test image. Not in
-the paper. A leaf says the depth.
+Nothing is trained: the nearest training images vote on the class of each test image. Each config
+that inherits this sets the depth.
 """
 
-stage = 'downstream'  # whose `build` fills this config in
+stage = 'downstream'  # the package whose `build.py` completes this config
 task = 'probe'
 backbone_file = ''
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
-skip_unusable = False  # leave out images that are truncated, empty and the like
+skip_unusable = False  # True: skip images that cannot be used, such as truncated ones
 image_size = 224
-loader = dict(batch_size=64, num_workers=8)  # change no result
+loader = dict(batch_size=64, num_workers=8)  # these change no result
 neighbours = 20
-temperature = 0.07  # of the neighbours' weights
+temperature = 0.07  # a neighbour's vote has the weight exp(cosine similarity / temperature)
 paper = dict(metric='top1_accuracy')
 model = dict(
     data_preprocessor=dict(

@@ -1,7 +1,7 @@
-"""PASCAL VOC2007 detection: trainval to train, test to evaluate, 11-point average precision.
+"""PASCAL VOC2007 detection: trained on trainval, tested on test, 11-point average precision.
 
-No image is left out and no box dropped for its size. 'Difficult' objects are not trained on, and
-neither reward nor punish a detection, as in VOC's own evaluation.
+No image is left out, and no box is dropped for its size. 'Difficult' objects are not trained on,
+and a detection of one counts neither as right nor as wrong, as in VOC's own evaluation.
 """
 
 data_root = 'data/VOCdevkit'
@@ -12,12 +12,12 @@ optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
 )
 param_scheduler = [dict(type='MultiStepLR', milestones=[8], gamma=0.1)]
-classes = None  # the names of other objects than VOC's twenty
-# Lists of your own below data_root, which then holds JPEGImages and Annotations itself.
+classes = None  # the names of your object classes; None: VOC's twenty
+# Your own lists below data_root, which must then directly contain JPEGImages and Annotations.
 train_list = None
 val_list = None
-drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are an error otherwise
-image_scale = (1000, 600)  # the longer and the shorter side at most
+drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are otherwise an error
+image_scale = (1000, 600)  # the most pixels of the longer and of the shorter side
 train_dataloader = dict(
     num_workers=4,
     sampler=dict(type='EpochSampler', shuffle=True),
@@ -60,6 +60,6 @@ val_evaluator = dict(
     type='VOCMetric',
     metric='mAP',
     eval_mode='11points',
-    collect_device='gpu',  # by messages, not through files
+    collect_device='gpu',  # collect results by communication, not through files
 )
 val_cfg = dict(type='ValLoop')

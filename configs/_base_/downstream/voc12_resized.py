@@ -1,6 +1,6 @@
-"""VOC2012 segmentation whose images the network sees at image_scale when evaluated, too.
+"""VOC2012 segmentation that also evaluates at image_scale, for small networks.
 
-Its prediction is enlarged to the size of the mask. For networks too small for whole images.
+The prediction is enlarged to the size of the mask.
 """
 
 _base_ = 'voc12aug.py'

@@ -1,8 +1,9 @@
-"""PASCAL VOC2012 segmentation: train and the images of SBD to train, val to evaluate, mean IoU.
+"""PASCAL VOC2012 segmentation: trained on train and SBD, tested on val, mean IoU.
 
-SBD's are the 9,118 of ``aug.txt``, 10,582 with train's. Random scaling, cropping and flipping as
-DeepLabv3; mmseg's photometric distortion and its limit on one class's share of a crop are not in
-the paper. Whole images are evaluated, once and at their own size; the border (255) counts nowhere.
+SBD adds the 9,118 images of ``aug.txt``, which makes 10,582. Random scaling, cropping and flipping
+as in DeepLabv3, without mmseg's photometric distortion and its limit on the share of one class in a
+crop, which are not in the paper. The test is on whole images at their own size. The border (255) is
+ignored in training and testing.
 """
 
 data_root = 'data/VOCdevkit'
@@ -15,12 +16,12 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=50, convert_to_iter_based=True)
 ]
-classes = None  # the names of other class ids than VOC's 21, in their order
-# Lists of your own below data_root, which then holds JPEGImages and SegmentationClass itself.
+classes = None  # the names of your classes, in the order of their ids; None: VOC's 21
+# Your own lists below data_root, which must then directly contain JPEGImages and SegmentationClass.
 train_list = None
 val_list = None
 image_scale = (500, 500)  # the longer side of VOC's images is 500
-scale_range = (0.5, 2.0)  # of the random factor of image_scale
+scale_range = (0.5, 2.0)  # of the random factor that image_scale is multiplied by
 crop_size = (513, 513)
 _train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -32,7 +33,7 @@ _train_pipeline = [
 ]
 train_dataloader = dict(
     num_workers=4,
-    # A last batch of one image has no variance for the pooled branch of DeepLabv3.
+    # DeepLabv3's image pooling branch cannot normalise a last batch of one image.
     drop_last=True,
     sampler=dict(type='EpochSampler', shuffle=True),
     dataset=dict(
@@ -48,7 +49,7 @@ train_dataloader = dict(
         ],
     ),
 )
-del _train_pipeline  # not a setting: it stands in both data sets
+del _train_pipeline  # not a setting: both data sets contain it
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -67,6 +68,6 @@ val_dataloader = dict(
 val_evaluator = dict(
     type='IoUMetric',
     iou_metrics=['mIoU'],
-    collect_device='gpu',  # by messages, not through files
+    collect_device='gpu',  # collect results by communication, not through files
 )
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-"""CIFAR-100 as in Section 4.1: 32 pixels, pad-4 crop and flip in training alone."""
+"""CIFAR-100 as in Section 4.1: 32 pixels; training crops (padding 4) and flips the images."""
 
 _base_ = 'classification.py'
 
@@ -9,13 +9,13 @@ model = dict(
     data_preprocessor=dict(mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4]),
     network=dict(type='CifarResNet', depth=20, num_classes=100),
 )
-# The data set holds the images on the device and draws a whole batch at once: no workers.
+# The images are on the device, where the data set makes a whole batch at once: no workers.
 train_dataloader = dict(
     num_workers=0,
     drop_last=False,
     collate_fn=dict(type='whole_batch'),
     sampler=dict(type='EpochSampler', shuffle=True),
-    dataset=dict(type='Cifar100', images=None),  # images: fewer, for a shortened run
+    dataset=dict(type='Cifar100', images=None),  # images: a smaller number, for a shortened run
 )
 val_dataloader = dict(
     num_workers=0,

@@ -1,4 +1,4 @@
-"""ResNet-18 on the built-in images at 48 pixels: ImageNet's recipe at the demo's size."""
+"""ResNet-18 on the built-in images at 48 pixels: the ImageNet recipe scaled down for the demo."""
 
 _base_ = 'imagenet.py'
 data_root = 'data/builtin/imagenet'

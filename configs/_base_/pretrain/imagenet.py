@@ -3,15 +3,15 @@
 _base_ = 'classification.py'
 
 data_root = 'data/imagenet'  # holds train/<class>/ and val/<class>/
-skip_unusable = False  # leave out images that are truncated, empty and the like
+skip_unusable = False  # True: skip images that cannot be used, such as truncated ones
 image_size = 224
 batch_size = 256  # over all processes
 epochs = 90
 model = dict(
     data_preprocessor=dict(
         type='AugmentingPreprocessor',
-        non_blocking=True,  # while the device computes
-        mean=[123.675, 116.28, 103.53],  # RGB, as the loader decodes
+        non_blocking=True,  # copy to the device while it computes
+        mean=[123.675, 116.28, 103.53],  # RGB, the order in which the loader decodes
         std=[58.395, 57.12, 57.375],
     ),
     network=dict(type='ResNet', depth=50, num_classes=1000),

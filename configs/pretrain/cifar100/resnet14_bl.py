@@ -1,4 +1,4 @@
-"""ResNet-14 on CIFAR-100, baseline: what Net2DeeperNet starts from.
+"""ResNet-14 on CIFAR-100, baseline: the network that Net2DeeperNet starts from.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet14_bl.py 1
 """

@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-100, born-again networks in four generations (reference [11]).
 
-The student is not softened and T = 1. The paper has no number for it.
+T = 1: neither teacher nor student is softened. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_ban.py 1
 """

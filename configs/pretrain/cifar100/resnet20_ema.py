@@ -1,7 +1,7 @@
-"""ResNet-20 on CIFAR-100, the moving average of the student as its teacher, T = 2 (Section 5).
+"""ResNet-20 on CIFAR-100, taught by a moving average of the student, T = 2 (Section 5).
 
-The weights of a mean teacher [42], here with labels for all images and one augmentation for both.
-The paper has no number for it.
+The teacher is a mean teacher [42], but all images have labels, and teacher and student see the same
+augmented images. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_ema.py 1
 """

@@ -1,7 +1,7 @@
-"""ResNet-20 on CIFAR-100, a FitNet of a ResNet-110 (reference [35]).
+"""ResNet-20 on CIFAR-100, a FitNet taught by a ResNet-110 (reference [35]).
 
-Half of the epochs the output of stage 2, behind a 1x1 regressor, imitates the teacher's; the other
-half is knowledge distillation. The paper has no number for it.
+In the first half of the epochs, a 1x1 regressor on the output of stage 2 imitates the teacher's
+stage 2; the second half is knowledge distillation. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_fitnet.py 1
 """
@@ -16,7 +16,7 @@ algorithm = dict(
     label_weight=1.0,
     features=dict(type='HintLoss', student='layer2', teacher='layer2', channels=(32, 32)),
 )
-# README.md beside this file says how to train it.
+# Train this network first; README.md beside this file has the command.
 teacher = dict(
     network=dict(type='CifarResNet', depth=110, num_classes=100),
     checkpoint='work_dirs/table1/resnet110_bl/seed0/snapshot_1.pth',

@@ -1,7 +1,7 @@
 """ResNet-20 on CIFAR-100, knowledge distillation from a ResNet-110, T = 2.
 
-Both sides are softened and λT = T² = 4 undoes the shrinking (reference [19]). The paper has no
-number for it.
+T softens teacher and student; λT = T² = 4 makes up for the smaller gradients (reference [19]). The
+paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_kd.py 1
 """
@@ -14,7 +14,7 @@ algorithm = dict(
     symmetric=True,
     label_weight=1.0,
 )
-# README.md beside this file says how to train it.
+# Train this network first; README.md beside this file has the command.
 teacher = dict(
     network=dict(type='CifarResNet', depth=110, num_classes=100),
     checkpoint='work_dirs/table1/resnet110_bl/seed0/snapshot_1.pth',

@@ -1,7 +1,7 @@
 """ResNet-20 on CIFAR-100, Label Refinery in two generations (reference [2]).
 
-The labels of a crop are what the previous generation says of it; the true labels have no part in
-the second generation. The paper has no number for it.
+In the second generation, the first generation's prediction for each crop replaces the true label.
+The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_label_refinery.py 1
 """

@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-100, a teacher that lags by one iteration, T = 2 (Section 5).
 
-The teacher has the weights that the student has, but runs with running statistics and is softened.
+The teacher has the student's current weights, but uses running statistics and is softened by T.
 The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_lag1.py 1

@@ -1,6 +1,7 @@
 """ResNet-20 on CIFAR-100, a teacher that lags by an epoch, T = 2 (Section 5).
 
-A copy every 17 iterations: 23 wait in memory, and the lag is 391 to 407 iterations.
+The student is copied every 17 iterations: 23 copies wait in memory, and the lag is 391 to 407
+iterations.
 The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_lag_epoch.py 1

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-100, half as wide, baseline: what Net2WiderNet starts from.
+"""ResNet-20 of half the width on CIFAR-100, baseline: the network that Net2WiderNet starts from.
 
 Stages of 8, 16 and 32 channels. The paper has no number for it.
 

@@ -1,6 +1,6 @@
-"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and another schedule.
+"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and a linear schedule.
 
-The rate falls along a straight line in each mini-generation.
+The learning rate falls linearly in each mini-generation.
 The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_sd_linear.py 1

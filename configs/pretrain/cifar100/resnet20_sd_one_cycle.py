@@ -1,7 +1,7 @@
-"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and another schedule.
+"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and a one-cycle schedule.
 
-Super-convergence [38], which Section 3.4 names: the rate rises and falls in each mini-generation.
-The paper has no number for it.
+This is super-convergence [38], which Section 3.4 suggests: the learning rate rises and falls in
+each mini-generation. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_sd_one_cycle.py 1
 """

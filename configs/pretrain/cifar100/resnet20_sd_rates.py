@@ -1,6 +1,6 @@
-"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and another schedule.
+"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and lower rates after restarts.
 
-Mini-generations 2 to 4 begin at half the rate: α_k of Eqn 5.
+Mini-generations 2 to 4 start at half the learning rate of the first (α_k of Eqn 5).
 The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_sd_rates.py 1

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and another schedule.
+"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 and unequal mini-generations.
 
 The first mini-generation, which has no teacher, is longer than the others.
 The paper has no number for it.

@@ -1,6 +1,6 @@
-"""ResNet-20 on CIFAR-100, Snapshot Distillation with T = 2 softening the student as well.
+"""ResNet-20 on CIFAR-100, symmetric Snapshot Distillation: T = 2 also softens the student.
 
-The ablation of Section 3.3.3: it differs from SD in that alone. The paper has no number for it.
+The ablation of Section 3.3.3; nothing else differs from SD. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_symmetric.py 1
 """

@@ -1,7 +1,7 @@
 """ResNet-20 on CIFAR-100, tolerant teacher in four generations (reference [49]).
 
-Born-again networks whose patriarch is kept from being confident: 1 is the weight of the score of
-the first class minus the mean of the next four. The paper has no number for it.
+Born-again networks whose first generation is penalised for confidence: the penalty is the highest
+class score minus the mean of the next four, with weight 1. The paper has no number for it.
 
 Command: tools/dist_train.sh configs/pretrain/cifar100/resnet20_tolerant.py 1
 """
