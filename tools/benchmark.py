@@ -1,6 +1,6 @@
-"""Measure speed, as ratios within one run, on whatever device is there.
+"""Measure speed on this machine's device, as ratios between loops measured in the same call.
 
-python tools/benchmark.py all --minutes 60 --json FILE                   # what matters most first
+python tools/benchmark.py all --minutes 60 --json FILE                   # most important first
 python tools/benchmark.py step      [CONFIG] [--cfg-options KEY=VALUE ...]  # BL and SD steps
 python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a run's whole loop
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
@@ -8,7 +8,7 @@ python tools/benchmark.py saving    [CONFIG] [--cfg-options KEY=VALUE ...]  # a 
 python tools/benchmark.py libraries [CONFIG] [--cfg-options KEY=VALUE ...]  # other libraries' step
 python tools/benchmark.py loader    PHOTOS                                  # and their loading
 python tools/benchmark.py finetune  CONFIG   [--cfg-options KEY=VALUE ...]  # mmdet's or mmseg's run
-python tools/benchmark.py show FILE [FILE ...]                              # what --json wrote
+python tools/benchmark.py show FILE [FILE ...]                              # files of --json
 """
 
 import sys
@@ -18,7 +18,7 @@ from pretrain.runs.cli import add_options, positive, run, tool_parser
 
 DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
 DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
-# What ``all`` measures, in this order.
+# What ``all`` measures, in order.
 ALL = [
     'step',
     'runner',
@@ -45,13 +45,13 @@ def main() -> None:
             part.add_argument('config', type=Path, nargs='?' if default else None, default=default)
             add_options(part)
         part.add_argument('--rounds', type=positive, default=5, help='timings of each step')
-        part.add_argument('--json', type=Path, metavar='FILE', help='write the rows there as well')
+        part.add_argument('--json', type=Path, metavar='FILE', help='also write the rows to FILE')
     part = parts.add_parser('all')
     part.add_argument('--minutes', type=positive, required=True)
     part.add_argument('--json', type=Path, required=True, metavar='FILE')
     part = parts.add_parser('show')
     part.add_argument('files', type=Path, nargs='+', help='written by --json')
-    part.add_argument('--goals', action='store_true', help='only the rows that have one')
+    part.add_argument('--goals', action='store_true', help='show only the rows with a goal')
     args = parser.parse_args()
     from pretrain.studies import benchmark
 

@@ -1,4 +1,4 @@
-"""Write the records of finished runs to one file, one record per line, to be committed.
+"""Write the records of finished runs to one file for the repository, one record per line.
 
 python tools/collect_records.py WORK_DIR configs/pretrain/cifar100/results/table3.jsonl
 """
@@ -11,8 +11,8 @@ from pretrain.runs.cli import run, tool_parser
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
-    parser.add_argument('out', type=Path, help='the .jsonl file, which is replaced')
-    parser.add_argument('--running', action='store_true', help='also those of unfinished runs')
+    parser.add_argument('out', type=Path, help='the .jsonl file to write or replace')
+    parser.add_argument('--running', action='store_true', help='include unfinished runs')
     args = parser.parse_args()
     from pretrain.runs.errors import number_of
     from pretrain.runs.tables import collect_records

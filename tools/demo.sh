@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline on drawn images, on two CPU cores in minutes: pretrain a ResNet-18 as baseline
-# (BL) and with Snapshot Distillation (SD), leave a third one untrained, fine-tune all three for
-# detection and segmentation, print the transfer table. If it is stopped, the same command resumes.
+# Run the whole pipeline on drawn images, in minutes on two CPU cores: pretrain a ResNet-18 with BL
+# and one with SD, leave a third untrained, fine-tune all three for detection and segmentation, and
+# print the transfer table. If you stop it, run it again: it resumes.
 # usage: bash tools/demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,15 +18,16 @@ demo=work_dirs/demo
   SD="$demo/pretrain/r18_sd/seed0/run.json" "$demo/curves.png"
 cat <<EOF
 
-What was shown: a ResNet-18 learned to classify drawn images of the 20 VOC classes, once as BL and
-once as SD. From these backbones and from one of random weights, Faster R-CNN learned to find objects
-of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the same settings for
-all three. If BL and SD are far above random, what pretraining learned reaches both tasks.
-What was not shown: whether SD is better than BL. That takes real data and several pretraining runs.
+What this shows: a ResNet-18 learned to classify drawn images of the 20 VOC classes, once with BL
+and once with SD. From these two backbones and from random weights, Faster R-CNN learned to detect
+objects of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the same
+settings for all three. If BL and SD are far above random, pretraining helps both tasks.
+What this does not show: whether SD is better than BL. That takes real data and several
+pretrainings.
 
   report    $demo/report.html, one page with all of this: open it in a browser
   table     $demo/transfer.md
   curves    $demo/curves.png, the errors of both pretraining runs
   pictures  $demo/{BL,SD,random}/pretraining0/{faster_rcnn_r18_voc07,deeplabv3_r18_voc12}/seed0/
-            pictures/, the truth on the left and the prediction on the right
+            pictures/, ground truth on the left and prediction on the right
 EOF

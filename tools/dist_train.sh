@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Train a config with one process for each GPU (or CPU core, on a machine without a GPU).
+# Train a config with one process per GPU (without a GPU, GPUS processes on the CPU).
 # usage: tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
-# Several nodes: run it on each with NNODES, NODE_RANK and MASTER_ADDR (and MASTER_PORT) set;
-# GPUS counts those of one node.
+# Several nodes: run it on each node with NNODES, NODE_RANK and MASTER_ADDR (and MASTER_PORT) set;
+# GPUS is the number of GPUs per node.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]" >&2

@@ -1,4 +1,4 @@
-"""Say what this machine has for runs, what is missing, and how fast its disk and decoder are.
+"""Report what this machine offers for runs, what is missing, and the speed of disk and decoder.
 
 python tools/doctor.py [--data DIR] [--work-dir DIR]
 """
@@ -10,8 +10,8 @@ from pretrain.runs.cli import run, tool_parser
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('--data', type=Path, default=Path('data'), help='holds the data sets')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='gets the runs')
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the data sets')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'), help='folder for runs')
     args = parser.parse_args()
     from downstream.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Export a pretraining checkpoint: a backbone file, or what another library loads.
+"""Export a pretraining checkpoint as a backbone file, or for another library.
 
 python tools/export.py CHECKPOINT OUT [--format FORMAT] [--classifier]
 """
@@ -16,12 +16,12 @@ def main() -> None:
         '--format',
         choices=FORMATS,
         default='torchvision',
-        help='default: torchvision, whose names mmdet, mmseg and fine-tuning here use too',
+        help="default: torchvision; mmdet, mmseg and this suite's fine-tuning load it too",
     )
     parser.add_argument(
         '--classifier',
         action='store_true',
-        help='with the last layer; without it, the layers before the final pooling',
+        help='include the last layer (default: only the layers before the final pooling)',
     )
     args = parser.parse_args()
     from pretrain.export import export

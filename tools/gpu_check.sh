@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The first 25 minutes on a new machine with a GPU: does everything work there, and how fast? No step
-# stops the others; those marked (GPU) are left out on a machine without one.
+# Check in 25 minutes that everything works on a new GPU machine, and how fast. If a step fails, the
+# others still run. Without a GPU, the steps marked (GPU) are left out.
 # usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]     needs data/cifar-100-python
-# REPORT.json says the same with all that was measured; the whole output of step 3 is in REPORT.steps/3.log.
+# REPORT.json adds all measurements to the report. REPORT.steps/3.log has the output of step 3.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
@@ -20,7 +20,7 @@ print(f"torch {torch.__version__}, {gpu}, {os.cpu_count()} cores")')
 say "$machine"
 number=0 failed=0
 
-# Run the command $2 and print a line about it under the name $1.
+# Run the command $2 and report a line about it under the name $1.
 step() {
   number=$((number + 1))
   local result='done' log=$steps/$number.log begun=$SECONDS
@@ -29,7 +29,7 @@ step() {
   elif ((SECONDS >= end)); then
     result='not begun: the time was over'
   else
-    # timeout ends the command with all that it started.
+    # timeout kills the command and all processes that it started.
     JSON=$steps/$number.json timeout --signal=KILL $((end - SECONDS)) \
       bash -o pipefail -c "$2" > "$log" 2>&1 < /dev/null
     local code=$?

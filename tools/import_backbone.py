@@ -1,4 +1,4 @@
-"""Make a backbone file of a ResNet of torchvision, timm or OpenMMLab.
+"""Convert a ResNet of torchvision, timm or OpenMMLab to a backbone file.
 
 python tools/import_backbone.py SOURCE OUT [--style STYLE] [--preprocessing NAME]
 """
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument('source', help='a .pth or .safetensors file')
     parser.add_argument('out', help='the backbone file to write')
     parser.add_argument(
-        '--style', choices=STYLES, help='the stride on the 3x3 convolution, or on the first 1x1'
+        '--style', choices=STYLES, help='pytorch: stride on the 3x3 convolution; caffe: on the 1x1'
     )
     known = '; '.join(
         f'{name}: mean {facts["mean"]}, std {facts["std"]}'

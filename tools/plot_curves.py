@@ -3,8 +3,8 @@
 python tools/plot_curves.py BL=work_dirs/r152_bl/run.json SD=work_dirs/r152_sd/run.json curves.png
 python tools/plot_curves.py BL=RECORDS:resnet20_bl:0 SD=RECORDS:resnet20_sd_t3:0 curves.png
 
-The second form takes one of many records, by config and seed: RECORDS is a folder with run.json
-files, or a .jsonl file of tools/collect_records.py.
+The second form selects a record by config and seed: RECORDS is a folder with run.json files, or a
+.jsonl file of tools/collect_records.py.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument('runs', type=named_path, nargs='+', metavar='NAME=RUN')
     parser.add_argument('out', type=Path, help=f'the image to write: {", ".join(SUFFIXES)}')
-    parser.add_argument('--from-epoch', type=int, help='where the magnified part begins')
+    parser.add_argument('--from-epoch', type=int, help='first epoch of the magnified part')
     args = parser.parse_args()
     from pretrain.runs.record import one_record
     from pretrain.studies.curves import COLOURS, error_figure

@@ -1,4 +1,4 @@
-"""Predict images with a classifier, a detector or a segmenter, and draw what was found.
+"""Predict images with a classifier, a detector or a segmenter, and draw the predictions.
 
 python tools/predict.py CHECKPOINT IMAGE ... [--out FOLDER] [--threshold SCORE]
 """
@@ -19,7 +19,7 @@ def main() -> None:
         '--threshold',
         type=float,
         default=0.3,
-        help="least score of a detector's box (default: 0.3)",
+        help='lowest score of a detected box (default: 0.3)',
     )
     args = parser.parse_args()
     from downstream.predict import predict

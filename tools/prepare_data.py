@@ -1,13 +1,13 @@
-"""Check a data set, and prepare it, before the first run on it.
+"""Check and prepare a data set before the first run on it.
 
 python tools/prepare_data.py imagenet --root DIR [--out DIR --shorter-side N] [--processes P]
 python tools/prepare_data.py cifar100 --root DIR
 python tools/prepare_data.py voc07 --root DIR
 python tools/prepare_data.py voc12aug --root DIR [--sbd DIR]
 
-Missing and damaged files are named, and the exit code is 1. If the data are sound but not as many
-images as the paper used, that is printed and is no error. Nothing is downloaded, and no existing
-file is changed.
+If files are missing or damaged, the tool names them and exits with code 1. If the number of images
+differs from the paper's, it says so; this is no error. It downloads nothing and changes no existing
+file.
 """
 
 from pathlib import Path
@@ -20,17 +20,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest='dataset', required=True)
     imagenet = commands.add_parser(
         'imagenet',
-        help='ImageNet of 2012; --root holds train/ and val/; --out makes a smaller copy',
+        help='ImageNet 2012; --root contains train/ and val/; --out makes a smaller copy',
     )
-    imagenet.add_argument('--out', type=Path, help='gets a copy with smaller images')
+    imagenet.add_argument('--out', type=Path, help='folder for a copy with smaller images')
     imagenet.add_argument(
         '--shorter-side',
         type=positive,
         metavar='N',
-        help='with --out: most pixels of the shorter side; what has more is shrunk',
+        help='with --out: shrink images whose shorter side has more than N pixels',
     )
     imagenet.add_argument(
-        '--processes', type=positive, metavar='P', help='(default: as many as there are cores)'
+        '--processes', type=positive, metavar='P', help='number of processes (default: all cores)'
     )
     commands.add_parser('cifar100', help='CIFAR-100 for Python; --root is cifar-100-python')
     commands.add_parser('voc07', help='VOC2007 detection; --root is VOCdevkit')
@@ -40,7 +40,7 @@ def main() -> None:
     for command in commands.choices.values():
         command.add_argument('--root', type=Path, required=True, help='the folder of the data')
     voc12aug.add_argument(
-        '--sbd', type=Path, help='convert the masks in dataset/cls of this folder (of SBD) first'
+        '--sbd', type=Path, help="SBD's folder; its masks, in dataset/cls, are converted first"
     )
     args = parser.parse_args()
     if args.dataset == 'imagenet' and (args.out is None) != (args.shorter_side is None):

@@ -1,9 +1,9 @@
-"""Write every table of every README, and every metafile.yml, anew from the committed records.
+"""Rewrite the tables of all READMEs, and all metafile.yml, from the committed records.
 
 python tools/readme_tables.py
 
-A table stands between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-- end -->``: what
-the command prints, run in the repository.
+A table between the lines ``<!-- tools/table.py 5 RECORDS -->`` and ``<!-- end -->`` is what this
+command prints in the repository.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ TABLE = re.compile(r'(?<=<!-- )(tools/[^>]+)( -->\n).*?(?=<!-- end -->)', re.DOT
 
 @functools.cache
 def printed(command: str) -> str:
-    """What ``python command`` prints in the repository; here, in this process."""
+    """The output of ``python command`` in the repository; it runs in this process."""
     tool, *arguments = shlex.split(command)
     output = io.StringIO()
     with (
@@ -42,7 +42,7 @@ def printed(command: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """``text`` with what the commands in it print today."""
+    """``text`` with the tables that its commands print now."""
     return TABLE.sub(lambda table: f'{table[1]}{table[2]}{printed(table[1])}\n', text)
 
 

@@ -1,4 +1,4 @@
-"""Write one HTML page of many runs: tables, curves, cost, pictures, settings and provenance.
+"""Write one HTML page about many runs: tables, curves, cost, pictures, settings and provenance.
 
 python tools/report.py WORK_DIR ... -o report.html
 """

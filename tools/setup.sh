@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv beside the README with the pinned packages and this project; safe to run again.
-# Needs bash and a Python 3.11, 3.12 or 3.13; PYTHON=... chooses which.
+# Install the pinned packages and this project into .venv in the repository. Running it again is safe.
+# Needs bash and Python 3.11, 3.12 or 3.13; PYTHON=... chooses which.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +28,7 @@ if uv=$(command -v uv); then :; else
   .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
   uv=.venv/bin/uv
 fi
-# Compiled once here and not at each start of a run: an import takes a third of the time.
+# Compile bytecode here, not when a run starts: imports then take a third of the time.
 "$uv" pip install --quiet --python .venv/bin/python --compile-bytecode --no-deps -r requirements.txt
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 cp requirements.txt "$stamp"

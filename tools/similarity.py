@@ -1,4 +1,4 @@
-"""How much may teacher and student have in common? Train and print Table 2 (Section 3.3.2).
+"""Train the students and teachers of Table 2: how similar may the two be (Section 3.3.2)?
 
 python tools/similarity.py --work-dir work_dirs/table2    # DenseNet-100, 300 epochs, 2 seeds
 """

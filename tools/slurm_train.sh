@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train a config on several nodes of a Slurm cluster: tools/dist_train.sh once on each.
+# Train a config on several nodes of a Slurm cluster: run tools/dist_train.sh once on each node.
 # usage: tools/slurm_train.sh CONFIG NODES GPUS_PER_NODE [arguments of tools/train.py]
-# SRUN_ARGS is handed to srun: SRUN_ARGS="--partition=gpu --time=72:00:00 --cpus-per-task=64".
-# Five minutes before the time limit Slurm warns the run, which saves and exits with 75. It is then
-# started again with --resume: here, or by requeueing the batch job that this is part of. A batch
-# job asks for the warning itself: sbatch --signal=USR1@300 --requeue.
+# SRUN_ARGS holds options for srun: SRUN_ARGS="--partition=gpu --time=72:00:00 --cpus-per-task=64".
+# Five minutes before the time limit Slurm warns the run, which saves and exits with 75. This script
+# then starts it again with --resume, or requeues the batch job that it runs in. A batch job must ask
+# for the warning itself: sbatch --signal=USR1@300 --requeue.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: tools/slurm_train.sh CONFIG NODES GPUS_PER_NODE [arguments of tools/train.py]" >&2

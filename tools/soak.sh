@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Kill a small pretraining and a small fine-tuning run KILLS times each at random moments, resume them
-# after each kill, compare them bit for bit with runs that nobody killed, and write what came of it.
-# A kill takes three to four seconds.
+# Kill small pretraining and fine-tuning runs KILLS times each at random moments and resume them after
+# each kill. Compare their results bit for bit with those of uninterrupted runs, and report them.
+# Each kill takes three to four seconds.
 # usage: tools/soak.sh KILLS [REPORT.json]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Without the path, Python would take the folder tests/pretrain for the package.
+# Without PYTHONPATH, Python would import tests/pretrain instead of the package.
 export OMP_NUM_THREADS=1 PYTHONPATH=$PWD
 exec .venv/bin/python tests/soak.py "$@"

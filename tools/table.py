@@ -17,11 +17,11 @@ def main() -> None:
     parser.add_argument(
         'table',
         choices=tables,
-        help="1 to 5: the paper's; errors: of any pretraining runs; schedules: SD with other "
-        'learning rates; teachers: how similar teacher and student are',
+        help="1 to 5: the paper's; errors: any pretraining runs; schedules: SD with other "
+        'learning-rate schedules; teachers: similarity of teacher and student',
     )
     parser.add_argument('records', type=Path, help='a folder with run.json files, or a .jsonl file')
-    parser.add_argument('--backbones', nargs='+', help='those of Table 3 (default: all)')
+    parser.add_argument('--backbones', nargs='+', help='backbones of Table 3 (default: all)')
     args = parser.parse_args()
     from downstream.studies.tables import TASKS, transfer_table
     from pretrain.runs.tables import find_records

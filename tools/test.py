@@ -1,4 +1,4 @@
-"""Test a checkpoint: top-1 and top-5 error, mAP or mIoU, and a table of the classes.
+"""Test a checkpoint: print top-1 and top-5 error, mAP or mIoU, and a table of the classes.
 
 python tools/test.py CONFIG CHECKPOINT [--cfg-options KEY=VALUE ...]
 """
@@ -8,7 +8,7 @@ from pretrain.runs.cli import add_options, run, tool_parser
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('config', help='names the images and the metric')
+    parser.add_argument('config', help='defines the test images and the metric')
     parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
     add_options(parser)
     args = parser.parse_args()

@@ -6,6 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A test a core: threads that share one would wait for each other.
+# Tests run in parallel, one per core: more threads would wait for each other.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/python -m pytest --numprocesses auto --dist worksteal "$@"

@@ -1,4 +1,4 @@
-"""Train any config, pretraining and downstream alike.
+"""Train any config, of pretraining or fine-tuning.
 
 python tools/train.py CONFIG [--gpus N] [--resume] [--start-from CHECKPOINT] [--work-dir DIR]
     [--check] [--accept-change KEY] [--log PROGRAM] [--cfg-options KEY=VALUE ...]

@@ -1,4 +1,4 @@
-"""Does this pretraining transfer better? Pretrain, fine-tune and print the table (Table 5).
+"""Does this pretraining transfer better? Pretrain, fine-tune and print Table 5.
 
 python tools/transfer.py --backbone BL=work_dirs/r152_bl/backbone.pth \
     --backbone SD=work_dirs/r152_sd/backbone.pth --seeds 0 1 2 --gpus 8
@@ -19,22 +19,22 @@ def main() -> None:
         action='append',
         required=True,
         metavar='NAME=FILE',
-        help='a backbone file (.pth), a ResNet of another library, or the config (.py) that '
-        'pretrains it; the first is the baseline; repeat for each, and for each pretraining of one',
+        help='a backbone file (.pth), a ResNet of another library, or a pretraining config (.py); '
+        'the first is the baseline; repeat for each backbone, with one name for its replicates',
     )
     parser.add_argument(
         '--pretrain-seeds',
         type=int,
         nargs='+',
         default=[0],
-        help='each pretraining config is run with each of them (default: 0)',
+        help='seeds to run each pretraining config with (default: 0)',
     )
     parser.add_argument(
         '--configs',
         type=Path,
         nargs='+',
         default=[Path('configs/downstream', name) for name in TABLE_5],
-        help='fine-tunings, which build a ResNet of the same depth (default: those of Table 5)',
+        help='fine-tuning configs, for a ResNet of the same depth (default: those of Table 5)',
     )
     options = ['--pretrain-options', '--downstream-options']
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)
