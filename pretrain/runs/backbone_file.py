@@ -1,4 +1,4 @@
-"""Backbone files: weights that say where they come from and how they were trained."""
+"""Backbone files: weights with their provenance (the source file and how they were trained)."""
 
 import hashlib
 import json
@@ -16,23 +16,24 @@ from pretrain.runs.errors import Contents, UserError
 def write_backbone_file(
     out: str | Path, weights: OrderedDict[str, Tensor], source: Path, facts: Mapping[str, Any]
 ) -> dict:
-    """Write weights and what is known of them, as :func:`load_backbone_file` reads them.
+    """Write weights and their provenance to a file that :func:`load_backbone_file` reads.
 
     Args:
-        out: the file to write. A backbone file there is replaced in one step, which is said if it
-            was another.
+        out: the file to write. An existing backbone file is replaced atomically; if its provenance
+            differs, a printed line says so.
         weights: under OpenMMLab's names, which are torchvision's except for a deep stem.
-        source: the file that they come from.
-        facts: what :func:`downstream.backbone.check_handoff` compares, and whatever else is known.
+        source: the checkpoint that the weights come from.
+        facts: JSON values: those that :func:`downstream.backbone.check_handoff` compares, and any
+            others.
 
     Returns:
-        The provenance: ``facts``, the hash of the weights and the source.
+        The provenance: ``facts`` and :func:`origin`.
 
     Raises:
-        UserError: if a weight is not finite, or ``out`` is something else.
+        UserError: if a weight is not finite, or ``out`` exists and is not a backbone file.
     """
     check_finite(weights, source)
-    # Plain dicts and lists can be loaded safely, the Contents of a record cannot.
+    # As plain dicts and lists: weights_only=True refuses to load the Contents of a record.
     provenance = json.loads(json.dumps({'format': 1, **facts, **origin(weights, source)}))
     _tell_replaced(Path(out), provenance)
     weights.provenance = provenance
@@ -54,14 +55,14 @@ def _tell_replaced(out: Path, provenance: dict) -> None:
 
 
 def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
-    """Raise a UserError that names a tensor of the file ``source`` that is not finite."""
+    """Raise a UserError that names the first non-finite tensor of the file ``source``."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise UserError(f'{source}: {name} is not finite: take another checkpoint.')
 
 
 def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
-    """``weights_sha256``, and of the file that they come from ``source`` and ``source_sha256``."""
+    """The hash of the weights, and the name (with its folder's) and hash of their source file."""
     return {
         'weights_sha256': weights_sha256(weights),
         'source': f'{source.absolute().parent.name}/{source.name}',
@@ -70,8 +71,8 @@ def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
 
 
 def provenance_of(path: str | Path) -> dict | None:
-    """What a ``.pth`` file says of its backbone, not compared with its weights; None if this suite
-    did not write it as a backbone.
+    """The provenance in a ``.pth`` file, without checking its hash of the weights; None if the file
+    is not a backbone file.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -80,7 +81,7 @@ def provenance_of(path: str | Path) -> dict | None:
 
 
 def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
-    """Read a backbone file; its attribute ``provenance`` says what it is.
+    """Read the weights of a backbone file. Their attribute ``provenance`` holds its provenance.
 
     Raises:
         UserError: if the file is missing, damaged, changed or not written by

@@ -1,4 +1,4 @@
-"""Checkpoints that are safe to load, and whole or absent."""
+"""Load checkpoints safely, write them atomically and detect damage by checksums."""
 
 import hashlib
 import io
@@ -23,13 +23,13 @@ from pretrain.runs.errors import UserError, counted
 
 
 def _history_buffer_method(owner: type, name: str) -> Any:
-    """Stands in for ``getattr``, with which a HistoryBuffer pickles the methods that read it."""
+    """Replaces ``getattr``, by which a pickled HistoryBuffer refers to its own methods."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise RuntimeError(f'refused to read {name} of {owner}')
     return getattr(owner, name)
 
 
-# The classes and functions in the pickled state of mmengine: the log buffers of its message hub.
+# The classes and functions that the log buffers of mmengine's message hub need for unpickling.
 _MMENGINE_GLOBALS = [
     HistoryBuffer,
     (_history_buffer_method, 'builtins.getattr'),
@@ -43,18 +43,18 @@ _MMENGINE_GLOBALS = [
 
 
 def install() -> None:
-    """Have mmengine load checkpoints with :func:`load_from_disk` and write local files whole, in
-    this process from now on."""
+    """From now on, mmengine loads checkpoints with :func:`load_from_disk` in this process and
+    writes local files with :class:`AtomicLocalBackend`."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_disk, force=True)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
 def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
-    """Load a local checkpoint without running code that it carries, unlike mmengine's loader.
+    """Load a local checkpoint without running code that it contains, unlike mmengine's loader.
 
     Raises:
-        UserError: if the file is missing or damaged, holds more than tensors and plain values, or
-            no dict of them.
+        UserError: if the file is missing or damaged, contains anything but tensors and plain
+            values, or is not a dict.
     """
     if not Path(path).is_file():
         raise UserError(f'No checkpoint {path}: give the path of an existing .pth file.')
@@ -65,7 +65,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
             content = torch.load(path, map_location=map_location, weights_only=True)
     except (OSError, MemoryError):  # not the file's fault
         raise
-    except Exception as error:  # a damaged file makes torch raise anything, struct.error too
+    except Exception as error:  # torch raises many types for a damaged file, even struct.error
         raise UserError(
             f'{path} is damaged, or holds more than tensors and plain values and could run code: '
             'take an intact .pth file, or ask its owner to save model.state_dict() alone.'
@@ -78,14 +78,14 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
 
 
 def _is_zip(path: str | Path) -> bool:
-    """Whether torch will read a file as a zip archive. Before 2020 it wrote plain pickles."""
+    """Whether torch will read a file as a zip archive; before version 1.6 it wrote pickles."""
     with Path(path).open('rb') as file:
         return file.read(4) == b'PK\3\4'
 
 
 def seal(data: bytes) -> bytes:
-    """Add a checksum to a file that ``torch.save`` made: the SHA-256 of all bytes before it, in the
-    comment of the zip archive, so that every program can still read the file."""
+    """Append a checksum to the bytes that ``torch.save`` wrote: the SHA-256 of all bytes before it,
+    as the comment of the zip archive, so that other programs can still read the file."""
     sealed = bytearray(data)
     sealed[-2:] = struct.pack('<H', _SEAL_LENGTH)  # the length of the comment that follows
     sealed += _SEAL + hashlib.sha256(sealed).hexdigest().encode()
@@ -93,7 +93,7 @@ def seal(data: bytes) -> bytes:
 
 
 def save_sealed(content: Any, path: str | Path) -> None:
-    """What ``torch.save`` writes, sealed, in one step."""
+    """Like ``torch.save``, but atomic and with a checksum (:func:`seal`)."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, seal(buffer.getvalue()))
@@ -104,10 +104,10 @@ _SEAL_LENGTH = len(_SEAL) + 64
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` holds the bytes that were written.
+    """Whether a zip file that ``torch.save`` wrote is undamaged.
 
-    A change of any bit of a sealed file (see :func:`seal`) is found. A file of another program is
-    compared with the checksums that zip keeps of each record and ``torch.load`` ignores.
+    In a sealed file (see :func:`seal`), a change of any bit is detected. In other files, only the
+    CRC-32 of each zip record is checked, which ``torch.load`` ignores.
 
     Raises:
         OSError: if the file cannot be read.
@@ -135,11 +135,12 @@ def _records_are_whole(path: str | Path) -> bool:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path``. A reader, also one after a power cut, sees the old file or the
-    new one, never a part.
+    """Write ``data`` to ``path`` and create its folder. Even after a power cut, a reader sees the
+    whole old file or the whole new one.
 
     Raises:
-        OSError: naming ``path``, if there is no room or no right to write; the old file stays.
+        OSError: naming ``path``, if the disk is full or writing is not permitted; the old file
+            stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,13 +152,13 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)  # it would keep a full disk full
+        part.unlink(missing_ok=True)  # free the space again on a full disk
         error.filename = str(path)
         raise
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, written by :func:`write_atomically`; checkpoints are sealed."""
+    """mmengine's backend for local files, but ``put`` is atomic and seals ``.pth`` files."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(filepath, seal(obj) if str(filepath).endswith('.pth') else obj)
@@ -167,8 +168,8 @@ _CHECKPOINT_NAME = re.compile(r'epoch_(\d+)(?:_iter_(\d+))?\.pth')
 
 
 def progress(path: Path) -> tuple[int, int] | None:
-    """The finished epochs, and iterations of the next, that a checkpoint's name tells; None for
-    another file.
+    """The finished epochs and the iterations of the next epoch, from a checkpoint's name; None if
+    the file is not named like a checkpoint.
 
     Example:
         >>> progress(Path('epoch_3_iter_57.pth'))
@@ -196,8 +197,8 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 def tensor_mismatch(
     given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str
 ) -> str | None:
-    """How the tensors ``given`` in a file differ in names and shapes from those ``wanted``, of a
-    network that may be on the meta device; None if they do not. The message calls it ``owner``."""
+    """Describe how the tensors ``given`` by a file differ in name or shape from those ``wanted`` by
+    a network, which may be on the meta device; None if they match. ``owner`` names the network."""
     shapes = {
         name: f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
         for name, tensor in wanted.items()

@@ -1,4 +1,4 @@
-"""What the command-line tools have in common. Nothing here imports torch or mmengine, so that
+"""Code that the command-line tools share. Nothing here imports torch or mmengine, so that
 ``--help`` answers at once; a tool imports what it needs after it has parsed its arguments."""
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 from pretrain.runs.errors import UserError, lines_of
 from pretrain.runs.packages import missing_packages
 
-# mmengine's backends of ``--log``, each named like the package that it needs.
+# The choices of ``--log``, named after the packages that they need, and mmengine's backends.
 LOG_BACKENDS = {
     'tensorboard': 'TensorboardVisBackend',
     'wandb': 'WandbVisBackend',
@@ -26,15 +26,15 @@ LOG_BACKENDS = {
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``. An error is one sentence on stderr, and the exit code is 1.
+    """Call ``main``. An error prints one sentence on stderr and exits with code 1.
 
-    A fault of the program is shown with its traceback as well. ``--traceback`` on the command line
-    also shows that of a user's mistake, a file that cannot be read, a full disk or too little
-    memory. Ctrl-C ends it with exit code 130.
+    A fault of the program also prints its traceback. With ``--traceback`` on the command line,
+    every error does: user errors, unreadable files, a full disk, too little memory, Ctrl-C.
+    Ctrl-C exits with code 130.
     """
     if shown := '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
-    if isinstance(sys.stdout, TextIOWrapper):  # paths may have letters that its encoding lacks
+    if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of a path
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         _find_home()
@@ -52,12 +52,12 @@ def run(main: Callable[[], None]) -> None:
         sentence = _sentence(error)
         if shown or sentence == FAULT:
             traceback.print_exc()
-        # If there are many processes, the one that started them shows the sentence, once.
+        # In a distributed run, torchrun prints the sentence once for all processes.
         sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
 
 
 def _find_home() -> None:
-    """Make a home directory for a user without one: several libraries look for it when imported."""
+    """Give a user without a home directory a temporary one: several libraries need it on import."""
     try:
         Path.home()
     except RuntimeError:
@@ -71,13 +71,13 @@ FAULT = (
 
 
 def _shorten_tmpdir() -> None:
-    """Put temporary files into /tmp if the sockets of loader workers would have paths longer than
-    the 107 bytes that Linux allows. Python adds 32 to that of the folder."""
+    """Put temporary files into /tmp if the socket paths of loader workers would exceed the 107
+    bytes that Linux allows. Python appends 32 bytes to the path of the folder."""
     if len(tempfile.gettempdirb()) > 107 - 32:
         os.environ['TMPDIR'] = tempfile.tempdir = '/tmp'
 
 
-# What torch and Python report when the machine has too little of something, and what to do then.
+# Patterns of the errors of torch and Python when a resource runs out, and what to do about each.
 _LIMITS = {
     r'Too many open files|ancdata': (
         'Too many files are open: raise the limit (ulimit -n 65536), or lower '
@@ -114,7 +114,7 @@ def _sentence(error: Exception) -> str:
 
 
 def report_to_torchrun(sentence: str) -> bool:
-    """Have the torchrun that started this process show an error; False if none started it."""
+    """Pass an error to the torchrun that started this process, which prints it; False if none."""
     if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
         return False
     Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
@@ -122,12 +122,12 @@ def report_to_torchrun(sentence: str) -> bool:
 
 
 def tool_parser(doc: str) -> argparse.ArgumentParser:
-    """The parser of a tool, whose help is the first line of its docstring."""
+    """A parser whose description is the first line of a tool's docstring."""
     return argparse.ArgumentParser(description=doc.splitlines()[0])
 
 
 def named_path(text: str) -> tuple[str, Path]:
-    """argparse's type of ``NAME=FILE``."""
+    """The argparse type of ``NAME=FILE``."""
     name, equals, path = text.partition('=')
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f'{text}: write NAME=FILE')
@@ -135,7 +135,7 @@ def named_path(text: str) -> tuple[str, Path]:
 
 
 def positive(text: str) -> int:
-    """argparse's type of a whole number above 0."""
+    """The argparse type of a whole number above 0."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f'{text}: give a whole number above 0')
     return int(text)
@@ -145,7 +145,7 @@ _FACTS = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'see
 
 
 def written(out: str, provenance: Mapping[str, Any]) -> str:
-    """A line on an exported file, with the facts that a user chooses it by.
+    """One line about an exported file, with the facts by which a user chooses it.
 
     Example:
         >>> written('r18.pth', {'format': 1, 'arch': 'ResNet', 'depth': 18, 'seed': 0})
@@ -158,8 +158,9 @@ def written(out: str, provenance: Mapping[str, Any]) -> str:
 def add_study_arguments(
     parser: argparse.ArgumentParser, seeds: list[int], work_dir: str, options: Sequence[str]
 ) -> None:
-    """The arguments of all tools that start many runs; ``options`` are names of config overrides.
-    :func:`pretrain.runs.cluster.launcher_of` reads ``--gpus``, ``--jobs`` and the cluster's."""
+    """Add the arguments of all tools that start many runs. ``options`` are the names of arguments
+    for :func:`add_options`. :func:`pretrain.runs.cluster.launcher_of` reads ``--gpus``, ``--jobs``
+    and the cluster's."""
     shown = ' '.join(map(str, seeds))
     parser.add_argument(
         '--seeds', type=int, nargs='+', default=seeds, help=f'one run for each (default: {shown})'
@@ -190,11 +191,11 @@ def add_study_arguments(
 
 
 def add_options(parser: argparse.ArgumentParser, name: str = '--cfg-options') -> None:
-    """Overrides of a config."""
+    """Add an argument ``name`` for overrides of a config."""
     runs = {'--pretrain-options': ' for pretraining', '--downstream-options': ' for fine-tuning'}
     parser.add_argument(
         name,
-        action='extend',  # of the same option given twice, as a script and its caller may
+        action='extend',  # a script and its caller may both give the option
         nargs='*',
         default=[],
         metavar='KEY=VALUE',

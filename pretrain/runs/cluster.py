@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, one for each, by submitit; Slurm may stop and start them again."""
+"""Runs as cluster jobs, one job per run, through submitit; Slurm may preempt and requeue them."""
 
 import argparse
 import os
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import submitit
 
 WARNED, STOPPED = EXIT_CODES[signal.SIGUSR1], EXIT_CODES[signal.SIGTERM]
-KILL_WAIT = 60  # seconds; by then Slurm has ended the processes of a job that it stops
+KILL_WAIT = 60  # seconds; a job that Slurm stops has been killed by then
 
 
 class Job:
     """Runs a command and appends its output to a log.
 
-    When the time of the job is up or its place is needed, submitit calls :meth:`checkpoint` and has
-    Slurm requeue what that returns.
+    Before the job reaches its time limit or is preempted, submitit calls :meth:`checkpoint` and has
+    Slurm requeue the job that it returns.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -35,8 +35,8 @@ class Job:
         self.log = log
 
     def __call__(self) -> int:
-        """Run the command, again each time that a warning has stopped it, and return the exit code
-        of the last run."""
+        """Run the command, restart it each time a warning signal stops it, and return its last exit
+        code."""
         while True:
             with self.log.open('a') as file:
                 self.process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
@@ -47,30 +47,31 @@ class Job:
                 return code
 
     def checkpoint(self) -> 'submitit.helpers.DelayedSubmission':
-        """Wait until the run has saved; give the job that goes on with it."""
+        """Wait until the run has saved and ended; return the job that resumes it."""
         import submitit
 
         if os.environ.get('SUBMITIT_EXECUTOR') != 'slurm':
             self.process.send_signal(signal.SIGUSR1)  # Slurm has warned all processes of the job
-        # A signal handler calls this within wait(), whose lock a second wait() would ask for.
+        # A signal handler calls this during wait(); a second wait() would deadlock on its lock.
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Job(self.command, self.log))
 
 
 @dataclass(frozen=True)
 class ClusterLauncher(Launcher):
-    """Submits a job for each run and waits for them. If this process ends, the jobs go on; a new
-    process then waits for the jobs that are still there.
+    """Submits a job for each run and waits for it. If this process ends, the jobs continue; the
+    same command waits for those that have not ended. :meth:`run` raises a UserError if Slurm is
+    missing or an option is unknown.
 
     Args:
-        gpus: processes a run, for which as many GPUs and cores are asked; 0 for a single process.
+        gpus: processes per run, and GPUs and CPU cores to request; 0 for a single process.
         jobs: jobs in the queue at a time.
         cluster: 'slurm'.
-        options: of submitit's ``update_parameters``, such as ``timeout_min``, ``cpus_per_task`` and
-            ``slurm_partition``.
+        options: arguments of submitit's ``update_parameters``, such as ``timeout_min``,
+            ``cpus_per_task`` and ``slurm_partition``.
 
     Raises:
-        UserError: if submitit or Slurm is missing, or an option is unknown.
+        UserError: if submitit is missing.
     """
 
     jobs: int = 1000
@@ -87,14 +88,14 @@ class ClusterLauncher(Launcher):
             raise UserError('--cluster needs submitit: pip install submitit.') from error
 
     def _stop(self, number: int, _: object) -> NoReturn:
-        """End this process, and no job."""
+        """End this process; the jobs continue."""
         print(
             f'\nStopped by {signal.Signals(number).name}. The jobs go on; give the command again '
             'to wait for them.',
             file=sys.stderr,
             flush=True,
         )
-        os._exit(EXIT_CODES[number])  # the threads wait for the jobs
+        os._exit(EXIT_CODES[number])  # sys.exit would wait for the threads, which wait for the jobs
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         import submitit
@@ -110,7 +111,7 @@ class ClusterLauncher(Launcher):
         return code, log.read_text(errors='replace').splitlines()[-50:]
 
     def _job(self, run: Run, do: Job) -> 'submitit.Job':
-        """The job of a run that is in the queue, or a new one."""
+        """Return the run's job if it is still queued or running; otherwise submit a new one."""
         import submitit
 
         folder = run.work_dir / 'jobs'
@@ -135,10 +136,10 @@ class ClusterLauncher(Launcher):
 
 
 def launcher_of(args: argparse.Namespace) -> Launcher:
-    """What the arguments of :func:`pretrain.runs.cli.add_study_arguments` ask for.
+    """The launcher that the arguments of :func:`pretrain.runs.cli.add_study_arguments` select.
 
     Raises:
-        UserError: if it cannot work here.
+        UserError: if ``--cluster-options`` lacks ``--cluster``, or as the launcher does.
     """
     jobs = {} if args.jobs is None else {'jobs': args.jobs}
     if args.cluster is None:

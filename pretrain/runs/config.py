@@ -1,4 +1,4 @@
-"""Reading configs, and the steps of finishing one that both stages share."""
+"""Read configs, override their settings, and check the settings that both stages share."""
 
 import ast
 import difflib
@@ -23,20 +23,21 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """Read a config file and override some of its keys.
 
     Args:
-        path: the file. If the working directory has none of this name, it is one of the suite's
-            own: ``configs/...`` names it, in the repository and where the suite is installed.
-        options: ``key=value`` strings; a key is a dotted path that the config already has
-            (``train_dataloader.num_workers``, ``algorithm.generations``), a value a Python
+        path: the file. If it does not exist in the working directory, the suite's own is used:
+            ``configs/...`` works in any folder, from the repository and from an installation.
+        options: ``key=value`` strings. A key is a dotted path that the config already has
+            (``train_dataloader.num_workers``, ``algorithm.generations``), and a value is a Python
             literal or a plain string.
 
     Raises:
-        UserError: if the file or a key does not exist; names the nearest key that does.
+        UserError: if the file cannot be read, a key does not exist (the error names the nearest
+            one that does), or a value has the wrong type.
 
     Example:
         >>> load_config('configs/pretrain/r152_sd.py', ['batch_size=512']).batch_size
         512
     """
-    # An installed suite has its configs in the package, the repository beside it.
+    # configs/ is inside an installed package, and beside the package in the repository.
     places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
     file = next((place for place in places if place.is_file()), None)
     if file is None:
@@ -46,15 +47,15 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         raise UserError(f'No config {path}: {hint}')
     try:
         config = Config.fromfile(str(file))
-    except Exception as error:  # a config is a Python program, and may raise anything
+    except Exception as error:  # a config is a Python program and may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{path} cannot be read ({what}): correct it.') from error
-    # Every checkpoint holds the config's text. Formatting it would take a second or more each time.
+    # Each checkpoint stores the config as text, and formatting that text takes over a second.
     text, file = config.text, config.filename
     config = Config(config.to_dict(), text, file, config.env_variables, format_python_code=False)
     if 'stage' not in config:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
-    # mmengine merges into the dicts of a list, and into no other list.
+    # mmengine can override an item of a list only if the item is a dict.
     known = {
         key: value
         for key, value in walk(config.to_dict())
@@ -74,20 +75,23 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 
 def stage_of(config: Config) -> ModuleType:
-    """``pretrain.build`` or ``downstream.build``: the module with this config's ``prepare(config,
-    world_size)``; ``install()``, if a process must call it before it builds what was prepared; and,
-    if its runs can have epochs in common, the rule ``may_differ`` of
-    :func:`pretrain.runs.resume.check_resume`."""
+    """The module of the config's stage: ``pretrain.build`` or ``downstream.build``.
+
+    It has ``prepare(config, world_size)``. It may have ``install()``, which a process calls before
+    it builds from a prepared config, and the rule ``may_differ`` of
+    :func:`pretrain.runs.resume.check_resume` if its runs can share their first epochs.
+    """
     return importlib.import_module(f'{config.stage}.build')
 
 
 def prepare(config: Config, world_size: int) -> Config:
-    """Have its stage check a config and fill it in."""
+    """Have the config's stage check it and fill it in for a run of ``world_size`` processes."""
     return stage_of(config).prepare(config, world_size)
 
 
 def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Every value in nested dicts and lists, with its dotted key, also those that hold others.
+    """Yield the dotted key and the value of everything in nested dicts and lists, both containers
+    and leaves.
 
     Example:
         >>> dict(walk({'model': {'mean': [1, 2]}}))
@@ -102,7 +106,8 @@ def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """The known keys that end most like ``key``: ``lr`` finds ``optim_wrapper.optimizer.lr``."""
+    """The known keys with the ending most similar to ``key``, at most three: ``lr`` finds
+    ``optim_wrapper.optimizer.lr``."""
     *parents, last = key.split('.')
     known = [name for name in known if name.split('.')[-1] == last] or known
     ends = {name: '.'.join(name.split('.')[-len(parents) - 1 :]) for name in known}
@@ -111,14 +116,14 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def literal(text: str) -> Any:
-    """The value that ``text`` on a command line means: a Python literal or a plain string."""
+    """Parse ``text`` from a command line: a Python literal, true, false or a plain string."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-# What a value may be replaced by, and what to call that.
+# By the type of a config's value: the types of its replacements, and what messages call them.
 _REPLACEMENTS = {
     NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value and no dict'),
     str: ((str, list, tuple, NoneType), 'a string'),
@@ -132,12 +137,12 @@ _REPLACEMENTS = {
 
 
 def _value(key: str, text: str, present: Any) -> Any:
-    """The value of an option for a key that has the present one; UserError if its kind is wrong."""
+    """Parse the ``text`` of an option; UserError if it may not replace the ``present`` value."""
     value = literal(text)
     if isinstance(present, str) and isinstance(value, bool | int | float):
-        return text  # such as a folder called 2012
+        return text  # such as a folder named 2012
     kinds, name = _REPLACEMENTS[type(present)]
-    # mmengine removes a part by None, but neither a whole setting nor one of a list.
+    # None removes a nested part in mmengine, but not a top-level setting or an item of a list.
     needed = '.' not in key or key.rpartition('.')[2].isdigit()
     missing = value is None and isinstance(present, dict) and needed
     wrong = isinstance(value, bool) and bool not in kinds
@@ -146,17 +151,17 @@ def _value(key: str, text: str, present: Any) -> Any:
     return value
 
 
-# Parts that no run of a task that has them can do without. An option can remove a part by None.
+# Parts that a run needs if its config has them; an option could set one to None.
 PARTS = 'model', 'model.network', 'optim_wrapper.optimizer', 'default_hooks.logger'
 PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint', 'record'))
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
-# Settings that OpenMMLab's users know and no run here goes by.
+# Settings of OpenMMLab that have no effect here.
 UNUSED = 'load_from', 'resume', 'model.pretrained'
-# Settings of every run that are 0 or more.
+# Settings that must be 0 or more.
 NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
-# Settings of every run that count something, and the least that each may be.
+# Settings that must be whole numbers, and their least values.
 WHOLE_NUMBERS = {
     'batch_size': 1,
     'micro_batches': 1,
@@ -169,21 +174,21 @@ WHOLE_NUMBERS = {
 
 
 def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
-    """Raise a UserError if a setting is no whole number, or below the one that ``least`` has under
-    its dotted key. Settings that the config does not have are left out."""
+    """Raise a UserError if a setting is not a whole number from its value in ``least`` (by dotted
+    key) to 2^32 - 1. Settings that the config lacks are skipped."""
     values = dict(walk(config.to_dict()))
     for key, at_least in least.items():
         value = values.get(key, at_least)
         if not isinstance(value, int) or value < at_least:
             raise UserError(f'{key} is {value}: it must be a whole number of at least {at_least}.')
-        if value >= 2**32:  # NumPy takes no greater seed
+        if value >= 2**32:  # NumPy accepts no larger seed
             raise UserError(f'{key} is {value}: it must be below 2^32.')
 
 
 def check_settings(config: Config) -> None:
-    """Raise a UserError if one of ``PARTS`` was removed, a number is out of its range, no
-    optimizer takes its settings and no constructor builds it, or a config that no run has prepared
-    sets one of ``UNUSED``."""
+    """Raise a UserError if one of ``PARTS`` was removed, a number is out of range, the optimizer
+    cannot be built (not checked if it has a constructor), or a config that is not yet prepared sets
+    one of ``UNUSED``."""
     values = dict(walk(config.to_dict()))
     for key in UNUSED if 'identity' not in values else ():
         if values.get(key):
@@ -200,7 +205,7 @@ def check_settings(config: Config) -> None:
             raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
     check_whole_numbers(config, WHOLE_NUMBERS)
     if 'constructor' in config.optim_wrapper:
-        return  # it may give the optimizer, for each layer, what these settings lack
+        return  # it may add settings for each layer that the optimizer lacks here
     optimizer = dict(config.optim_wrapper.optimizer, params=[nn.Parameter(zeros(1, 1))])
     try:
         with OPTIMIZERS.switch_scope_and_registry(config.default_scope) as optimizers:
@@ -215,10 +220,10 @@ def check_settings(config: Config) -> None:
 
 
 def batch_per_process(config: Config, world_size: int) -> int:
-    """The share of one process of ``batch_size``, which counts all ``world_size`` processes.
+    """The images of one process in a batch of ``batch_size`` images over all processes.
 
     Raises:
-        UserError: if it cannot be shared evenly, nor each share in ``micro_batches``.
+        UserError: if ``batch_size`` is not a multiple of ``world_size * micro_batches``.
     """
     count = config.micro_batches
     if config.batch_size % (world_size * count):
@@ -231,8 +236,8 @@ def batch_per_process(config: Config, world_size: int) -> int:
 
 
 def check_counts(root: Path, train: int, val: int, batch_size: int, processes: int) -> None:
-    """Raise a UserError if there are too few training images for a batch, which counts all
-    processes, or fewer test images than processes."""
+    """Raise a UserError if ``train`` images are fewer than one batch over all processes, or ``val``
+    images fewer than ``processes``."""
     if train < batch_size:
         raise UserError(
             f'{root} has {number_of(train, "training images")}, less than '

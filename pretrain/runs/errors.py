@@ -1,5 +1,5 @@
-"""The one exception that a user's mistake raises, dicts that raise it for a missing key, and words
-of its sentences."""
+"""The exception for a user's mistake, dicts that raise it for a missing key, and helpers for its
+messages."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,17 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the user's, in a sentence that says what to do; tools print it alone."""
+    """A user's mistake. The message is one sentence that says what to do; tools print only it."""
 
 
 def lines_of(error: Exception) -> list[str]:
-    """What an error says, line by line; the name of its type if it says nothing."""
+    """The lines of an error's message; the name of its type if the message is empty."""
     return str(error).strip().splitlines() or [type(error).__name__]
 
 
 def number_of(count: int, things: str) -> str:
-    """A count and what it counts, which is given in the plural; its first word in -s is the noun.
+    """A count with its noun. ``things`` is in the plural; its first word that ends in -s is the
+    noun.
 
     Example:
         >>> [number_of(count, 'tensors are missing') for count in (1, 1200)]
@@ -29,7 +30,7 @@ def number_of(count: int, things: str) -> str:
 
 
 def counted(names: Sequence[str], kind: str, most: int = 20) -> str:
-    """Count the names of a kind and show up to ``most`` of them.
+    """The number of names of a kind (a plural), and up to ``most`` of the names.
 
     Example:
         >>> counted(['a.jpg', 'b.jpg'], 'files')
@@ -40,7 +41,7 @@ def counted(names: Sequence[str], kind: str, most: int = 20) -> str:
 
 
 class Contents(dict):
-    """What a file holds. A key that is missing is the file's fault, and the error names the file.
+    """The contents of a file. A missing key raises a UserError that names the file.
 
     Args:
         values: nested dicts and lists.

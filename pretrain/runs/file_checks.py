@@ -1,4 +1,4 @@
-"""Check many files: in several processes, and only once until one of them changes."""
+"""Check many files in several processes, and keep the result until a file changes."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from pretrain.runs.errors import counted
 
 
 def cached(name: str, place: Path, fingerprint: str, check: Callable[[], tuple[Any, bool]]) -> Any:
-    """Return the result of ``check``, or the one that is kept for the same fingerprint.
+    """Return the cached result for this fingerprint, or call ``check`` and cache its result.
 
     The user's cache directory keeps the latest result of each ``name`` and ``place``, a resolved
-    path. ``check()`` returns a result, which must fit into JSON, and whether to keep it: a file
-    that could not be read may be readable the next time, though its fingerprint is the same.
+    path. ``check()`` returns a result of JSON values and whether to cache it: an unreadable file
+    may become readable without a change of its fingerprint.
     """
     base = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
@@ -46,7 +46,8 @@ def cached(name: str, place: Path, fingerprint: str, check: Callable[[], tuple[A
 
 
 def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
-    """Hash the paths, sizes and times of files, and the other facts that a check depends on."""
+    """Hash the paths, sizes and modification times of files, and other ``facts`` that a check
+    depends on."""
     names = [*map(os.fsencode, paths)]
 
     def facts_of_files() -> Iterator[int]:
@@ -67,14 +68,14 @@ def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
 def content_sha256(
     place: Path, root: Path, names: Sequence[str | bytes], state: str | None = None
 ) -> str:
-    """Hash the names and the bytes of files. The bytes are read once, until the size or the time of
+    """Hash the names and bytes of files. The hash is cached until the size or modification time of
     a file changes.
 
     Args:
-        place: what the files belong to, as a resolved path.
+        place: the resolved path under which the hash is cached, such as that of a data set.
         root: the folder that holds them.
-        names: their paths relative to ``root``, in the order that counts.
-        state: what :func:`fingerprint` gives for them, if it is known.
+        names: their paths relative to ``root``; the hash depends on their order.
+        state: the :func:`fingerprint` of their full paths, if the caller knows it.
     """
     paths = paths_within(root, names)
 
@@ -89,7 +90,7 @@ def content_sha256(
 
 
 def paths_within(root: Path, names: Iterable[str | bytes]) -> list[bytes]:
-    """The paths of files that are named relative to ``root``; bytes take half the time of Paths."""
+    """Join ``root`` and relative paths. Bytes take half the time of Path objects."""
     prefix = os.fsencode(root) + b'/'
     return [prefix + os.fsencode(name) for name in names]
 
@@ -105,15 +106,15 @@ def _file_sha256(path: bytes) -> bytes:
 def parallel_map(
     function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None, title: str
 ) -> Iterator:
-    """``map`` in several processes, with a progress bar; in this one and without a bar if there are
-    fewer than 32 chunks, which would take less time than starting the processes."""
+    """``map`` in several processes (None: one per core), ``chunk`` items at a time, with a progress
+    bar. Fewer than 32 chunks run in this process without a bar, which is faster."""
     few = len(items) < 32 * chunk
     bar = partial(tqdm, desc=title, total=len(items), mininterval=10, disable=few)
     if few or processes == 1:
         yield from bar(map(function, items))
         return
-    # This process has threads that may hold locks, so it is not forked. The fork server has none,
-    # and imports the function's module, and torch with it, once for all processes.
+    # Threads of this process may hold locks, so it must not be forked. The fork server has no
+    # threads, and it imports the function's module, and torch with it, once for all processes.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(function, 'func', function).__module__])
     with ProcessPoolExecutor(processes, context) as pool:
@@ -121,7 +122,7 @@ def parallel_map(
 
 
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
-    """Count and show the findings of the given kinds, as :func:`pretrain.runs.errors.counted` does.
+    """Describe the findings of the given kinds by :func:`pretrain.runs.errors.counted`.
 
     Example:
         >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], 'grey': ['c.jpg']}, ['empty'])

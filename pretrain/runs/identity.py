@@ -1,4 +1,4 @@
-"""What a run is: its settings and its data. Checkpoints and records hold it."""
+"""The identity of a run: its settings and data. Checkpoints and records contain it."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from mmengine.config import Config
 
 from pretrain.runs.errors import Contents, UserError
 
-FORMAT = 2  # of an identity, and of the checkpoints and records that hold one
+FORMAT = 2  # of an identity, and of the checkpoints and records that contain one
 
-# The identity of a run is its whole prepared config without these patterns of dotted keys, which
-# change nothing that is computed.
+# The identity of a run is its prepared config without the dotted keys that match these patterns;
+# those settings do not change the result.
 PLACES = 'work_dir', 'data_root', '*.data_root', '*.dataset.root', 'load_from', 'resume'
 NAMES = 'label', 'paper', 'experiment_name', 'identity', 'accepted_changes', 'custom_imports'
 LOGS = 'visualizer', 'vis_backends', 'log_level', 'log_processor'
@@ -24,7 +24,7 @@ PROCESSES = 'launcher', 'env_cfg', '*.num_workers', '*.persistent_workers', '*.p
 PROCESSES += ('model_wrapper_cfg',)
 LEFT_OUT = PLACES + NAMES + LOGS + PROCESSES
 
-# Format 1 had other names for these settings.
+# Settings with another name in format 1, and their present names.
 _FORMAT_1 = {
     'seed': 'randomness.seed',
     'dataset': 'train_dataloader.dataset',
@@ -39,10 +39,10 @@ Differences = dict[str, tuple[Any, Any]]  # dotted key: their value and ours
 
 
 def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[str, Any]:
-    """What a prepared run is, in nested dicts and lists of what JSON can hold.
+    """The identity of a prepared run, as nested dicts and lists of JSON values.
 
-    ``left_out`` are patterns beside ``LEFT_OUT``: places of the stage, and settings that it derives
-    from others. ``facts`` are what no setting says, such as the content of the data.
+    ``left_out`` extends ``LEFT_OUT`` by the stage's own patterns: its paths, and settings that it
+    derives from others. ``facts`` are not in the config, such as the hash of the data.
     """
     patterns = (*LEFT_OUT, *left_out)
 
@@ -64,10 +64,10 @@ def identity_of(config: Config, left_out: Sequence[str], **facts: Any) -> dict[s
 def differences(
     theirs: Any, ours: Any, may_differ: Sequence[str] = (), key: str = ''
 ) -> Differences:
-    """Compare two identities. A missing value is None, a missing part is empty.
+    """Compare two identities. A missing value counts as None, a missing dict as empty.
 
-    Keys in ``may_differ`` are not compared, nor is anything below them. ``key`` is where the two
-    stand in larger identities.
+    Keys in ``may_differ`` and below them are not compared. ``key`` is the dotted key of both in
+    larger identities.
 
     Example:
         >>> differences({'model': {'depth': 18}, 'seed': 0}, {'model': {'depth': 50}, 'seed': 0})
@@ -95,7 +95,7 @@ def covers(keys: Iterable[str], key: str) -> bool:
 
 
 def in_words(found: Differences, they: str, we: str) -> str:
-    """Each key with both values.
+    """Name each key that differs, with both values.
 
     Example:
         >>> in_words({'seed': (0, 1)}, 'was trained with', 'this run asks for')
@@ -106,12 +106,13 @@ def in_words(found: Differences, they: str, we: str) -> str:
 
 
 def shortened(value: Any) -> str:
-    """A value with the hashes in it, such as those of files and commits, cut to 8 digits."""
+    """The text of a value, with its hashes, such as those of files and commits, cut to 8 digits."""
     return re.sub(r'\b([0-9a-f]{8})[0-9a-f]{24,}\b', r'\1', str(value))
 
 
 def upgrade(identity: dict, written_as: int) -> dict:
-    """An identity of an earlier format under the present names; it lacks what was not kept then."""
+    """Rename the settings of an identity that was written in an earlier format to the present
+    names. Settings that the earlier format did not store stay missing."""
     if written_as == FORMAT:
         return identity
     new = {}
@@ -125,10 +126,10 @@ def upgrade(identity: dict, written_as: int) -> dict:
 
 
 def identity_in(checkpoint: dict, path: object) -> dict:
-    """The identity of the run that wrote a checkpoint, which was loaded from ``path``.
+    """The identity of the run that wrote ``checkpoint``. Errors name ``path``, its file.
 
     Raises:
-        UserError: if this suite did not write it.
+        UserError: if this suite did not write the checkpoint.
     """
     meta = checkpoint.get('meta')
     ours = isinstance(meta, dict) and isinstance(meta.get('identity'), dict)

@@ -1,4 +1,4 @@
-"""Many runs from one command: each done once, resumed where it stopped, side by side if asked."""
+"""Many runs from one command, in parallel if asked: finished runs are skipped, others resumed."""
 
 import os
 import re
@@ -26,10 +26,10 @@ from pretrain.runs.record import read_record
 from pretrain.runs.resume import check_finished
 from pretrain.runs.saving import EXIT_CODES
 
-# The number of this thread among the ``jobs``, by which its runs get their GPUs.
+# The index of this thread among the ``jobs`` threads, which selects the GPUs of its runs.
 _SLOT: ContextVar[int] = ContextVar('slot', default=0)
 _STOPPED = {code: number.name for number, code in EXIT_CODES.items()}
-_PREPARING = Lock()  # mmengine's registries are one for all threads
+_PREPARING = Lock()  # all threads share mmengine's registries
 _PLACE = re.compile(r'Epoch\(\w+\) +\[\d+\]\[ *\d+/\d+\]')
 _NEWS = re.compile(
     r'(?<= )(?:eta|images/s|loss|\w*error|\S*mAP|mIoU): (?:\d+ days?, )?[\d.:]+(?:e[+-]\d+)?'
@@ -38,7 +38,7 @@ _NEWS = re.compile(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of :mod:`pretrain.runs.start`, which the lines of progress call ``title``."""
+    """One run of :mod:`pretrain.runs.start`. Progress lines begin with its ``title``."""
 
     title: str
     config: Path
@@ -52,9 +52,9 @@ class Launcher:
     """Starts runs and waits for them.
 
     Args:
-        gpus: processes a run, 0 for a single one without a launcher.
-        jobs: runs at a time, which share the machine's cores evenly. Each has its own GPUs; runs of
-            one process are dealt out to the machine's, which several may share.
+        gpus: processes per run, each with a GPU; 0 for a single process without torchrun.
+        jobs: runs at a time. They share the machine's cores evenly. Each run has its own GPUs; with
+            ``gpus=0``, runs are spread over the GPUs, and several may share one.
 
     Raises:
         UserError: if the machine has fewer GPUs than the runs need.
@@ -64,7 +64,7 @@ class Launcher:
     jobs: int = 1
     processes: list[subprocess.Popen] = field(default_factory=list, init=False, compare=False)
     stopped: threading.Event = field(default_factory=threading.Event, init=False, compare=False)
-    # Keys of the identity that may differ, because the run was on another machine than this one.
+    # Keys of the identity that may differ because the run used another machine than this one.
     machine_keys: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
@@ -84,8 +84,8 @@ class Launcher:
             )
 
     def finish(self, *stages: Sequence[Run]) -> list[list[dict]]:
-        """Finish the runs of each stage before those of the next, with numbered titles; return the
-        records of each. Errors are those of :meth:`run`."""
+        """Finish all runs of a stage before the next stage begins, with numbered titles; return the
+        records of each stage. Raises the errors of :meth:`run`."""
         total = sum(map(len, stages))
         tasks = (
             partial(self.run, replace(run, title=f'[{number}/{total}] {run.title}'))
@@ -95,13 +95,13 @@ class Launcher:
 
     def each(self, tasks: Sequence[Callable[[], dict]]) -> list[dict]:
         """Call the tasks, ``jobs`` at a time, and return their results in order. After the first
-        failure no further task begins; those that have begun are waited for. A signal of
-        ``EXIT_CODES`` stops the runs, and then this process."""
+        failure, no further task begins; the error is raised when the running ones have ended. A
+        signal of ``EXIT_CODES`` stops the runs, and then this process."""
         slots, failed = count(), threading.Event()
 
         def call(task: Callable[[], dict]) -> dict:
             try:
-                # The pool has often begun the next task before it knows of a failure.
+                # The pool often begins the next task before it learns of a failure.
                 return {} if failed.is_set() or self.stopped.is_set() else task()
             except Exception as error:
                 known = failed.is_set() or self.stopped.is_set()
@@ -121,7 +121,7 @@ class Launcher:
                 pool.shutdown(cancel_futures=True)
 
     def _stop(self, number: int, _: object) -> NoReturn:
-        """Stop the runs; this process ends when they have saved."""
+        """Stop the runs; this process exits when they have saved."""
         self.stopped.set()
         for process in self.processes:
             process.terminate()
@@ -133,7 +133,7 @@ class Launcher:
         sys.exit(EXIT_CODES[number])
 
     def run(self, run: Run) -> dict:
-        """Finish a run and return its record; a finished one is not run again.
+        """Start or resume a run unless it is finished; return its record.
 
         Raises:
             UserError: if the run fails, or its folder holds a run with other settings.
@@ -152,7 +152,7 @@ class Launcher:
         return record
 
     def _environment(self) -> dict[str, str]:
-        """The environment of the runs that this thread starts: their share of cores and GPUs."""
+        """The environment of this thread's runs, with their share of the cores and GPUs."""
         environment = dict(os.environ)
         threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
         environment.setdefault('OMP_NUM_THREADS', str(threads))
@@ -200,7 +200,7 @@ class Launcher:
                 preexec_fn=end_with_parent,
             )
             self.processes.append(process)
-            if self.stopped.is_set():  # while the process began
+            if self.stopped.is_set():  # by a signal while the process was starting
                 process.terminate()
             lines = _follow(process, file, run.title)
         return process.returncode, lines
@@ -208,7 +208,7 @@ class Launcher:
 
 @contextmanager
 def _at_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle the signals of ``EXIT_CODES``, but those that are ignored, as nohup has it."""
+    """Handle the signals of ``EXIT_CODES``, except ignored ones, such as SIGHUP under nohup."""
     before = {number: signal.getsignal(number) for number in EXIT_CODES}
     for number in before:
         if before[number] is not signal.SIG_IGN:
@@ -221,12 +221,12 @@ def _at_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """Print a line in one piece, where the threads of several runs print at the same time."""
+    """Print a line in a single write, so that parallel runs do not mix their lines."""
     print(f'{line}\n', end='', flush=True)
 
 
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
-    """Copy a run's output to its log, show where it is, and return its last lines."""
+    """Copy a run's output to its log, print its progress every 15 s, and return its last lines."""
     tail = deque(maxlen=50)
     shown = time.monotonic()
     try:
@@ -244,7 +244,7 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
 
 
 def news_of(line: str) -> str | None:
-    """Where a run is, how fast and how good, if a line of its log says so.
+    """The progress, speed and metrics in a line of a run's log; None if it shows no progress.
 
     Example:
         >>> news_of('INFO - Epoch(train) [1][10/62]  lr: 3e-2  eta: 0:04:46  time: 1  loss: 4.1')
