@@ -1,4 +1,4 @@
-"""``python -m pretrain CONFIG`` is ``tools/train.py CONFIG``, wherever the suite is installed."""
+"""``python -m pretrain CONFIG`` does the same as ``tools/train.py CONFIG``, from any directory."""
 
 from pretrain.runs.cli import run, training_arguments
 

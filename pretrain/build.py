@@ -1,4 +1,4 @@
-"""From a classification config to what mmengine's Runner takes."""
+"""Turn a pretraining config into the config that mmengine's Runner is built from."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-# These register what a config may name: in mmengine's registries, under our own names.
+# These imports register the classes that a config may name in mmengine's registries.
 import pretrain.classifier
 import pretrain.datasets
 import pretrain.feature_losses
@@ -29,20 +29,20 @@ from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 from pretrain.settings import check_copies, check_epochs, check_names, mini_generations
 
-# The identity of a run leaves out where another run's network lies and what it keeps,
+# Left out of a run's identity: the path of the network that Net2Net starts from, the epochs to keep
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
-# and what `prepare` derives from other settings.
+# and the settings that `prepare` derives from others.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
 NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters', 'runner_type')
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
-FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # the optimizers of torch that have this option
+FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # torch's optimizers with the option `fused`
 TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
 LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
 
-# These settings act before any teacher takes part. All lengths are among them, because mmengine
-# goes on with the schedule that the checkpoint holds.
+# These settings take effect before the first teacher. `generations`, later lengths included, is
+# among them because mmengine restores the whole schedule from the checkpoint.
 FROM_THE_START = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
 
 
@@ -50,15 +50,18 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     """Check the data and derive every part from the few settings that a config states.
 
     ``epochs`` and ``algorithm`` become the loss, the learning rates and the hooks; ``data_root``,
-    ``batch_size`` and the seeds reach the loaders; ``identity`` says what must not change while the
-    run lasts (:mod:`pretrain.runs.identity`).
+    ``batch_size`` and the seeds are passed to the loaders; ``identity`` holds what must not change
+    during the run (:mod:`pretrain.runs.identity`).
 
     Args:
-        config: as :func:`pretrain.runs.config.load_config` reads it; it is not changed.
+        config: from :func:`pretrain.runs.config.load_config`; it is not changed.
         world_size: number of processes.
 
+    Returns:
+        A complete copy of the config.
+
     Raises:
-        UserError: if the data or a setting cannot work.
+        UserError: if a setting is invalid, or the data or another run's checkpoint does not fit.
     """
     config = copy.deepcopy(config)
     check_names(config)
@@ -71,7 +74,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         config.data_seed = config.randomness.seed
     data = _fill_loaders(config, world_size)
     optimizer = config.optim_wrapper.optimizer
-    optimizer.pop('fused', None)  # of a config that was prepared before
+    optimizer.pop('fused', None)  # set if the config was prepared before
     config.precision = config.model.precision = resolve_precision(config.precision)
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
@@ -79,7 +82,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     config.model.teacher_network = config.teacher.network or None
     config.model.features = algorithm.features or None
     config.model.fold_teacher = algorithm.copy_every is None
-    config.find_unused_parameters = bool(algorithm.features)  # by parts of a run's epochs
+    config.find_unused_parameters = bool(algorithm.features)  # each phase uses only some
     with MODELS.switch_scope_and_registry('mmengine'):
         _check_model(config)
         hashes = _check_other_runs(config)
@@ -97,24 +100,24 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     facts = dict(world_size=world_size, data=data, **hashes)
     config.identity = identity_of(config, NOT_IDENTITY, **facts)
     if torch.cuda.is_available() and optimizer.type in FUSED:
-        optimizer.fused = True  # one kernel; the CPU's would not be the same
+        optimizer.fused = True  # a single kernel per update
     return config
 
 
 def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[str]:
-    """The keys of the identity that a checkpoint and the run that continues it may differ in
+    """The keys of the identity in which a run may differ from the checkpoint that it continues
     (Sections 3.3.2, 4.1).
 
     Runs that differ only in the teacher, such as SE and SD, share all epochs before either is
-    taught. A branch of another run may go on with other random numbers.
+    taught. A run that branches off another one may use another ``data_seed``.
 
     Args:
-        epoch: how many epochs the checkpoint has begun.
-        theirs: the identity of the run that wrote it.
+        epoch: number of epochs begun in the checkpoint, a partial one included.
+        theirs: the identity of the run that wrote the checkpoint.
         ours: the identity of the run that continues it.
-        another_run: whether these are two runs, and not one that is resumed.
+        another_run: True if the run branches off another one, False if it resumes its own.
     """
-    # `param_scheduler`, which is compared, says what these two do.
+    # `schedule` and `rates` act through `param_scheduler`, which is compared.
     keys = ['algorithm.name', 'algorithm.schedule', 'algorithm.rates']
     if another_run:
         keys.append('data_seed')
@@ -126,13 +129,13 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
-    """Check the data and hand them to the loaders. Returns a hash of each split's content."""
+    """Check the data and fill in the loaders' settings. Returns a hash of each split's content."""
     check_settings(config)
     batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
     root = Path(str(config.data_root))
-    skip_unusable = config.get('skip_unusable', False)  # CIFAR-100 has no such setting
+    skip_unusable = config.get('skip_unusable', False)  # CIFAR-100's configs lack it
     checked = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
     if config.model.network.num_classes != checked.classes:
         raise UserError(
@@ -140,7 +143,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
             f'{config.model.network.num_classes}: add the option '
             f'model.network.num_classes={checked.classes}.'
         )
-    folder = 'image_size' in config  # and not images on the device
+    folder = 'image_size' in config  # otherwise the data set holds its images on the device
     for split in ('train', 'val'):
         loader = config[f'{split}_dataloader']
         if loader.num_workers and not folder and torch.cuda.is_available():
@@ -150,7 +153,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
             )
         loader.batch_size = batch_size
         loader.persistent_workers = loader.num_workers > 0
-        # A data set that has no workers puts its batches on the device itself.
+        # Without workers the batches may be on the device already, where they cannot be pinned.
         loader.pin_memory = torch.cuda.is_available() and loader.num_workers > 0
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
@@ -181,9 +184,9 @@ def _hooks(config: Config) -> dict[str, dict]:
         ),
         ensemble=dict(
             type='EnsembleHook',
-            # A student that has learnt features alone does not classify yet.
+            # No ensemble: the first snapshot has learnt features alone and does not classify.
             generations=1 if algorithm.features else len(algorithm.generations),
-            # T^(k-1) is for students that copy a softened teacher without being softened.
+            # T^(k-1) is for asymmetric distillation, which softens the teacher alone.
             temperature=1.0 if algorithm.symmetric else algorithm.temperature,
         ),
     )
@@ -193,7 +196,7 @@ def _hooks(config: Config) -> dict[str, dict]:
 
 
 def _check_model(config: Config) -> None:
-    """Build the model without memory, so that an impossible setting is an error here, once."""
+    """Build the model on the meta device, so that an impossible setting fails here, once."""
     size = config.get('image_size', 32)  # CIFAR's
     with torch.device('meta'):
         model = _built(config.model, 'model')
@@ -207,10 +210,10 @@ def _check_model(config: Config) -> None:
 def _try_images(student: nn.Module, count: int, size: int) -> None:
     try:
         student.train().forward(torch.empty(count, 3, size, size))
-    except NotImplementedError:  # an operator that computes no shapes
+    except NotImplementedError:  # an operator without a meta kernel
         return
     except (ValueError, RuntimeError, AssertionError) as error:
-        if 'meta' in str(error):  # it reads a value, and none is computed here
+        if 'meta' in str(error):  # the network reads a value; meta tensors have none
             return
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
@@ -228,8 +231,8 @@ def _built(settings: dict, name: str) -> nn.Module:
 
 
 def _check_other_runs(config: Config) -> dict[str, str | None]:
-    """The hashes of what other runs have trained: the teacher, and what Net2Net starts from.
-    UserError if one cannot work here, or is needed and not given."""
+    """Check the teacher and the Net2Net source that other runs trained; return the hashes of their
+    weights. Raises a UserError if one does not fit this run, or is missing but needed."""
     teacher, initial, algorithm = config.teacher, config.initial, config.algorithm
     if teacher.checkpoint and not (algorithm.teacher_weight > 0 or algorithm.features):
         raise UserError(

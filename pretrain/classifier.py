@@ -17,35 +17,35 @@ from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
 from pretrain.teacher import fold, freeze
 
-MODELS.register_module(module=SnapshotDistillationLoss)  # whose module needs no mmengine
+MODELS.register_module(module=SnapshotDistillationLoss)  # losses.py imports no mmengine
 
 
 @MODELS.register_module()
 class SnapshotClassifier(BaseModel):
-    """Algorithm 1's f(x; θ_l) and f(x; θ_{c_l}). Its loop is mmengine's, where
-    :class:`pretrain.hooks.SnapshotHook` hands the teachers over; see :mod:`pretrain`.
+    """The student f(x; θ_l) and the teacher f(x; θ_{c_l}) of Algorithm 1. mmengine runs the loop,
+    in which :class:`pretrain.hooks.SnapshotHook` replaces the teacher; see :mod:`pretrain`.
 
-    Baseline and snapshot ensemble are the same model with ``teacher_weight`` 0, which then holds
-    no teacher at all.
+    Baseline and snapshot ensemble are the same model with ``teacher_weight`` 0 and no teacher.
 
     Args:
         network: config of a network from images (N, 3, H, W) to logits (N, C).
         loss: config of :class:`pretrain.losses.SnapshotDistillationLoss`.
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
-        precision: 'bf16' or 'float32', in which both networks compute. Weights, statistics and the
-            loss are float32 anyway.
-        compiled: whether both networks go through ``torch.compile``.
-        teacher_network: config of the teacher's network; empty if it is the student's.
-        features: config of a loss of :mod:`pretrain.feature_losses`; empty without one.
-        fold_teacher: whether the teacher stays for long, so that folding it pays.
+        precision: 'bf16' or 'float32': the format in which both networks compute. The student's
+            weights, the statistics and the loss are always float32.
+        compiled: whether to compile both networks with ``torch.compile``.
+        teacher_network: config of the teacher's network; None if it is the student's.
+        features: config of a loss of :mod:`pretrain.feature_losses`; None for no such loss.
+        fold_teacher: whether a folded copy (:func:`pretrain.teacher.fold`) computes the teacher's
+            logits. Folding pays if the teacher seldom changes.
 
     Attributes:
         student: the network being trained.
-        teacher: a frozen network in evaluation mode, as a rule an earlier student, or None.
-            Checkpoints hold it; a folded copy (:func:`pretrain.teacher.fold`) computes.
+        teacher: a frozen network in evaluation mode, usually an earlier student, or None.
+            Checkpoints hold its weights, not those of the folded copy.
         teaching: whether the teacher takes part in the loss; the hook sets it.
         imitating: whether the student learns the teacher's features alone; the hook sets it.
-        statistics: of the training batches since the hook last cleared it.
+        statistics: means over the training batches since the hook last cleared them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SnapshotClassifier(BaseModel):
         fold_teacher: bool = True,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        # The memory format that convolutions are fastest in, on GPUs with bfloat16 above all.
+        # Convolutions are fastest in channels_last, above all on GPUs in bfloat16.
         self.student = MODELS.build(network).to(memory_format=torch.channels_last)
         self.loss = MODELS.build(loss)
         self.teacher = None
@@ -77,20 +77,21 @@ class SnapshotClassifier(BaseModel):
         self.compiled = compiled
         self._network = network
         if compiled:
-            self.student.compile()  # in place, so that names stay; the teacher is copied by now
+            self.student.compile()  # in place, which keeps the names; after the teacher's copy
 
     def init_weights(self) -> None:
-        """Have networks of mmengine's kind draw or load their weights. Others have drawn them when
-        they were built; timm's would do so again, by other rules than their settings."""
+        """Initialise a student that is an mmengine ``BaseModule``. Other networks drew their
+        weights when they were built; timm's would draw them again here, ignoring its settings."""
         if isinstance(self.student, BaseModule):
             self.student.init_weights()
 
     def set_teacher(self, weights: Mapping[str, Tensor], decay: float = 0.0) -> None:
-        """Give the teacher other weights, running statistics included.
+        """Replace the teacher's weights, running statistics included.
 
         Args:
-            weights: of a network of the teacher's kind.
-            decay: d from 0 to 1: the teacher becomes d times itself plus 1 - d times ``weights``.
+            weights: the state dict of a network like the teacher's.
+            decay: d in [0, 1): the teacher becomes d times itself plus 1 - d times ``weights``.
+                Integer buffers are replaced.
         """
         if decay:
             weights = {
@@ -103,7 +104,7 @@ class SnapshotClassifier(BaseModel):
         self._folded.clear()
 
     def teach(self, inputs: Tensor) -> Tensor:
-        """The teacher's logits (N, C), without gradient."""
+        """The teacher's logits, float32 (N, C) without gradient, for images (N, 3, H, W)."""
         if self.fold_teacher and not self._folded:  # a new teacher, or a resumed run
             self._folded.append(fold(self.teacher, self.precision))
             if self.compiled:
@@ -112,7 +113,8 @@ class SnapshotClassifier(BaseModel):
             return self._compute(self._folded[0] if self.fold_teacher else self.teacher, inputs)
 
     def imitate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss on features, images (N, 3, H, W) and class indices (N,) given."""
+        """The feature loss of images (N, 3, H, W), as ``{'loss': scalar}``. The class indices (N,)
+        enter the statistics alone."""
         with torch.no_grad(), self._autocast(inputs):
             _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
         with self._autocast(inputs):
@@ -121,7 +123,7 @@ class SnapshotClassifier(BaseModel):
         return {'loss': self.features(ours, theirs)}
 
     def renew_student(self, seed: int) -> None:
-        """Begin a generation with new weights, drawn from ``seed``, as whole generations do."""
+        """Draw new weights for the student from ``seed``, to begin a generation from scratch."""
         with torch_seed(seed):
             network = MODELS.build(self._network)
             if isinstance(network, BaseModule):
@@ -143,15 +145,15 @@ class SnapshotClassifier(BaseModel):
             inputs: normalised images, shape (N, 3, H, W).
             data_samples: class indices, shape (N,); not needed in mode 'tensor'.
             mode: 'tensor' gives logits (N, C); 'loss' the dict of the loss module and the batch's
-                ``error``, top-1 in percent; 'predict' a list with one dict of ``logits`` and
-                ``labels`` for the whole batch.
+                top-1 ``error`` in percent, or while ``imitating`` that of :meth:`imitate`;
+                'predict' a list of one dict with ``logits`` and ``labels`` of the whole batch.
         """
         # Cast once, for both networks: autocast would cast for each.
         dtype = torch.bfloat16 if self.precision == 'bf16' else inputs.dtype
         inputs = inputs.to(dtype, memory_format=torch.channels_last)
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
-        # Before the student's activations take their memory.
+        # The teacher goes first, before the student's activations take memory.
         teacher_logits = self.teach(inputs) if mode == 'loss' and self.teaching else None
         logits = self._compute(self.student, inputs)
         if mode == 'tensor':
@@ -165,8 +167,8 @@ class SnapshotClassifier(BaseModel):
         return parts.logged() | {'error': error}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised and what is logged. The values are scalars: mmengine's method would
-        take the mean of each, and add up, with a kernel each."""
+        """The loss to minimise and the values to log. All are scalars; mmengine's own method would
+        launch kernels to average and sum them."""
         return losses['loss'], losses
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""When snapshots are taken and teachers change, and the ensemble of the snapshots. The model itself
-is in :mod:`pretrain.classifier`."""
+"""The hooks that take the snapshots, replace the teacher and evaluate the ensemble. The model is in
+:mod:`pretrain.classifier`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,29 +24,29 @@ from pretrain.runs.saving import iterations_done, save, unwrap
 from pretrain.schedule import boundaries, generation, teacher_step
 
 
-@HOOKS.register_module()  # priority NORMAL: SaveHook (LOWEST) then saves averaged statistics
+@HOOKS.register_module()  # at priority NORMAL, so that SaveHook (LOWEST) saves averaged statistics
 @dataclass(eq=False)
 class SnapshotHook(Hook):
-    """Hands the teachers over and writes the snapshots M_#L'k (Section 3.3.4).
+    """Replaces the teacher and writes the snapshots M_#L'_k (Section 3.3.4).
 
     At the end of mini-generation k it writes the whole training state to ``snapshot_k.pth``. Before
     each iteration l it gives the teacher the weights of step c_l (Eqn 4;
-    :func:`pretrain.schedule.teacher_step`). Its only state is the copies that are not old enough to
-    teach yet: they wait in the host's memory, and checkpoints hold them.
+    :func:`pretrain.schedule.teacher_step`). Its only state is the copies that are too young to
+    teach; they wait in host memory and are saved in checkpoints.
 
     Args:
         generations: L_1, ..., L_K in epochs.
-        taught_after: number of epochs after which the teacher takes part; L_1 with the teachers of
-            Eqn 4. With ``copy_every`` there must also be a copy when the epoch begins.
-        teacher_file: checkpoint of the one teacher of all epochs (Section 3.3.2); without it the
-            teachers are the run's own students.
-        copy_every: iterations between the copies of the student; None: the ends of the
-            mini-generations.
-        lag: the least age in iterations at which a copy teaches.
-        decay: d of a teacher that is the moving average of the copies, θ_T <- d θ_T + (1 - d) θ;
-            None: it is the last copy.
-        fresh_student: whether each generation begins with new weights and a new optimizer, as in
-            the methods that train whole generations.
+        taught_after: number of epochs before the teacher takes part; L_1 for Eqn 4. With
+            ``copy_every``, the teacher also waits for an epoch that starts with an old enough copy.
+        teacher_file: checkpoint of a fixed teacher (Section 3.3.2); None: the teachers are earlier
+            students of this run.
+        copy_every: iterations between two copies of the student; None: it is copied at the ends of
+            the mini-generations.
+        lag: the least age in iterations at which a copy teaches; None for 1.
+        decay: d, if the teacher is a moving average of the copies, θ_T <- d θ_T + (1 - d) θ;
+            None: it is the latest copy.
+        fresh_student: whether each generation begins with new weights and an empty optimizer state,
+            as in the methods that train whole generations.
         features: whether the student imitates the teacher's features in the first mini-generation.
         keep_epochs: epochs after which the training state is kept as ``kept_<epoch>.pth``.
         seed: of the new weights of ``fresh_student``.
@@ -76,14 +76,14 @@ class SnapshotHook(Hook):
         self._complete_snapshots(runner)
 
     def _complete_snapshots(self, runner: Runner) -> None:
-        """Make sure that the ensemble has a snapshot of each mini-generation that has ended. A run
-        that starts from another run's snapshot writes a copy; else UserError if one is missing."""
+        """Make sure that each finished mini-generation has an undamaged snapshot. A run that starts
+        from another run's snapshot writes its own copy; any other gap raises a UserError."""
         paths = {
             end: Path(runner.work_dir) / f'snapshot_{k}.pth'
             for k, end in enumerate(boundaries(self.generations), start=1)
             if end <= runner.epoch
         }
-        # Rank 0 looks for all: another process could find a file that rank 0 has just saved below.
+        # Rank 0 looks for all: the others could already find a file that rank 0 saves below.
         lacking = [
             [end for end, path in paths.items() if not (path.exists() and is_whole(path))]
             if is_main_process()
@@ -100,8 +100,8 @@ class SnapshotHook(Hook):
             save(runner, path.name, dict(epoch=runner.epoch, iter=runner.iter))
 
     def _plan(self, runner: Runner) -> None:
-        """Find the iterations after which the student is copied, and the first epoch that has a
-        copy to teach it, which depend on the number of iterations in an epoch."""
+        """Convert the settings to iterations: after which ones the student is copied, and which
+        epoch is the first that has a teacher."""
         length = len(runner.train_dataloader)
         self.ends = [end * length for end in boundaries(self.generations)]
         self.copied = self.ends
@@ -120,7 +120,7 @@ class SnapshotHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner)
-        model.statistics.clear()  # SaveHook gives them back within an epoch
+        model.statistics.clear()  # SaveHook restores them if the run resumes within an epoch
         model.imitating = self.features and runner.epoch < self.generations[0]
         model.teaching = model.loss.teacher_weight > 0 and runner.epoch >= self.first_taught
 
@@ -141,7 +141,7 @@ class SnapshotHook(Hook):
                 runner.optim_wrapper.optimizer.state.clear()
 
     def _copy(self, runner: Runner, model: SnapshotClassifier) -> dict[str, Tensor]:
-        if iterations_done(runner):  # at the end of an epoch this has been done
+        if iterations_done(runner):  # after_train_epoch does it at an epoch's end
             _average_statistics(model)
         weights = model.student.state_dict()
         if self.lag > 1:
@@ -166,8 +166,11 @@ class SnapshotHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make mmengine's lenient loading strict.
 
-        SE and SD share generation 1, so the model or the checkpoint may have no teacher. None is in
-        use then; ``pretrain.build.may_differ`` refuses the other cases.
+        SE and SD share mini-generation 1, so either the model or the checkpoint may lack a teacher.
+        No teacher has been used up to there; ``pretrain.build.may_differ`` refuses other cases.
+
+        Raises:
+            RuntimeError: if the checkpoint is of another network.
         """
         self.waiting = list(checkpoint.get('waiting_copies', []))
         weights, own = checkpoint['state_dict'], unwrap(runner).state_dict()
@@ -182,19 +185,19 @@ class SnapshotHook(Hook):
 
 
 def _average_statistics(model: SnapshotClassifier) -> None:
-    """Make the running statistics, of other images on each rank, the same for all ranks."""
+    """Average the running statistics over the ranks, each of which has seen other images."""
     statistics = [b for b in model.student.buffers() if b.is_floating_point()]
     all_reduce_params(statistics, op='mean')
 
 
 def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tensor:
-    """The mean over k of softmax(T^(k-1) z_k), the scores of M_#L_1 to M_#L_K together.
+    """The scores of the ensemble of all snapshots: the mean over k of softmax(T^(k-1) z_k).
 
-    A student of a teacher softened by T gives softer scores than its teacher; the factor T^(k-1)
-    makes the snapshots of SD comparable (Table 3). With T = 1 it is the ensemble of SE.
+    A student gives softer scores than its teacher, since T softened what it learned from. The
+    factor T^(k-1) makes the snapshots of SD comparable (Table 3). T = 1 gives the ensemble of SE.
 
     Args:
-        logits: of the snapshots in the order of training, each of shape (N, C).
+        logits: z_1, ..., z_K of the snapshots in the order of training, each of shape (N, C).
         temperature: T > 0.
 
     Returns:
@@ -208,11 +211,11 @@ def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tens
 @HOOKS.register_module()
 @dataclass(eq=False)
 class EnsembleHook(Hook):
-    """Evaluates the snapshots of a run together when it has ended, for its record.
+    """Evaluates the ensemble of a run's snapshots after training, for the run's record.
 
     Args:
-        generations: K; a single snapshot is no ensemble.
-        temperature: T.
+        generations: K; with 1 there is no ensemble to evaluate.
+        temperature: T of :func:`ensemble_probabilities`.
     """
 
     generations: int
@@ -225,7 +228,7 @@ class EnsembleHook(Hook):
         model = unwrap(runner).eval()
         loader = runner.val_dataloader
         logits = []
-        # The last snapshot leaves the model as it was.
+        # The last snapshot restores the model's own weights.
         for k in range(1, self.generations + 1):
             model.student.load_state_dict(self._weights(runner, k))
             predictions = [model.val_step(batch)[0] for batch in loader]
@@ -239,7 +242,8 @@ class EnsembleHook(Hook):
         runner.logger.info(f'The {self.generations} snapshots together: {metrics}')
 
     def _weights(self, runner: Runner, k: int) -> Mapping[str, Tensor]:
-        """The student's weights of snapshot k, which must be of this run; else UserError."""
+        """The student's weights in snapshot k. Raises a UserError if neither this run wrote it nor
+        a run that shares its epochs."""
         path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
         identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
         accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]
