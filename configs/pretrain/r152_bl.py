@@ -1,7 +1,7 @@
 """ResNet-152 on ImageNet, baseline: one cosine over 90 epochs (Section 4.2).
 
 Paper (Table 4): top-1 / top-5 error 21.17 / 5.66 %. Ours: not run yet.
-Cost: not measured yet; estimated at 2.2 hours of 8 H200s (README.md beside this file).
+Cost: not measured yet; estimated at 2.2 hours on 8 H200s (README.md beside this file).
 Command: tools/dist_train.sh configs/pretrain/r152_bl.py 8
 """
 

@@ -2,7 +2,7 @@
 
 Paper (Table 4): top-1 / top-5 error 22.56 / 6.44 % at M_#L1, 20.93 / 5.48 % at M_#L2.
 Ours: not run yet.
-Cost: not measured yet; estimated at 2.4 hours of 8 H200s (README.md beside this file).
+Cost: not measured yet; estimated at 2.4 hours on 8 H200s (README.md beside this file).
 Command: tools/dist_train.sh configs/pretrain/r152_sd.py 8
 """
 
