@@ -1,5 +1,5 @@
-"""The learning rate within a mini-generation: cosine annealing (Eqn 5), or one that Section 3.4
-leaves for later."""
+"""The learning rate within a mini-generation: cosine annealing (Eqn 5), linear decay, or the
+super-convergence that Section 3.4 suggests."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from pretrain.schedule import boundaries, generation
 
 
 def cosine(done: int, length: int) -> float:
-    """Eqn 5: half a cosine from 1 to 0. A run of cosines alone uses mmengine's."""
+    """Eqn 5: the factor of the rate after ``done`` of ``length`` steps, half a cosine from 1 to 0.
+    Runs with this schedule alone use mmengine's scheduler."""
     return (1 + math.cos(math.pi * done / length)) / 2
 
 
@@ -23,8 +24,8 @@ def linear(done: int, length: int) -> float:
 
 def one_cycle(done: int, length: int) -> float:
     """Super-convergence (reference [38]): up from 1/25 to 1 in the first 30 % of the steps, then
-    down to 1/250,000 at the last step, both along a cosine. These are the defaults of torch's
-    OneCycleLR; the momentum stays."""
+    down to 1/250,000 at the last step, both along a cosine, as torch's OneCycleLR by default. The
+    momentum is constant."""
     peak = 0.3 * length - 1
     if done <= peak:
         return 1 + (1 / 25 - 1) * cosine(done, peak)
@@ -37,19 +38,18 @@ SHAPES = {'cosine': cosine, 'linear': linear, 'one_cycle': one_cycle}
 def learning_rates(
     lengths: Sequence[int], schedule: str | Sequence[str], rates: Sequence[float] | None = None
 ) -> dict:
-    """The schedule of a run as mmengine config.
+    """The learning-rate schedule of a run, as the config of an mmengine scheduler.
 
-    The rate changes at every iteration. The iterations of a mini-generation are counted from 0,
-    where the literal Eqn 5 counts from 1, so that the first one runs at the full rate and the last
-    one does not run at rate 0.
+    The rate changes at every iteration. Eqn 5 counts the iterations of a mini-generation from 1;
+    here they count from 0, so that the first runs at the full rate and the last not at rate 0.
 
     Args:
         lengths: L_1, ..., L_K in epochs.
         schedule: a name of ``SHAPES``, or one for each mini-generation.
-        rates: α_1, ..., α_K as multiples of the optimizer's rate; None for 1.
+        rates: α_1, ..., α_K as multiples of the optimizer's rate; None: all are 1.
 
     Raises:
-        UserError: if a name is unknown, a rate is not above 0, or there are not K of them.
+        UserError: if a name is unknown, a rate is not above 0, or there are not K of either.
     """
     shapes = schedule if isinstance(schedule, list | tuple) else [schedule] * len(lengths)
     weights = [1.0] * len(lengths) if rates is None else rates
@@ -78,10 +78,10 @@ class RestartLR(_ParamScheduler):
     """A learning rate that restarts with each mini-generation.
 
     Args:
-        optimizer: whose rate is α.
+        optimizer: its learning rate is α.
         lengths: L_1, ..., L_K in steps.
-        shapes: for each mini-generation the name of a function in ``SHAPES``.
-        weights: α_k / α.
+        shapes: a name of ``SHAPES`` for each mini-generation.
+        weights: α_k / α for each mini-generation.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class RestartLR(_ParamScheduler):
     def build_iter_from_epoch(
         cls, *args: object, lengths: Sequence[int], epoch_length: int, **kwargs: object
     ) -> 'RestartLR':
-        """Called by the Runner, which knows how many iterations an epoch has."""
+        """Convert ``lengths`` from epochs to iterations; mmengine's Runner calls this."""
         lengths = [length * epoch_length for length in lengths]
         return cls(*args, lengths=lengths, **kwargs | {'by_epoch': False})
 
     def _get_value(self) -> list[float]:
-        step = min(self.last_step, sum(self.lengths) - 1)  # one more call comes at the end
+        step = min(self.last_step, sum(self.lengths) - 1)  # mmengine steps once after the end
         k = generation(step + 1, self.lengths) - 1
         done = step - (boundaries(self.lengths)[k - 1] if k else 0)
         factor = self.weights[k] * SHAPES[self.shapes[k]](done, self.lengths[k])

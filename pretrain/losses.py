@@ -10,9 +10,9 @@ from pretrain.runs.errors import UserError
 
 
 class LossParts(NamedTuple):
-    """Eqn 3 and its two terms before weighting, scalar tensors in nats, batch means; and the
-    log-probabilities (N, C) that they compare. Without a teacher, ``kl`` and ``log_teacher`` are
-    None.
+    """Eqn 3 and its two terms before weighting, all scalar tensors: batch means in nats; and the
+    log-probabilities (N, C) that the terms compare, softened by T for the teacher. Without a
+    teacher, ``kl`` and ``log_teacher`` are None.
     """
 
     loss: Tensor
@@ -22,8 +22,8 @@ class LossParts(NamedTuple):
     log_teacher: Tensor | None
 
     def logged(self) -> dict[str, Tensor]:
-        """``loss``, the only key that mmengine adds to what is minimised, and with a teacher
-        ``cross_entropy`` and ``kl``, detached."""
+        """The values to log: ``loss``, which is minimised, and with a teacher ``cross_entropy`` and
+        ``kl``, detached."""
         if self.kl is None:
             return {'loss': self.loss}
         terms = {'cross_entropy': self.cross_entropy.detach(), 'kl': self.kl.detach()}
@@ -53,8 +53,8 @@ def snapshot_distillation_loss(
 
     Distillation is asymmetric (Section 3.3.3): the temperature softens the teacher and leaves the
     student alone, so there is no factor T² to undo. The gradient on the student's logits z is
-    ((λS + λT) · softmax(z) − λS · y − λT · softmax(z_T / T)) / N. Methods that soften the student
-    as well give ``student_temperature``, which acts on the second term alone.
+    ((λS + λT) · softmax(z) − λS · y − λT · softmax(z_T / T)) / N. For methods that soften the
+    student as well, ``student_temperature`` divides its logits in the second term alone.
 
     Args:
         logits: the student's, shape (N, C).
@@ -77,29 +77,32 @@ def snapshot_distillation_loss(
 
 
 def top_score_difference(logits: Tensor) -> Tensor:
-    """How far the first class stands out: its score minus the mean of the next four.
+    """How far the top class stands out: its probability minus the mean of the next four.
 
-    Adding it to a patriarch's loss keeps secondary classes alive (Section 3.3.3, reference [49]).
+    Adding it to a patriarch's loss preserves secondary information (Section 3.3.3, reference [49]).
 
     Args:
-        logits: shape (N, C); of five classes or fewer, all count.
+        logits: shape (N, C), C at least 2; below five classes, the mean is over all others.
 
     Returns:
-        The mean over the batch, from 0 to 1.
+        The mean over the batch, a scalar from 0 to 1.
     """
     scores = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1).values
     return (scores[:, 0] - scores[:, 1:].mean(dim=1)).mean()
 
 
 class SnapshotDistillationLoss(nn.Module):
-    """Eqn 3 with a teacher, Eqn 1 without, for SD and for the methods it is compared with.
+    """Eqn 3 with a teacher, Eqn 1 without, for SD and the methods that it is compared with.
 
     Args:
-        teacher_weight: λT, at least 0; 0 switches the teacher off (snapshot ensemble, baseline).
+        teacher_weight: λT, at least 0; 0 for training without a teacher (snapshot ensemble,
+            baseline).
         temperature: T > 0.
-        label_weight: λS beside a teacher; None for the 1 + λT/T of Section 4.1. It is 1 without.
+        label_weight: λS with a teacher, at least 0; None for the 1 + λT/T of Section 4.1. Without a
+            teacher the weight is 1.
         symmetric: whether T softens the student's scores too.
-        confidence_penalty: weight of :func:`top_score_difference` without a teacher, at least 0.
+        confidence_penalty: weight, at least 0, of :func:`top_score_difference` in batches without a
+            teacher.
 
     Raises:
         UserError: if an argument is out of range.
@@ -137,17 +140,17 @@ class SnapshotDistillationLoss(nn.Module):
     def forward(
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss and, beside a teacher, its two terms: :meth:`LossParts.logged`.
+        """The loss and, with a teacher, its two terms, as :meth:`LossParts.logged` returns them.
 
-        Args and shapes are those of :func:`snapshot_distillation_loss`; without
-        ``teacher_logits`` Eqn 3 is the plain cross-entropy of Eqn 1.
+        Args and shapes are those of :func:`snapshot_distillation_loss`. Without ``teacher_logits``
+        the loss is the cross-entropy of Eqn 1, plus the confidence penalty.
         """
         return self.parts(logits, labels, teacher_logits).logged()
 
     def parts(
         self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> LossParts:
-        """As :meth:`forward`, with the log-probabilities that statistics can share."""
+        """As :meth:`forward`, with the log-probabilities, which the training statistics reuse."""
         if teacher_logits is None:
             log_student = F.log_softmax(logits, dim=1)
             loss = cross_entropy = F.nll_loss(log_student, labels)

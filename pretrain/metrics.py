@@ -1,4 +1,4 @@
-"""Classification errors, and what a teacher does to its student."""
+"""Classification errors, and statistics of training that compare student and teacher."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor, nn
 
-# Whose classes each row and column of TrainingStatistics.equal stands for.
+# Rows and columns of TrainingStatistics.equal: the label and the two networks' top-1 classes.
 LABEL, STUDENT, TEACHER = range(3)
 
 
@@ -16,8 +16,8 @@ LABEL, STUDENT, TEACHER = range(3)
 class TopKError(BaseMetric):
     """Top-1 and top-5 error in percent, over the whole validation set and all ranks.
 
-    Of five classes or fewer there is no top-5 error, which would always be 0. One entry per image,
-    so that mmengine can drop the images that pad the last rank's share.
+    With five classes or fewer there is no top-5 error, which would always be 0. ``results`` has one
+    entry per image, so that mmengine can drop the images that pad the last rank's share.
     """
 
     def process(self, data_batch: dict, data_samples: Sequence[dict[str, Tensor]]) -> None:
@@ -25,7 +25,7 @@ class TopKError(BaseMetric):
 
         Args:
             data_batch: not used.
-            data_samples: dicts of ``logits`` (N, C) and ``labels`` (N,).
+            data_samples: dicts of ``logits`` (N, C) and ``labels``, class indices (N,).
         """
         for sample in data_samples:
             classes = sample['logits'].shape[1]
@@ -34,28 +34,28 @@ class TopKError(BaseMetric):
             self.results.extend(zip(*map(Tensor.tolist, columns), strict=True))
 
     def compute_metrics(self, results: list[tuple[bool, ...]]) -> dict[str, float]:
-        """``top1_error`` and, of more than five classes, ``top5_error`` in percent."""
+        """``top1_error`` and, with more than five classes, ``top5_error`` in percent."""
         columns = zip(('top1_error', 'top5_error'), zip(*results, strict=True), strict=False)
         return {name: 100.0 * sum(column) / len(column) for name, column in columns}
 
 
 class TrainingStatistics(nn.Module):
-    """Means over many training batches, kept on the device: read once an epoch, they cost no
-    synchronisation at an iteration.
+    """Means over the training images, kept on the device and read once an epoch, so that no
+    iteration waits for the device.
 
-    ``error`` is the top-1 error in percent, ``entropy`` the student's in nats. Beside a teacher
-    come ``teacher_error``, ``teacher_entropy`` of softmax(z_T / T), which is what the student is
-    shown, ``agreement``, how often in percent both put the same class first, and ``difference`` =
-    KL[softmax(z_T) ‖ softmax(z)] in nats.
+    ``error`` is the student's top-1 error in percent, ``entropy`` that of its softmax in nats. With
+    a teacher there are also ``teacher_error``; ``teacher_entropy``, that of softmax(z_T / T), which
+    the student learns from; ``agreement``, the percentage of images to which both give the same
+    top-1 class; and ``difference`` = KL[softmax(z_T) ‖ softmax(z)] in nats.
 
     Agreement and difference measure how similar teacher and student are (Section 3.3.2), without a
-    temperature. They are not 100 and 0 for the same weights, since the teacher normalises with
+    temperature. They are not 100 and 0 for equal weights, because the teacher normalises with
     running statistics and the student with those of the batch.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Buffers, so that a run that is stopped within an epoch keeps them. They are no weights.
+        # As buffers, they are saved if the run stops within an epoch; state dicts leave them out.
         self.register_buffer('equal', None, persistent=False)
         self.register_buffer('nats', None, persistent=False)
 
@@ -76,11 +76,11 @@ class TrainingStatistics(nn.Module):
         Args:
             log_student: the student's log-probabilities, shape (N, C).
             labels: class indices, shape (N,).
-            log_teacher: those of the softened teacher, log softmax(z_T / T), if there is one.
-            teacher_logits: z_T.
+            log_teacher: log softmax(z_T / T), shape (N, C); None without a teacher.
+            teacher_logits: z_T, shape (N, C).
 
         Returns:
-            The batch's top-1 error in percent.
+            The batch's top-1 error in percent, a scalar on the device.
         """
         classes = [labels, log_student.argmax(dim=1)]
         logs = [log_student.detach()]
@@ -99,7 +99,7 @@ class TrainingStatistics(nn.Module):
         return (equal[LABEL, LABEL] - equal[LABEL, STUDENT]) * (100.0 / len(labels))
 
     def mean(self) -> dict[str, float]:
-        """The means over the batches of all processes; every process must call it."""
+        """The means over the images of all processes; every process must call it, once an epoch."""
         all_reduce(self.equal)
         all_reduce(self.nats)
         equal, nats = self.equal.tolist(), self.nats.tolist()

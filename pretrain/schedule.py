@@ -1,8 +1,8 @@
 """Mini-generations and their teachers (Section 3.3.4).
 
-Training is cut into K mini-generations of L_1, ..., L_K steps that end at L'_k = L_1 + ... + L_k.
-A step is an iteration in the paper; every function here works for epochs as well, since the
-configs give the lengths in epochs.
+Training is divided into K mini-generations of L_1, ..., L_K steps; the k-th ends at
+L'_k = L_1 + ... + L_k. A step is an iteration in the paper. All functions here work for epochs as
+well, in which the configs give the lengths.
 """
 
 from bisect import bisect_right
@@ -16,7 +16,11 @@ def boundaries(lengths: Sequence[int]) -> list[int]:
 
 
 def generation(step: int, lengths: Sequence[int]) -> int:
-    """The mini-generation k_l, from 1 to K, of step l = ``step``, from 1 to L."""
+    """The mini-generation k_l, from 1 to K, that contains step l = ``step``, from 1 to L.
+
+    Raises:
+        ValueError: if ``step`` is out of this range.
+    """
     ends = boundaries(lengths)
     if not 1 <= step <= ends[-1]:
         raise ValueError(f'step must be from 1 to {ends[-1]}, not {step}')
@@ -24,16 +28,16 @@ def generation(step: int, lengths: Sequence[int]) -> int:
 
 
 def teacher_step(step: int, copied: Sequence[int], lag: int = 1) -> int:
-    """The step c_l whose weights teach step l = ``step``: the last one that was copied at least
-    ``lag`` steps before; 0 if there is none: the step has no teacher.
+    """The step c_l whose weights teach step l = ``step``: the latest copy that is at least ``lag``
+    steps old; 0 if there is none, so that the step has no teacher.
 
     - Snapshot Distillation copies the student at the :func:`boundaries` of its mini-generations,
       and ``lag`` is 1: c_l = max{L'_k, L'_k < l} (Eqn 4).
     - A teacher that lags by m iterations has ``copied = range(1, L)``: c_l = l - m. With m = 1 it
-      has the weights that the student has.
-    - A copy every n iterations, ``range(n, L, n)``, needs the memory of lag / n copies:
+      has the student's own weights.
+    - With a copy every n iterations, ``copied = range(n, L, n)``, m / n copies wait in memory and
       m <= l - c_l < m + n.
-    - A moving average takes in each copy up to c_l.
+    - A moving average includes every copy up to c_l.
 
     Args:
         step: l, from 1.
