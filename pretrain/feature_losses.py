@@ -1,9 +1,9 @@
 """Losses on the outputs of inner layers: FitNets (reference [35]) and A Gift from KD ([50]).
 
 A loss names layers of the student and of the teacher, and compares their outputs for the same
-images. It trains the student alone in the first mini-generation (``algorithm.features``).
-A loss beside the labels would also change ``SnapshotClassifier.forward``, ``SnapshotHook``, and
-``pretrain.build``, which leaves the ensemble out.
+images. In the first mini-generation it is the student's only loss (``algorithm.features``).
+To add such a loss to that of the labels, also change ``SnapshotClassifier.forward``,
+``SnapshotHook`` and ``pretrain.build``, which turns the ensemble off.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def forward_to_layers(
     """A network's logits (N, C), and the outputs of some of its layers in float32.
 
     Args:
-        network: images to logits.
-        inputs: shape (N, 3, H, W).
+        network: maps images to logits.
+        inputs: images, shape (N, 3, H, W).
         layers: dotted names of modules, such as 'layer2.0'.
 
     Raises:
-        UserError: if there is no such layer; names what there is.
+        UserError: if the network has no such layer; lists the top-level ones.
 
     Example:
         >>> logits, (stage,) = forward_to_layers(build_resnet(18, 10), images, ['layer3'])
@@ -58,14 +58,14 @@ def forward_to_layers(
 class HintLoss(nn.Module):
     """FitNets: a layer of the student, behind a regressor, imitates a layer of the teacher.
 
-    The regressor is a 1x1 convolution, trained with the student. The paper's Eqn 3 is half the
-    squared distance; this is its mean over the elements, without the half, as in the
+    The regressor is a 1x1 convolution, trained with the student. Eqn 3 of FitNets is half the
+    squared distance; this is the mean squared error over all elements, without the half, as in the
     implementations that the tests compare with.
 
     Args:
-        student: the guided layer.
-        teacher: the hint layer.
-        channels: of the guided and of the hint layer.
+        student: name of the student's guided layer.
+        teacher: name of the teacher's hint layer.
+        channels: (C_s, C_t), the channels of the guided and of the hint layer.
     """
 
     def __init__(self, student: str, teacher: str, channels: tuple[int, int]) -> None:
@@ -74,8 +74,9 @@ class HintLoss(nn.Module):
         self.regressor = nn.Conv2d(*channels, 1)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Mean squared error, a scalar, of the guided layer's output (N, C_s, H, W) and the hint
-        layer's (N, C_t, H, W), each alone in a list; UserError if the sizes do not fit."""
+        """The mean squared error, a scalar, between the regressed output of the guided layer,
+        (N, C_s, H, W), and that of the hint layer, (N, C_t, H, W), each alone in a list; UserError
+        if the sizes do not fit."""
         (guided,), (hint,) = student, teacher
         expected = self.regressor.in_channels, self.regressor.out_channels
         if (guided.shape[1], hint.shape[1]) != expected or guided.shape[2:] != hint.shape[2:]:
@@ -91,10 +92,10 @@ class HintLoss(nn.Module):
 class FSPLoss(nn.Module):
     """A Gift from KD: the student's flow between two layers imitates the teacher's.
 
-    The flow from a layer with features F1, (N, I, H, W), to one with F2, (N, J, H, W), is the
-    Gram matrix G_ij = sum over s, t of F1_ist F2_jst / (H W) (Eqn 1 of the paper); the loss is the
-    squared distance of the two networks' matrices (Eqn 2, with λ = 1 / (I J)), the mean over the
-    images and the sum over the pairs.
+    The flow from features F1, (N, I, H, W), to features F2, (N, J, H, W), is the Gram matrix
+    G_ij = sum over s, t of F1_ist F2_jst / (H W) (Eqn 1 of that paper). The loss is the squared
+    distance between the two networks' matrices (Eqn 2, with λ = 1 / (I J)), averaged over the
+    images and summed over the pairs.
 
     Args:
         pairs: names of the two layers of each pair, the same in both networks.
@@ -106,8 +107,9 @@ class FSPLoss(nn.Module):
         self.teacher_layers = self.student_layers
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The loss, a scalar, of the features of all pairs, one pair after the other; UserError if
-        the two of a pair differ in height or width, or the networks in channels."""
+        """The loss, a scalar. Both lists hold the features of the first pair, then of the second,
+        and so on; UserError if the two of a pair differ in height or width, or the two networks in
+        channels."""
         total = student[0].new_zeros(())
         for first in range(0, len(student), 2):
             names = self.student_layers[first : first + 2]

@@ -1,9 +1,10 @@
 """Net2Net (reference [5]): a deeper or wider ResNet that at first computes what a smaller one does.
 
 A wider layer repeats channels of the smaller one (Net2WiderNet): new channel j is a copy of channel
-g(j), and a layer that reads it takes 1 / |{x: g(x) = g(j)}| of the weight. A deeper stage gets
-residual blocks that add nothing yet (Net2DeeperNet): the last batch normalisation of each scales
-by 0. Both hold for batch statistics and for running statistics.
+g(j), and the next layer's weights for it are divided by the number of copies,
+|{x: g(x) = g(j)}|. A deeper stage gets residual blocks that add nothing yet (Net2DeeperNet): the
+last batch normalisation of each scales by 0. Both preserve the function in training and in
+evaluation mode.
 """
 
 from collections.abc import Sequence
@@ -22,15 +23,15 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.randomness import stable_seed, torch_seed
 from pretrain.runs.saving import unwrap
 
-NOISE = 0.01  # of repeated channels, in standard deviations of the layer's weights
+NOISE = 0.01  # on repeated channels, relative to the standard deviation of the layer's weights
 
 
 def check_net2net(small: nn.Module, large: nn.Module) -> None:
     """Make sure that :func:`net2net` can fill ``large``.
 
     Raises:
-        UserError: if one is no ResNet of torchvision's blocks, or ``large`` is narrower or
-            shallower anywhere.
+        UserError: if one is not a ResNet of torchvision's blocks, if the kinds of blocks or the
+            numbers of stages differ, or if ``large`` is narrower or shallower anywhere.
     """
     for network in (small, large):
         blocks = [block for stage in _stages(network) for block in stage]
@@ -58,14 +59,15 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
 
 
 def net2net(small: nn.Module, large: nn.Module, noise: float = NOISE) -> None:
-    """Give ``large`` weights with which it computes what ``small`` does. Random numbers come from
+    """Fill ``large`` with weights that compute what ``small`` does. Random numbers come from
     torch's generator.
 
     Args:
         small: a ResNet of :mod:`pretrain.models`.
-        large: one with at least as many channels and blocks everywhere; it is filled.
-        noise: standard deviation of what is added to the weights of repeated channels, in those of
-            the layer's weights, so that copies learn different things; 0: the two compute the same.
+        large: one that :func:`check_net2net` accepts; it is changed in place.
+        noise: standard deviation of the noise on the weights of repeated channels, relative to that
+            of the layer's weights. It lets the copies learn different things; with 0 the two
+            networks compute the same.
 
     Example:
         >>> net2net(build_cifar_resnet(14, 100), large := build_cifar_resnet(20, 100))
@@ -86,15 +88,16 @@ def net2net(small: nn.Module, large: nn.Module, noise: float = NOISE) -> None:
 
 
 def _fill_block(small: nn.Module, large: nn.Module, inputs: Tensor, noise: float) -> Tensor:
-    """Fill a residual block that reads channels ``inputs``; returns the channels it gives out."""
+    """Fill a residual block, whose input channels have the mapping g = ``inputs``; return that of
+    its output channels."""
     old, new = _convolutions(small), _convolutions(large)
     before, after = old[-1].out_channels, new[-1].out_channels
     shortcut = small.downsample
-    if isinstance(shortcut, nn.Sequential):  # a convolution, whose channels may be in any order
+    if isinstance(shortcut, nn.Sequential):  # a convolution, which can repeat any channels
         outputs = _repeat(torch.arange(before), after)
         bn, wider = shortcut[1], large.downsample[1]
         _fill(shortcut[0], large.downsample[0], bn, wider, inputs, outputs, noise)
-    else:  # what comes in goes out, and new channels, if any, begin with zeros
+    else:  # the identity, or zeros appended: the input channels keep their mapping
         first = old[0].in_channels
         outputs = torch.cat([inputs, _repeat(torch.arange(first, before), after - len(inputs))])
     channels = inputs
@@ -117,8 +120,8 @@ def _fill(
     outputs: Tensor,
     noise: float,
 ) -> None:
-    """Fill a convolution and its batch normalisation; ``inputs`` and ``outputs`` are g of the
-    channels that it reads and gives out."""
+    """Fill a convolution and its batch normalisation; ``inputs`` and ``outputs`` are the mapping g
+    of its input and its output channels."""
     weight = conv.weight[outputs][:, inputs] / _copies(inputs)[None, :, None, None]
     # Which channels repeat an earlier one.
     again = (outputs[:, None] == outputs).tril(-1).any(dim=1)
@@ -129,13 +132,13 @@ def _fill(
 
 
 def _repeat(channels: Tensor, count: int) -> Tensor:
-    """g: the channels, and then random ones of them until there are ``count``."""
+    """The mapping g: ``channels``, followed by random ones of them up to ``count``."""
     more = torch.randint(max(1, len(channels)), (count - len(channels),))
     return torch.cat([channels, channels[more]])
 
 
 def _copies(channels: Tensor) -> Tensor:
-    """For each channel, how often it occurs in ``channels``."""
+    """For each entry of ``channels``, how often its channel occurs there."""
     return (channels[:, None] == channels).sum(dim=1)
 
 
@@ -156,8 +159,8 @@ class Net2NetHook(Hook):
 
     Args:
         network: config of the smaller network.
-        checkpoint: its file.
-        seed: of the channels that are repeated, and of their noise.
+        checkpoint: path of a checkpoint or a file with its weights.
+        seed: of the choice of repeated channels, their noise and the new blocks.
     """
 
     network: dict

@@ -1,4 +1,4 @@
-"""Networks that another run has trained: a teacher, or the one that Net2Net starts from."""
+"""Networks that other runs trained: a fixed teacher, or the network that Net2Net starts from."""
 
 from collections.abc import Mapping
 
@@ -14,27 +14,28 @@ from pretrain.runs.identity import differences, identity_in, in_words
 
 
 def network_weights(checkpoint: dict) -> Mapping[str, Tensor]:
-    """The weights of a pretraining checkpoint's student, or of a file that holds weights alone."""
+    """The student's weights of a pretraining checkpoint, or the weights of a file that holds
+    nothing else, with or without the key ``state_dict``."""
     if 'meta' in checkpoint:
         return student_weights(checkpoint)
     return checkpoint.get('state_dict', checkpoint)
 
 
 def check_other_run(path: str, network: dict, config: Config) -> str:
-    """Make sure that a checkpoint holds a network that can work beside this run's student.
+    """Make sure that a checkpoint holds a network that can teach or initialise this run's student.
 
     Args:
-        path: a checkpoint of this suite, or a file with the weights alone, which does not tell the
-            preprocessing.
+        path: a checkpoint of this suite, or a file with weights alone, whose preprocessing cannot
+            be checked.
         network: the config that the network must have.
-        config: of the run.
+        config: the run's config.
 
     Returns:
-        The hash of the weights.
+        The SHA-256 of the weights.
 
     Raises:
-        UserError: naming what differs: network, number of classes, preprocessing, size of the
-            images or tensors.
+        UserError: naming what differs: the network, its number of classes, the preprocessing, the
+            image size or the tensors.
     """
     checkpoint = load_from_disk(path)
     if 'meta' in checkpoint:

@@ -1,4 +1,4 @@
-"""Settings of the algorithm that cannot work: found before a run, and said in one sentence."""
+"""Checks of the algorithm's settings before a run; each error is one sentence."""
 
 import difflib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ MOST_COPIES = 50  # of the student, which wait in memory until they teach
 
 @cache
 def defaults() -> dict[str, Any]:
-    """What a config of pretraining has before it states anything."""
+    """The settings that every pretraining config inherits."""
     return load_config('configs/_base_/pretrain/classification.py').to_dict()
 
 
 def check_names(config: Config) -> None:
-    """Raise a UserError for a setting of the method that there is not, such as a misspelt one."""
+    """Raise a UserError if a setting of the method does not exist, for example a misspelt one."""
     for part in ('algorithm', 'teacher', 'initial'):
         known = defaults()[part]
         for name in config[part]:
@@ -32,16 +32,17 @@ def check_names(config: Config) -> None:
 def mini_generations(
     epochs: int, generations: int | Sequence[int], whole: bool = False
 ) -> list[int]:
-    """The lengths L_1, ..., L_K in epochs.
+    """The lengths L_1, ..., L_K of the mini-generations in epochs.
 
     Args:
         epochs: the length of a run of one generation.
         generations: K, for equal mini-generations, or the lengths themselves.
-        whole: whether each of the K is a whole generation of ``epochs``, as in the methods that
-            Section 2 compares with.
+        whole: whether K means whole generations of ``epochs`` each, as in the methods that Section
+            2 compares with.
 
     Raises:
-        UserError: if K does not divide ``epochs``, or the lengths do not add up to it.
+        UserError: if K does not divide ``epochs``, the lengths do not add up to it, or one is not a
+            whole number above 0.
     """
     if not _is_positive_int(epochs):
         raise UserError(f'epochs is {epochs}: it must be a whole number of at least 1.')
@@ -83,15 +84,17 @@ def check_epochs(epochs: int, taught_after: object, keep_epochs: Sequence[object
 
 
 def check_copies(every: int | None, lag: int | None, decay: float | None) -> None:
-    """Make sure that a teacher of copies of the student can work.
+    """Check the settings of a teacher that copies the student within a run.
 
     Args:
-        every: iterations between two copies; None: the ends of the mini-generations.
-        lag: the least age of a copy that teaches, in iterations.
-        decay: of a moving average.
+        every: ``copy_every``, iterations between two copies, at least 1; None: the student is
+            copied at the ends of the mini-generations.
+        lag: the least age of a copy that teaches, in iterations, at least 1; None for 1.
+        decay: of a moving average, between 0 and 1; None for no average.
 
     Raises:
-        UserError: if a number is out of range, or more than ``MOST_COPIES`` copies would wait.
+        UserError: if a number is out of range, ``lag`` or ``decay`` lacks ``every``, or more than
+            ``MOST_COPIES`` copies would wait.
     """
     for name, value in (('copy_every', every), ('lag', lag)):
         if value is not None and not _is_positive_int(value):

@@ -1,5 +1,4 @@
-"""What a teacher is: an earlier student, frozen, in evaluation mode (Section 3.3.4). Needs torch
-alone."""
+"""The teacher: an earlier student, frozen, in evaluation mode (Section 3.3.4). Needs only torch."""
 
 import copy
 import warnings
@@ -10,10 +9,10 @@ from torch.fx.experimental.optimization import fuse
 
 
 def freeze(network: nn.Module) -> nn.Module:
-    """Turn every parameter of ``network`` into a buffer, in place.
+    """Turn every parameter of ``network`` into a buffer, in place, and return the network.
 
-    Optimizer, weight decay, DDP and gradient clipping look for parameters and do not find these, so
-    that the optimizer's state fits runs with a teacher and without one.
+    Buffers are invisible to the optimizer, weight decay, DDP and gradient clipping, so that the
+    optimizer's state is the same in runs with and without a teacher.
     """
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -25,13 +24,13 @@ def freeze(network: nn.Module) -> nn.Module:
 class Pointwise(nn.Linear):
     """A 1x1 convolution as a matrix product, which adds the bias in the same kernel.
 
-    Maps (N, C, H, W) to (N, D, H, W); in channels_last, neither is copied. In float32 a GPU uses
-    TF32 where torch allows it for matrix products, not where it allows it for convolutions.
+    Maps (N, C, H, W) to (N, D, H, W), without a copy of either in channels_last. In float32 on a
+    GPU, torch's TF32 setting for matrix products applies, not that for convolutions.
     """
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> 'Pointwise':
-        """The same function as a convolution of stride 1 without padding and groups."""
+        """Convert a 1x1 convolution with stride 1, no padding and one group; weights are shared."""
         weight, bias = convolution.weight.detach().flatten(1), convolution.bias
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, device='meta')
         layer.load_state_dict(
@@ -47,11 +46,12 @@ class Pointwise(nn.Linear):
 
 
 def fold(teacher: nn.Module, precision: str) -> nn.Module:
-    """A copy of a network in evaluation mode that gives its logits with fewer kernels.
+    """A copy of a network in evaluation mode that computes the same logits with fewer kernels.
 
-    Batch normalisation is folded into the convolution before it, and 1x1 convolutions are matrix
-    products. In bf16 the weights are cast here; autocast would cast weights without gradient at
-    each forward. A network that torch.fx cannot trace is copied as it is, and a warning says so.
+    Batch normalisation after a convolution is folded into it, and 1x1 convolutions become matrix
+    products. With 'bf16' the weights are cast here, once; autocast would cast weights
+    without gradient in each forward pass. A network that torch.fx cannot trace is copied without
+    folding, with a warning.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.
@@ -83,11 +83,11 @@ def _is_pointwise(convolution: nn.Conv2d) -> bool:
 
 
 class SnapshotTeacher(nn.Module):
-    """The teacher of a training loop of your own: the student at the end of the mini-generation
-    before (Eqn 4). Its state dict holds all that a resumed run needs.
+    """The teacher for a training loop of your own: the student as it was at the end of the previous
+    mini-generation (Eqn 4). Its state dict holds all that a resumed run needs.
 
     Args:
-        student: any network from images to logits (N, C).
+        student: any network that maps images to logits (N, C); it is copied.
 
     Example:
         >>> student = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -105,11 +105,12 @@ class SnapshotTeacher(nn.Module):
         self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
 
     def take(self, student: nn.Module) -> None:
-        """Make the present student, running statistics included, the teacher."""
+        """Copy the student's weights, running statistics included, to the teacher. Call this at the
+        end of each mini-generation."""
         self.load_state_dict({**student.state_dict(prefix='network.'), '_extra_state': True})
 
     def forward(self, inputs: Tensor) -> Tensor | None:
-        """The teacher's logits (N, C), without gradient; None as long as there is no teacher."""
+        """The teacher's logits (N, C), without gradient; None before the first :meth:`take`."""
         if not self.teaching:
             return None
         if not self._folded:
