@@ -1,9 +1,9 @@
 """Built-in images: pictograms of the 20 PASCAL VOC classes, drawn instead of downloaded.
 
-``python -m downstream.builtin DEST`` writes ``DEST/imagenet``, a folder to pretrain on, and
-``DEST/VOCdevkit``, scenes to detect and to segment six of these classes in. Classes of a group
-have similar shapes; colour, size, pose and background say nothing about the class. Every image
-depends on the seed and its own name alone, so the same parameters give the same bytes.
+``python -m downstream.builtin DEST`` writes ``DEST/imagenet`` for pretraining, and
+``DEST/VOCdevkit``, scenes with six of these classes for detection and segmentation. Classes of a
+group have similar shapes; colour, size, pose and background say nothing about the class. Each
+image depends only on the seed and its own name, so the same parameters give the same bytes.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from PIL import Image
 from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
 
-# The classes of the scenes. A few hundred scenes hold too few examples of all twenty.
+# The classes in scenes: a few hundred scenes hold too few examples of all twenty classes.
 SCENE_CLASSES = ('aeroplane', 'boat', 'bus', 'chair', 'person', 'pottedplant')
 
 
 def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
-    """The (N, 2) corners of a shape of ``pictograms.txt``."""
+    """The (N, 2) corners, x and y, of a shape in ``pictograms.txt``."""
     if form == 'poly':
         return numbers.reshape(-1, 2)
     if form == 'bar':
@@ -45,7 +45,7 @@ def _polygon(form: str, numbers: np.ndarray) -> np.ndarray:
 
 _TABLE = ConfigParser()
 _TABLE.read_string(files('downstream').joinpath('pictograms.txt').read_text())
-# The tone and the polygon, in [-1, 1], of each shape of each class.
+# Class name: the tone and polygon of each shape, in [-1, 1].
 _PICTOGRAMS = {
     kind: [
         (tone, _polygon(form, np.array(numbers, float) / 100))
@@ -58,8 +58,8 @@ CLASSES = tuple(sorted(_PICTOGRAMS))  # VOC's own order
 
 
 def _colour(rng: Generator, pale: float, vivid: float, dark: float, bright: float) -> np.ndarray:
-    """A random RGB colour, 0-255, of any hue, with a saturation from ``pale`` to ``vivid`` and a
-    brightness from ``dark`` to ``bright``, both 0-1."""
+    """A random RGB colour, 0-255: any hue, saturation between ``pale`` and ``vivid``, brightness
+    between ``dark`` and ``bright`` (all four in 0-1)."""
     hsv = rng.uniform(), rng.uniform(pale, vivid), rng.uniform(dark, bright)
     return 255 * np.array(colorsys.hsv_to_rgb(*hsv))
 
@@ -67,11 +67,13 @@ def _colour(rng: Generator, pale: float, vivid: float, dark: float, bright: floa
 def draw_object(
     image: np.ndarray, kind: str, centre: Sequence[float], size: float, rng: Generator
 ) -> tuple[np.ndarray, bool]:
-    """Paint an object, in a random pose and random colours, over (H, W, 3) uint8 RGB. It about
-    fills a square of ``size`` pixels around ``centre``, x and y.
+    """Paint an object of class ``kind``, in a random pose and colours, onto ``image`` in place.
+
+    ``image`` is (H, W, 3) uint8 RGB. The object roughly fills a square with a side of ``size``
+    pixels around ``centre``, x and y in pixels.
 
     Returns:
-        Its (H, W) bool mask, and whether the border of the image cuts it.
+        The object's (H, W) bool mask, and whether the image border truncates it.
     """
     tones = {
         'main': _colour(rng, 0.4, 1, 0.5, 1),
@@ -83,7 +85,7 @@ def draw_object(
     angle = rng.normal(0, 0.12)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stretch = rng.uniform(0.75, 1, 2) * (rng.choice((-1, 1)), 1)
-    # The sum of four waves bends all shapes alike, which varies the proportions coherently.
+    # One sum of four waves bends all shapes of the object, so they still fit together.
     waves, phases = rng.normal(0, 2, (2, 4)), rng.uniform(0, 2 * np.pi, 4)
     bends = rng.normal(0, 0.03, (4, 2))
     thickness = max(1, round(size / 64))
@@ -93,7 +95,7 @@ def draw_object(
         bent = polygon + np.sin(polygon @ waves + phases) @ bends
         corners = (bent * stretch) @ turn * (size / 2) + centre
         cut |= bool((corners < 0).any() or (corners > limit).any())
-        fixed = [np.round(corners * 16).astype(np.int32)]  # cv2's fixed point: 4 bits of fraction
+        fixed = [np.round(corners * 16).astype(np.int32)]  # fixed point, 4 fractional bits
         for canvas, fill, outline in (image, tones[tone], 0.45 * tones[tone]), (mask, 255, 255):
             cv2.fillPoly(canvas, fixed, fill, cv2.LINE_AA, shift=4)
             cv2.polylines(canvas, fixed, True, outline, thickness, cv2.LINE_AA, shift=4)
@@ -121,14 +123,14 @@ def _background(width: int, height: int, rng: Generator) -> np.ndarray:
 
 
 def _expose(image: np.ndarray, rng: Generator) -> Image.Image:
-    """The image under a random light and with a camera's noise."""
+    """The image with a random brightness and Gaussian noise."""
     noise = rng.normal(0, rng.uniform(2, 8), image.shape)
     image = np.clip(image * rng.uniform(0.7, 1.1) + noise, 0, 255)
     return Image.fromarray(image.astype(np.uint8))
 
 
 def draw_image(kind: str, size: int, rng: Generator) -> Image.Image:
-    """An RGB image, ``size`` pixels square, of one object of ``kind``, partly behind strokes."""
+    """An RGB image, ``size`` pixels square, of one object of ``kind``; a stroke may cover it."""
     image = _background(size, size, rng)
     extent = size * rng.uniform(0.5, 1)
     draw_object(image, kind, size / 2 + rng.uniform(-0.15, 0.15, 2) * size, extent, rng)
@@ -137,22 +139,22 @@ def draw_image(kind: str, size: int, rng: Generator) -> Image.Image:
 
 
 class SceneObject(NamedTuple):
-    """An object of a scene; the masks, (H, W) bool, end at the border of the image."""
+    """An object of a scene, with its (H, W) bool masks inside the image."""
 
     kind: str
     whole: np.ndarray
-    visible: np.ndarray  # without what later objects cover
-    truncated: bool  # by the border
+    visible: np.ndarray  # ``whole`` without what later objects cover
+    truncated: bool  # by the image border
 
     @property
     def visibility(self) -> float:
-        """The visible share of its pixels."""
+        """The fraction of its pixels that is visible."""
         return float(self.visible.sum() / self.whole.sum())
 
 
 def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject]]:
-    """An RGB image of ``size`` by 3/4 ``size`` pixels, wide or high, and its one or two objects
-    of ``SCENE_CLASSES``, from the rearmost to the foremost."""
+    """An RGB image, landscape or portrait, with sides of ``size`` and 3/4 ``size`` pixels, and its
+    one or two objects of ``SCENE_CLASSES``, from back to front."""
     short = size * 3 // 4
     width, height = (size, short) if rng.random() < 0.7 else (short, size)
     image = _background(width, height, rng)
@@ -164,14 +166,14 @@ def draw_scene(size: int, rng: Generator) -> tuple[Image.Image, list[SceneObject
         trial = image.copy()
         mask, cut = draw_object(trial, kind, centre, extent, rng)
         behind = [item._replace(visible=item.visible & ~mask) for item in objects]
-        if all(item.visibility > 0.35 for item in behind):  # else it would hide most of another one
+        if all(item.visibility > 0.35 for item in behind):  # else it hides most of another
             image, objects = trial, [*behind, SceneObject(kind, mask, mask, cut)]
     return _expose(image, rng), objects
 
 
 def voc_xml(stem: str, objects: Sequence[SceneObject]) -> str:
-    """VOC2007's XML of ``stem``.jpg: a 1-based box about what is visible of each object, which is
-    difficult if that is less than half of it."""
+    """The VOC2007 annotation of ``stem``.jpg: a 1-based box around the visible part of each object,
+    which is marked difficult if less than half of it is visible."""
     height, width = objects[0].visible.shape
     xml = (
         f'<folder>VOC2007</folder><filename>{stem}.jpg</filename><size><width>{width}</width>'
@@ -192,8 +194,8 @@ def voc_xml(stem: str, objects: Sequence[SceneObject]) -> str:
 
 
 def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
-    """Class ids, 0 for the background and 1-20 for ``CLASSES``: with 255 along the outlines and
-    VOC's palette if ``border``, else grey without 255, as converters of SBD write them."""
+    """A segmentation mask: 0 is background, 1-20 are ``CLASSES``. With ``border``, outlines are 255
+    and the PNG has VOC's palette; else it is greyscale without 255, like SBD's converted masks."""
     ids, outlines = np.zeros((2, *objects[0].visible.shape), np.uint8)
     for item in objects:
         ids[item.visible] = 1 + CLASSES.index(item.kind)
@@ -207,22 +209,27 @@ def voc_mask(objects: Sequence[SceneObject], border: bool) -> Image.Image:
 
 
 def voc_palette() -> bytes:
-    """The RGB colours of the 256 ids in VOC's masks."""
-    # The bits of an id, lowest first, go to red, green and blue in turn, to their highest first.
+    """VOC's palette: 256 RGB colours in 768 bytes."""
+    # An id's bits, lowest first, go in turn to red, green and blue, from their highest bit down.
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little')
     palette = [np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]
     return np.concatenate(palette, axis=1).tobytes()
 
 
 def stream(seed: int, name: str) -> Generator:
-    """The random numbers of one image, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
+    """The random generator of one image, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
     return np.random.default_rng([seed, *name.encode()])
 
 
 def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
-    """Write pairs of a name and an image or text into ``root``, all or nothing, unless they are
-    there already: ``builtin.json`` holds the parameters. UserError if ``root`` holds others."""
-    record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 when the images change
+    """Write ``contents``, pairs of a file name and an image or text, into ``root``, all or nothing.
+
+    Write nothing if ``root/builtin.json`` shows that an earlier call had these parameters.
+
+    Raises:
+        UserError: if ``root`` holds anything else.
+    """
+    record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 once images change
     if root.exists():
         path = root / 'builtin.json'
         if path.is_file() and path.read_text() == record:
@@ -237,7 +244,7 @@ def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None
             if isinstance(content, str):
                 path.write_text(content)
             else:
-                content.save(path, quality=92)  # of a JPEG: a PNG has no quality
+                content.save(path, quality=92)  # PNG ignores the quality
         (folder / 'builtin.json').write_text(record)
         folder.rename(root)
 
@@ -245,8 +252,13 @@ def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None
 def write_imagenet_folder(
     root: Path, *, train_per_class: int, val_per_class: int, size: int, seed: int = 0
 ) -> None:
-    """Write ``train/<class>/<class>_0000.jpg`` ... and ``val/...`` into ``root``, ``size`` pixels
-    square (at least 32), unless they are there. UserError if ``root`` holds anything else."""
+    """Write ``train/<class>/<class>_0000.jpg`` ... and ``val/...`` into ``root`` if not yet there.
+
+    ``size`` is the side of the square images in pixels, at least 32.
+
+    Raises:
+        UserError: if ``root`` holds anything else.
+    """
     counts = {'train': train_per_class, 'val': val_per_class}
 
     def contents() -> Iterator[tuple]:
@@ -259,10 +271,20 @@ def write_imagenet_folder(
 
 
 def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: int = 0) -> None:
-    """Write VOC2007, scenes with boxes, and VOC2012, others with masks, into ``root``, unless they
-    are there. An image's sides have ``size`` pixels (at least 64) and 3/4 of it. A quarter of
-    VOC2012's ``trainval`` is train, the rest aug, with masks as SBD's. UserError if ``root`` holds
-    anything else."""
+    """Write VOC2007 (scenes with boxes) and VOC2012 (other scenes with masks) into ``root``, unless
+    they exist.
+
+    Args:
+        root: the VOCdevkit folder.
+        trainval: number of training images in each year; in VOC2012 a quarter is train and the
+            rest is aug, with masks like SBD's.
+        test: number of test images in each year.
+        size: longer side of an image in pixels, at least 64; the shorter side is 3/4 of it.
+        seed: seed of all images.
+
+    Raises:
+        UserError: if ``root`` holds anything else.
+    """
     train, total = -(-trainval // 4), trainval + test
     lists = {
         'VOC2007/ImageSets/Main/trainval.txt': range(trainval),

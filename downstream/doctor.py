@@ -1,4 +1,4 @@
-"""What this machine has for runs of the suite, and how fast its disk and its decoder are."""
+"""Report the packages, hardware and data of this machine, and its disk and decoding speed."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from pathlib import Path
 from pretrain.runs.errors import number_of
 from pretrain.runs.packages import missing_packages, needed_packages, version_of
 
-# What the configs look for in the folder of all data, by the data sets' names in prepare_data.py.
+# The paths that configs expect in the data folder, by the names that prepare_data.py uses.
 DATA = {
     'imagenet': ('imagenet/train', 'imagenet/val'),
     'cifar100': ('cifar-100-python/train', 'cifar-100-python/test'),
@@ -22,11 +22,12 @@ _GB = 1e9
 
 
 def examine(data: Path, work_dir: Path) -> Iterator[str]:
-    """The lines of a report, each as soon as it is known.
+    """Yield the lines of the report as they are measured. Missing packages end it early.
 
     Args:
         data: the folder that holds the data sets.
-        work_dir: the folder that gets the runs; a file of 256 MB is written there and deleted.
+        work_dir: the folder for runs, which need not exist; a temporary file of 256 MB is written
+            there, or in its nearest parent that exists.
     """
     yield f'Python {platform.python_version()} on {platform.platform()}'
     versions = ((name, version_of(name)) for name in needed_packages())
@@ -50,7 +51,7 @@ def examine(data: Path, work_dir: Path) -> Iterator[str]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
@@ -70,7 +71,7 @@ def _devices() -> Iterator[str]:
 
 
 def _disk_speed(folder: Path, megabytes: int = 256) -> str:
-    """Reads a file that the system's cache has been told to forget."""
+    """Measure the read speed of a temporary file after dropping it from the page cache."""
     with tempfile.TemporaryFile(dir=_existing(folder), buffering=0) as file:
         for _ in range(megabytes):
             file.write(os.urandom(1_000_000))
@@ -86,7 +87,7 @@ def _disk_speed(folder: Path, megabytes: int = 256) -> str:
 
 
 def _decoder_speed(images: int = 50) -> str:
-    """Decodes a photo of ImageNet's usual size as the loader of a test image does."""
+    """Measure the decoding and centre crop of a JPEG of ImageNet's usual size, as in a test."""
     from PIL import Image
 
     from pretrain.datasets.decode import EncodedImage, centre_box

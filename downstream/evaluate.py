@@ -1,4 +1,4 @@
-"""Test a checkpoint on the images of a config: the metrics of a run, and those of each class."""
+"""Test a checkpoint on the images of a config: the overall metrics and those of each class."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
 from pretrain.runs.tables import NONE, Table
 
-# Settings that change what a checkpoint is tested on, or how.
+# Settings that change the test data or how a checkpoint is tested.
 TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
 
-FREQUENT = 50  # training images of a class that can be learned
-# Metrics in percent, the titles of a class's count and metric, and both for each class.
+FREQUENT = 50  # a class needs this many training images to be learned
+# Metrics in percent, the column titles of the per-class count and metric, and these two per class.
 Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
 
 
@@ -34,20 +34,20 @@ Result = tuple[dict[str, float], tuple[str, str], list[tuple[int, float]]]
 def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[str] = ()) -> str:
     """Test a checkpoint of a classifier, a detector or a segmenter.
 
-    The model is the checkpoint's, with its preprocessing; the images and the metric are the
-    config's.
+    The checkpoint gives the model and its preprocessing; the config gives the images and the
+    metric.
 
     Args:
-        config_path: of a pretraining or fine-tuning config.
-        checkpoint: of a run of this suite.
+        config_path: a pretraining or fine-tuning config.
+        checkpoint: a checkpoint of a run of this suite.
         options: ``key=value`` overrides of the config.
 
     Returns:
-        The metrics, and a table of the classes in Markdown.
+        A line of metrics and a Markdown table with a row for each class, all in percent.
 
     Raises:
-        UserError: if the checkpoint, the config or the data cannot be used, or do not belong
-            together.
+        UserError: if the checkpoint, the config or the data cannot be used, or their tasks or
+            classes differ.
     """
     config = load_config(config_path, options)
     if config.task not in KINDS:
@@ -82,14 +82,14 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
 
 
 def _prepare_test(config: Config, trained: Trained) -> Config:
-    """Check the data of a config and give its loader what a test of the checkpoint needs."""
+    """Check the data of a config and complete the config for testing the checkpoint."""
     if config.task == 'classification':
         config.model.network = trained.settings.model.network
-        # A test needs no teacher, and nothing of the run that the student started from.
+        # A test needs neither the teacher nor the initial weights of the student.
         config.algorithm.features = {}
         config.teacher = config.initial = dict(network={}, checkpoint=None)
         return prepare(config)
-    # A test takes one image at a time, however few training images there are.
+    # A test does not use these; with 2 and 1 the checks pass for any number of training images.
     config.update(batch_size=2, micro_batches=1)
     return prepare_without_backbone(config)
 
@@ -100,7 +100,7 @@ def _table(
     classes: Sequence[tuple[int, float]],
     images: Sequence[int] | None,
 ) -> Table:
-    """A row for each class: its name, its training ``images`` if given, its count and metric."""
+    """A row for each class: its name, training ``images`` if given, test count and metric."""
     rows = [
         [name, str(count), NONE if np.isnan(value) else f'{value:.2f}']
         for name, (count, value) in zip(names, classes, strict=True)
@@ -114,8 +114,8 @@ def _table(
 def _of_frequent_classes(
     metric: str, values: Sequence[float], images: Sequence[int]
 ) -> dict[str, float]:
-    """The mean over the classes with at least ``FREQUENT`` training images, if others have fewer.
-    The others are hardly learned, and lower the mean over all."""
+    """The mean over the classes with at least ``FREQUENT`` training images, under its title. Rarer
+    classes are hardly learned and lower the overall mean; without any, the result is empty."""
     frequent = [v for v, n in zip(values, images, strict=True) if n >= FREQUENT]
     if len(frequent) in (0, len(values)):
         return {}
@@ -125,7 +125,7 @@ def _of_frequent_classes(
 
 
 def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
-    """Warn of what differs between the run's own test and this one."""
+    """Warn of test settings that differ from those of the run's own validation."""
     ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
     found = differences(trained.settings.to_dict(), ours)
     if found := {key: values for key, values in found.items() if covers(TESTING, key)}:
@@ -143,7 +143,7 @@ def _classification(metric: BaseMetric, dataset: Dataset) -> Result:
 
 
 def _detection(metric: BaseMetric, _: Dataset) -> Result:
-    from mmdet.evaluation import eval_map  # after mmcv's operators are in place
+    from mmdet.evaluation import eval_map  # needs the installed mmcv operators
 
     truths, predictions = zip(*metric.results, strict=True)
     mean, classes = eval_map(
@@ -152,7 +152,7 @@ def _detection(metric: BaseMetric, _: Dataset) -> Result:
         iou_thr=metric.iou_thrs[0],
         logger='silent',
         eval_mode=metric.eval_mode,
-        use_legacy_coordinate=True,  # as VOCMetric
+        use_legacy_coordinate=True,  # as in VOCMetric
     )
     counts = [int(c['num_gts']) for c in classes]
     values = [100 * float(c['ap']) if n else np.nan for c, n in zip(classes, counts, strict=True)]
@@ -163,7 +163,7 @@ def _segmentation(metric: BaseMetric, _: Dataset) -> Result:
     intersection, union, _, pixels = (
         sum(areas).numpy() for areas in zip(*metric.results, strict=True)
     )
-    with np.errstate(invalid='ignore'):  # of a class that is neither there nor predicted
+    with np.errstate(invalid='ignore'):  # a class neither present nor predicted
         values = 100 * intersection / union
     metrics = {
         'mIoU': np.nanmean(values),

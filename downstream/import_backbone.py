@@ -1,9 +1,9 @@
-"""ResNets of torchvision, timm and OpenMMLab as backbone files.
+"""Convert ResNets of torchvision, timm and OpenMMLab to backbone files.
 
-The names and shapes of the tensors tell depth and stem, and must be those of that ResNet to the
-last tensor. They do not tell which convolution has the stride ('style') and how images are
-normalised: the checkpoint's config does, or the user. Nor do they tell of layers without weights:
-timm's ``resnetblur50`` without its ``config.json`` looks like a ``resnet50``.
+The names and shapes of the tensors determine depth and stem; every tensor must match that ResNet.
+They do not show which convolution has the stride ('style') or how images are normalised: the
+checkpoint's config or the user must say so. Layers without weights stay hidden as well: without
+its ``config.json``, timm's ``resnetblur50`` looks like a ``resnet50``.
 """
 
 import ast
@@ -38,21 +38,21 @@ def import_backbone(
     """Write the layers before the final pooling of another library's ResNet to ``out``.
 
     Args:
-        source: a ``.safetensors`` file, or a ``.pth`` file of a state dict or of a checkpoint that
-            holds one; of torchvision, timm or OpenMMLab, or of a run with our classifier that was
-            not started by this suite.
-        out: the file to write, as :func:`pretrain.runs.backbone_file.write_backbone_file` does.
-        style: one of ``STYLES``: whether the 3x3 convolution of a bottleneck has the stride, or
-            the first 1x1.
-        preprocessing: a key of ``PREPROCESSINGS``.
+        source: a ``.safetensors`` file, or a ``.pth`` file with a state dict or a checkpoint. It
+            comes from torchvision, timm or OpenMMLab, or from a run of our classifier outside
+            this suite.
+        out: the file to write; a backbone file there is replaced.
+        style: where a bottleneck has its stride: 'pytorch', in the 3x3 convolution, or 'caffe', in
+            the first 1x1. Needed if the file does not say it and the depth is 50 or more.
+        preprocessing: a key of ``PREPROCESSINGS``. Needed if the file does not say it.
 
     Returns:
-        The provenance, as :func:`pretrain.export.export_backbone`.
+        The provenance, as :func:`pretrain.runs.backbone_file.write_backbone_file` returns it.
 
     Raises:
-        UserError: naming the tensor or the fact, if the file is no plain ResNet, if its weights
-            are not finite, if ``style`` or ``preprocessing`` is needed or contradicts the file, or
-            if ``out`` is no backbone file.
+        UserError: if ``source`` cannot be read or is not a plain ResNet, if its weights are not
+            finite, if ``style`` or ``preprocessing`` is missing or contradicts the file, or if
+            ``out`` exists and is not a backbone file.
     """
     source = Path(source)
     content = _read(source)
@@ -69,7 +69,7 @@ def import_backbone(
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     if depth < 50:
-        found['style'] = 'pytorch'  # a basic block has one place for the stride
+        found['style'] = 'pytorch'  # basic blocks have the stride in one place only
     given = PREPROCESSINGS[preprocessing] if preprocessing else {}
     facts = _merge_facts(source, found, given | ({'style': style} if style else {}))
     provenance = {'arch': 'ResNet', 'depth': depth, 'stem': stem, **facts}
@@ -86,8 +86,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The backbone's tensors without what a trainer wraps around them and around their names."""
-    # Our classifier in somebody's own run has a teacher beside it.
+    """The tensors of the backbone, without classifier and prefixes, under OpenMMLab's names."""
+    # A run of our classifier outside this suite also holds the teacher.
     networks = [found for found in _networks(content) if 'teacher.' not in found[2]]
     if len(networks) > 1:
         raise UserError(
@@ -95,7 +95,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
             'state dict of the one that you want.'
         )
     _, weights, prefix = networks[0] if networks else ('', content, '')
-    config = 'cfg' in _meta(content)  # mmengine's runs have necks and heads of any name
+    config = 'cfg' in _meta(content)  # of mmengine: has other modules too
     if not isinstance(weights, Mapping) or not weights:
         raise UserError('holds no state dict: save one with torch.save(model.state_dict(), FILE).')
     backbone = {}
@@ -111,7 +111,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' not in backbone:
         return backbone
-    # timm's names of a deep stem's layers, which are OpenMMLab's stem.0 to stem.7.
+    # timm calls the layers of a deep stem conv1.0 to conv1.6 and bn1, OpenMMLab stem.0 to stem.7.
     return {
         re.sub(r'^bn1\.', 'stem.7.', re.sub(r'^conv1\.([01346])\.', r'stem.\1.', name)): tensor
         for name, tensor in backbone.items()
@@ -119,7 +119,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Tensor], str]]:
-    """Each ResNet in a checkpoint: its place, the dict of its tensors and their names' prefix."""
+    """Each ResNet in a checkpoint: its dotted path, the dict that holds it, and its name prefix."""
     for name, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(value, Mapping):
             yield from _networks(value, f'{place}{name}.')
@@ -129,7 +129,7 @@ def _networks(content: Any, place: str = '') -> Iterator[tuple[str, Mapping[str,
 
 
 def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Depth and stem of a ResNet; whether it is one shows in :func:`_complete`."""
+    """Depth and stem from some tensor names; :func:`_complete` then checks every tensor."""
     blocks = {m.groups() for name in weights if (m := re.match(r'layer([1-4])\.(\d+)\.', name))}
     stages = Counter(stage for stage, _ in blocks)
     counts = tuple(stages[stage] for stage in '1234')
@@ -142,16 +142,16 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
         )
     if 'stem.0.weight' not in weights:
         return depth, 'v1'
-    # In a v1d a pooling comes before the convolution of a shortcut, which is then the second layer.
+    # In a v1d shortcut a pooling layer comes first, so the convolution is downsample.1.
     return depth, 'v1c' if 'layer2.0.downsample.0.weight' in weights else 'v1d'
 
 
 def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDict[str, Tensor]:
-    """The tensors in a ResNet's order and types; they must be that ResNet's and nothing else."""
+    """The tensors in the order and dtypes of mmdet's ResNet. UserError unless all match it."""
     deep_stem, avg_down = STEMS[stem]
     with torch.device('meta'):
         layout = _resnet()(depth, deep_stem=deep_stem, avg_down=avg_down).state_dict()
-    if not any(name.endswith(_COUNTER) for name in weights):  # older than torch 0.4.1
+    if not any(name.endswith(_COUNTER) for name in weights):  # saved before torch 0.4.1
         counters = {name: torch.tensor(0) for name in layout if name.endswith(_COUNTER)}
         weights = {**weights, **counters}
     if mismatch := tensor_mismatch(weights, layout, f'a ResNet-{depth} {stem}'):
@@ -163,7 +163,7 @@ def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDi
 
 
 def _resnet() -> type:
-    """mmdet's ResNet, which is imported where it is needed, since that takes seconds."""
+    """mmdet's ResNet, imported only when needed because the import takes seconds."""
     install()
     from mmdet.models import ResNet
 
@@ -171,7 +171,7 @@ def _resnet() -> type:
 
 
 def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Style and preprocessing, of what the file says and what the user gives; both must agree."""
+    """Join the facts from the file and the user. UserError if they disagree or one is missing."""
     for fact in sorted(found.keys() & given):
         if not same_fact(found[fact], given[fact]):
             raise UserError(
@@ -191,9 +191,9 @@ def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> 
 
 
 def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
-    """What timm's ``config.json``, beside the weights in a model's folder, says."""
+    """Style and preprocessing from timm's ``config.json`` beside the weights; empty without it."""
     path = source.with_name('config.json')
-    found = {'style': 'pytorch', 'channel_order': 'RGB'}  # timm builds and feeds no others
+    found = {'style': 'pytorch', 'channel_order': 'RGB'}  # true of all timm models
     try:
         config = json.loads(path.read_bytes()) if path.is_file() else {}
         if not {'architecture', 'pretrained_cfg'} <= config.keys():
@@ -212,8 +212,8 @@ def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
 
 
 def _read_mmengine_config(content: Any) -> dict[str, Any]:
-    """What mmengine's config in a checkpoint says. It is Python text, whose literals are read; no
-    code in it is run."""
+    """Style and preprocessing from mmengine's config in a checkpoint; empty without one. The config
+    is Python source: only its literals are read, and no code is run."""
     text = _meta(content).get('cfg')
     if not isinstance(text, str):
         return {}
@@ -240,13 +240,13 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
 
 
 def _meta(content: Any) -> Mapping[str, Any]:
-    """What mmengine notes of the run that wrote a checkpoint."""
+    """The ``meta`` dict that mmengine writes into a checkpoint; empty without one."""
     meta = content.get('meta') if isinstance(content, Mapping) else None
     return meta if isinstance(meta, Mapping) else {}
 
 
 class _LiteralDicts(ast.NodeTransformer):
-    """Makes ``{'a': 1}`` of ``dict(a=1)``, which is how mmengine prints a config."""
+    """Turns ``dict(a=1)``, as mmengine prints configs, into ``{'a': 1}``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)

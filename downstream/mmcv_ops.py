@@ -1,11 +1,11 @@
 """Run mmcv's operators on torchvision where mmcv's compiled extension is missing.
 
-``mmcv-lite`` lacks the compiled module ``mmcv._ext``, so that ``import mmdet.models`` fails.
-:func:`install` provides one with the three operators that Faster R-CNN calls. All others can be
-imported and raise an error when they are called.
+``mmcv-lite`` lacks the compiled module ``mmcv._ext``, so ``import mmdet.models`` fails.
+:func:`install` provides that module with the three functions that Faster R-CNN calls. All other
+operators can be imported but raise NotImplementedError when called.
 
-The functions have the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and return what mmcv's
-kernels return: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs. Half
+The functions have the signatures of ``mmcv/ops/csrc/pytorch/pybind.cpp`` and the results of mmcv's
+kernels: ``tests/downstream/test_mmcv_ops_parity.py`` compares them with stored outputs. Half
 precision is computed in float32 and cast back, as torchvision does under autocast.
 """
 
@@ -37,24 +37,24 @@ def _c_float(value: float) -> float:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Greedy non-maximum suppression: drop a box whose IoU with a better kept one is > threshold.
+    """Greedy non-maximum suppression: drop a box whose IoU with a kept box exceeds the threshold.
 
     Args:
         boxes: ``(N, 4)`` as x1, y1, x2, y2.
         scores: ``(N,)``.
-        iou_threshold: rounded to float32 before it is compared.
+        iou_threshold: rounded to float32 before the comparison.
         offset: a side measures ``x2 - x1 + offset``; 1 for inclusive pixel coordinates. With 1 and
-            fractional coordinates mmcv rounds at another step, so that a box whose IoU is within
-            rounding of the threshold may differ, as between mmcv's CPU and CUDA kernels.
+            fractional coordinates mmcv rounds at another step, so the two may disagree on a box
+            whose IoU is within rounding of the threshold, as do mmcv's CPU and CUDA kernels.
 
     Returns:
-        ``(K,)`` int64 indices by descending score; boxes with equal scores in the input's order,
-        which mmcv leaves undefined.
+        ``(K,)`` int64 indices of the kept boxes by descending score. Equal scores keep the input's
+        order; in mmcv their order is undefined.
     """
     dtype = _compute_dtype(boxes, scores)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
     if offset:
-        # Adding the offset to x2 and y2 adds it to every side of a box and of an intersection.
+        # Adding the offset to x2 and y2 adds it to the sides of boxes and of intersections.
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
     # A float32 IoU of exactly 0.1 would exceed the double 0.1.
     return torchvision.ops.nms(boxes, scores, _c_float(iou_threshold))
@@ -73,20 +73,21 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average-pool each region of interest into ``output``, in place.
+    """Average-pool each region of interest (RoI) into ``output``, in place.
 
     ``input`` is ``(B, C, H, W)``, ``output`` ``(K, C, aligned_height, aligned_width)`` and ``rois``
     ``(K, 5)``: batch index, x1, y1, x2, y2 in image pixels, which ``spatial_scale`` turns into
-    feature pixels. A bin averages ``sampling_ratio`` samples along each axis, or with 0 or less as
-    many as its size asks for. ``aligned`` shifts by half a pixel; False is the legacy grid, whose
-    sides are at least 1. ``argmax_y`` and ``argmax_x`` are for max pooling and are not used.
+    feature pixels. A bin averages ``sampling_ratio`` samples along each axis; with 0 or less, the
+    bin size in feature pixels, rounded up. ``aligned`` shifts RoIs by half a pixel; False is the
+    legacy grid, where an RoI is at least 1 x 1. ``argmax_y`` and ``argmax_x`` are unused.
 
     Raises:
-        NotImplementedError: ``pool_mode`` is not average.
-        RuntimeError: on the CPU, a coordinate is not finite or, with ``aligned``, a side negative.
+        NotImplementedError: if ``pool_mode`` is not 1 (average).
+        RuntimeError: on the CPU, if a value of ``rois`` is not finite or, with ``aligned``, a side
+            is negative.
     """
     _check_pool_mode(pool_mode)
-    if rois.device.type == 'cpu':  # on CUDA the check would wait for the GPU; mmcv has none either
+    if rois.device.type == 'cpu':  # on CUDA the check would synchronise; mmcv skips it too
         _check_rois(rois, aligned)
     dtype = _compute_dtype(input, rois)
     pooled = torch.ops.torchvision.roi_align(
@@ -116,8 +117,9 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient with respect to ``input`` to ``grad_input``, in place.
 
-    Arguments, shapes and errors are as in :func:`roi_align_forward`. On CUDA the sum is not
-    deterministic, and torch says so under ``torch.use_deterministic_algorithms``.
+    Arguments, shapes and the NotImplementedError are as in :func:`roi_align_forward`; ``rois`` are
+    not checked again. On CUDA the sum is not deterministic, which
+    ``torch.use_deterministic_algorithms`` reports.
     """
     _check_pool_mode(pool_mode)
     dtype = _compute_dtype(grad_output, rois)
@@ -139,7 +141,7 @@ def _check_pool_mode(pool_mode: int) -> None:
 
 
 def _check_rois(rois: Tensor, aligned: bool) -> None:
-    # mmcv's kernel checks the sides as well. With a NaN or infinity torchvision's kernel would read
+    # mmcv's kernel checks the sides too. NaN or infinity would make torchvision's kernel read
     # outside the feature map.
     usable = rois.isfinite().all(dim=1)
     if aligned:
@@ -158,8 +160,8 @@ def _not_covered(what: str) -> NotImplementedError:
 
 
 def _uncovered_op(name: str) -> Callable[..., NoReturn]:
-    """The served module's ``__getattr__``: mmcv looks up every operator when it is imported."""
-    if name.startswith('__'):  # importlib and inspect look these up; they are not operators
+    """``__getattr__`` of the provided module: importing mmcv.ops looks up every operator."""
+    if name.startswith('__'):  # looked up by importlib and inspect, not operators
         raise AttributeError(f'module {_EXTENSION!r} has no attribute {name!r}')
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
@@ -179,7 +181,7 @@ class _OpsFinder(MetaPathFinder, Loader):
             nms=nms,
             roi_align_forward=roi_align_forward,
             roi_align_backward=roi_align_backward,
-            # mmcv.utils.collect_env calls these and reports "n/a" where mmcv.ops is missing.
+            # mmcv.utils.collect_env calls these; without mmcv.ops it reports "n/a" itself.
             get_compiler_version=lambda: 'n/a',
             get_compiling_cuda_version=lambda: 'n/a',
             __getattr__=_uncovered_op,
@@ -187,15 +189,16 @@ class _OpsFinder(MetaPathFinder, Loader):
 
 
 def install() -> bool:
-    """Make ``mmcv.ops`` importable; call it before the first import of mmcv.ops, mmdet or mmseg.
+    """Make ``mmcv.ops`` importable. Call this before the first import of mmcv.ops, mmdet or mmseg.
 
-    A compiled ``mmcv._ext`` is used as it is. Returns whether torchvision provides the operators.
+    If ``mmcv._ext`` is compiled, nothing changes. Returns whether torchvision provides the
+    operators.
 
     Raises:
-        ModuleNotFoundError: mmcv is not installed, neither compiled nor lite.
+        ModuleNotFoundError: if neither mmcv nor mmcv-lite is installed.
     """
     spec = importlib.util.find_spec(_EXTENSION)
     if spec is None:
-        sys.meta_path.append(_OpsFinder())  # last, so that a compiled module is always found first
+        sys.meta_path.append(_OpsFinder())  # last, so a compiled module takes precedence
         return True
     return spec.origin == _ORIGIN

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 
 COUNT = 8
-SCORE_THRESHOLD = 0.3  # of mmdet's visualizer, which draws the boxes above it
+SCORE_THRESHOLD = 0.3  # mmdet's visualizer draws the boxes above it
 VISUALIZERS_BY_TASK = {
     'detection': dict(type='mmdet.DetLocalVisualizer', name='pictures', line_width=2),
     'segmentation': dict(type='mmseg.SegLocalVisualizer', name='pictures', alpha=0.5),
@@ -19,10 +19,10 @@ VISUALIZERS_BY_TASK = {
 
 
 def dataset_meta(metainfo: Mapping[str, Any]) -> dict[str, Any]:
-    """``classes`` and ``palette`` of a data set, as a visualizer takes them."""
+    """The metainfo of a data set for a visualizer, without a ``palette`` that is too short."""
     meta = dict(metainfo)
     if len(meta.get('palette', ())) < len(meta['classes']):
-        meta.pop('palette', None)  # VOC's is too short; mmdet then chooses the colours
+        meta.pop('palette', None)  # mmdet then chooses the colours
     return meta
 
 
@@ -30,10 +30,9 @@ def dataset_meta(metainfo: Mapping[str, Any]) -> dict[str, Any]:
 class PicturesHook(Hook):
     """Writes ``pictures/<image>.png`` for eight validation images at the last evaluation.
 
-    The images are spaced evenly over those of the first process, so two runs with the same number
-    of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's, which
-    draw in the first process alone; mmdet's draws the boxes with a score above
-    :data:`SCORE_THRESHOLD`.
+    Only the first process draws, at even spacing over its images, so two runs with the same number
+    of processes draw the same images. ``visualizer`` is the config of mmdet's or mmseg's
+    visualizer; mmdet's draws the boxes with a score above :data:`SCORE_THRESHOLD`.
     """
 
     def __init__(self, visualizer: dict) -> None:
@@ -44,7 +43,7 @@ class PicturesHook(Hook):
         count = min(COUNT, batches) if runner.epoch == runner.max_epochs else 0
         self.chosen = {i * batches // count for i in range(count)}
         self.visualizer.dataset_meta = dataset_meta(runner.val_dataloader.dataset.metainfo)
-        self.drawn: dict[str, Path] = {}  # the image behind each name
+        self.drawn: dict[str, Path] = {}  # file stem: the image it was drawn from
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Sequence[BaseDataElement]
@@ -57,7 +56,7 @@ class PicturesHook(Hook):
         source = Path(sample.img_path)
         image = mmcv.imread(source, channel_order='rgb')
         name = source.stem
-        if self.drawn.setdefault(name, source) != source:  # images of several folders
+        if self.drawn.setdefault(name, source) != source:  # same name in another folder
             name = f'{source.parent.name}_{name}'
         file = Path(runner.work_dir) / 'pictures' / f'{name}.png'
         self.visualizer.add_datasample(name, image, sample, out_file=str(file))
@@ -65,7 +64,7 @@ class PicturesHook(Hook):
     def _ground_truth(self, sample: BaseDataElement) -> InstanceData:
         """All objects of an image, with the difficult ones, which mmdet's visualizer leaves out."""
         usual, difficult = sample.gt_instances, sample.ignored_instances
-        # Invalid boxes are among the ignored ones and cannot be drawn.
+        # Boxes without area are among the ignored ones and cannot be drawn.
         corners = difficult.bboxes
         difficult = difficult[(corners[:, 2:] > corners[:, :2]).all(dim=1)]
         truth = InstanceData.cat([usual, difficult])

@@ -1,4 +1,4 @@
-"""How detectors and segmenters compute: precision, memory format, cuDNN's algorithms."""
+"""Precision, memory format and cuDNN settings of detectors and segmenters."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from pretrain.runs.log import QuietRunner
 from pretrain.runs.precision import autocast
 
-# The parts made of convolutions and products. Heads return float32, for losses and boxes.
+# The modules of convolutions and linear layers. Heads return float32, for losses and boxes.
 FEATURES = ('backbone', 'neck', 'roi_head.shared_head')
 HEADS = ('rpn_head', 'roi_head.bbox_head', 'decode_head')
 POOLING = 'roi_head.bbox_roi_extractor'
@@ -23,7 +23,7 @@ POOLING = 'roi_head.bbox_roi_extractor'
 
 @RUNNERS.register_module()
 class DownstreamRunner(QuietRunner):
-    """Runs the model in ``precision`` and in channels_last, in which convolutions are fastest."""
+    """Runs the model in ``precision`` and channels_last, the fastest format for convolutions."""
 
     def build_model(self, model: nn.Module | ConfigDict) -> nn.Module:
         model = super().build_model(model).to(memory_format=torch.channels_last)
@@ -32,8 +32,8 @@ class DownstreamRunner(QuietRunner):
 
 @HOOKS.register_module()
 class CropsOfOneSizeHook(Hook):
-    """Lets cuDNN search for its fastest algorithms in training, whose crops have one size, but not
-    in validation, where each size of image would start another search."""
+    """Lets cuDNN search for the fastest algorithms in training, where all crops have one size, but
+    not in validation, where every new image size would start another search."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         torch.backends.cudnn.benchmark = True
@@ -45,10 +45,10 @@ class CropsOfOneSizeHook(Hook):
 def set_precision(model: nn.Module, precision: str) -> nn.Module:
     """Have the layers of a detector or segmenter compute in ``precision``, in place.
 
-    Regions, their pooling, non-maximum suppression and losses stay float32.
+    Boxes, RoI pooling, non-maximum suppression and losses stay float32.
 
     Args:
-        model: of mmdet or mmseg, built.
+        model: a built model of mmdet or mmseg.
         precision: 'bf16' or 'float32'.
     """
     parts = dict(model.named_modules())
@@ -72,7 +72,7 @@ def _float32(forward: Any) -> Any:
 
 
 def _plain_maps(_: nn.Module, args: tuple) -> tuple:
-    """Feature maps for RoIAlign: float32, since mmdet gives the regions the type of the maps, and
-    contiguous, since mmcv's compiled RoIAlign reads every map as if it were."""
+    """Feature maps for RoIAlign: float32, because mmdet casts RoIs to their dtype, and contiguous,
+    because mmcv's compiled RoIAlign assumes it."""
     maps, *rest = args
     return tuple(x.float().contiguous() for x in maps), *rest

@@ -1,4 +1,4 @@
-"""What a trained classifier, detector or segmenter finds in the user's own images."""
+"""Predict the user's own images with a trained classifier, detector or segmenter."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +21,17 @@ from pretrain.datasets.decode import EncodedImage, centre_box
 from pretrain.datasets.image_checks import UNUSABLE, check_image
 from pretrain.runs.errors import UserError
 
-BEST_CLASSES = 5  # of a classifier, that are shown
+BEST_CLASSES = 5  # shown for a classifier
 
 
 class Found(NamedTuple):
-    """A class in an image.
+    """A prediction: a class of the image, an object, or a class of pixels.
 
     Attributes:
-        name: of the class.
-        score: its probability; of a segmenter the mean over the pixels of the class.
-        where: a detector's box, ``x1,y1,x2,y2`` in pixels, or a segmenter's share of the pixels.
+        name: the class name.
+        score: its probability; for a segmenter, the mean over the pixels of the class.
+        where: a detector's box ``x1,y1,x2,y2`` in pixels, or the share of the pixels, such as
+            ``12.5% of the image``, that a segmenter gives the class; empty for a classifier.
     """
 
     name: str
@@ -47,18 +48,18 @@ def predict(
     """Predict images and draw the predictions.
 
     Args:
-        checkpoint: of a pretraining or fine-tuning run of this suite.
-        images: the files.
-        out: the folder for the drawn images, ``<name>_predicted.png``; by default each lies
-            beside its image.
-        threshold: the least score of a detector's box.
+        checkpoint: a checkpoint of a pretraining or fine-tuning run of this suite.
+        images: paths of image files.
+        out: the folder for the pictures, ``<name>_predicted.png``; by default, that of each image.
+        threshold: minimum score, 0-1, of a detector's boxes; the other networks ignore it.
 
     Yields:
-        An image, the drawn file, and what was found, the best first.
+        The path of an image, that of its picture, and the predictions: a classifier's five best
+        classes and a detector's boxes by score, a segmenter's classes by area, all descending.
 
     Raises:
-        UserError: before anything is predicted, if the checkpoint or an image cannot be used, or
-            one would be drawn over another.
+        UserError: before the first prediction, if the checkpoint or an image cannot be used, or a
+            picture would overwrite an image or another picture.
     """
     files = [(out or path.parent) / f'{path.stem}_predicted.png' for path in images]
     if lost := [file for file, count in Counter([*files, *images]).items() if count > 1]:
@@ -80,7 +81,7 @@ def predict(
 
 
 def _unusable(path: Path, may_be_thin: bool) -> str | None:
-    """Why an image cannot be used, if it cannot."""
+    """The reason why an image cannot be used, or None if it can."""
     if (kind := check_image(path)) in UNUSABLE:
         return kind
     if (image := mmcv.imread(path)) is None:
@@ -108,7 +109,7 @@ def _classify(trained: Trained) -> Callable[[Path, Path], list[Found]]:
 
 
 def _write_below(path: Path, file: Path, found: Sequence[Found]) -> None:
-    """Draw an image and, below it, a line for each class."""
+    """Save a picture of the image with a line for each class below it."""
     image = Image.open(path).convert('RGB')
     width, line = max(image.width, 320), max(14, image.width // 30)
     canvas = Image.new('RGB', (width, image.height + line * len(found) + line // 2), 'white')
@@ -141,7 +142,7 @@ def _find(trained: Trained, threshold: float) -> Callable[[Path, Path], list[Fou
 
 
 def _pipeline(settings: ConfigDict) -> list[dict]:
-    """The steps of validation that need no truth, at the size that the run validated at."""
+    """The run's validation pipeline without ground truth, at the run's image scale."""
     steps = settings.val_dataloader.dataset.pipeline
     steps = [step.to_dict() for step in steps if step.type != 'LoadAnnotations']
     for step in steps:

@@ -1,7 +1,7 @@
-"""What the tensors of a ResNet do not tell, and a user may have to state."""
+"""Choices for facts that the tensors of a ResNet do not show: stride style and preprocessing."""
 
 STYLES = ('pytorch', 'caffe')
-# In 0-255 units, in the order of the channels. 'inception' is timm's name for 0.5.
+# For pixels in 0-255, in channel order. timm calls a mean and std of 0.5 (of 0-1) 'inception'.
 PREPROCESSINGS = {
     'imagenet-rgb': dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='RGB'

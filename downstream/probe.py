@@ -1,4 +1,4 @@
-"""A measure of transfer without training: nearest neighbours of frozen features."""
+"""A measure of transfer without fine-tuning: k-NN classification with frozen features."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from pretrain.runs.record import describe, describe_data, summarise
 from pretrain.runs.saving import stop_at_once
 
 METRIC = 'top1_accuracy'
-CHUNK = 256  # images whose neighbours are searched at a time
+CHUNK = 256  # test images whose neighbours are searched at a time
 
 
 @RUNNERS.register_module()
 class ProbeRunner:
-    """Takes the place of mmengine's Runner: computes the features of both splits, classifies the
-    test images and writes the record ``run.json``. A stopped run begins again. Of several
-    processes the first does it all. ``config`` is what :func:`downstream.build.prepare` returns.
+    """Replaces mmengine's Runner: computes the features of both splits, classifies the test images
+    and writes the record ``run.json``. A stopped run starts over. With several processes, the
+    first does all the work. ``config`` is what :func:`downstream.build.prepare` returns.
     """
 
     def __init__(self, config: Config) -> None:
@@ -67,7 +67,7 @@ class ProbeRunner:
 
     @torch.inference_mode()
     def _features(self, dataset: ClassFolder) -> Tensor:
-        """Pooled features, float32 (N, D), on the device."""
+        """The backbone's last feature map, averaged over pixels: float32 (N, D), on the device."""
         config, device = self.config, get_device()
         with MODELS.switch_scope_and_registry(config.default_scope) as models:
             backbone = models.build(config.model.backbone)
@@ -79,7 +79,7 @@ class ProbeRunner:
         loader = DataLoader(dataset, sampler=images, **config.loader)
         features = []
         for batch in tqdm(loader, dataset.split, mininterval=15):
-            # BGR as OpenCV loads it, which the preprocessor of a detector or segmenter expects.
+            # RGB to BGR, which the preprocessors of mmdet and mmseg expect.
             inputs = preprocessor({'inputs': [*batch['inputs'].flip(1)]})['inputs']
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             with autocast(config.precision, inputs.device.type):
@@ -100,15 +100,15 @@ def knn_accuracy(
     """Classify by a vote of the nearest neighbours, weighted by exp(cosine similarity / T).
 
     As in "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al.,
-    2018, Section 3.4); smaller sets than ImageNet need fewer than its 200 neighbours.
+    2018, Section 3.4); data sets smaller than ImageNet need fewer than its 200 neighbours.
 
     Args:
         bank: float32 (N, D), the features of the training images.
         bank_labels: int64 (N,), their classes.
         queries: float32 (M, D), the features of the test images.
         labels: int64 (M,), their classes.
-        neighbours: how many vote; all N where there are fewer.
-        temperature: T > 0; the smaller, the more the nearest count.
+        neighbours: number of neighbours that vote, at least 1; if N is smaller, all N vote.
+        temperature: T > 0; a smaller T gives the nearest neighbours more weight.
 
     Returns:
         The top-1 accuracy in percent.
@@ -124,7 +124,7 @@ def knn_accuracy(
     for chunk, truth in zip(queries.split(CHUNK), labels.split(CHUNK), strict=True):
         similarity, index = (chunk @ bank.T).topk(min(neighbours, len(bank)))
         weights = (similarity.double() / temperature).exp()
-        # Not scatter_add, whose order of summation differs from run to run on a GPU.
+        # Not scatter_add, whose summation order is not deterministic on a GPU.
         votes = (F.one_hot(bank_labels[index], classes) * weights[..., None]).sum(dim=1)
         right += int((votes.argmax(dim=1) == truth).sum())
     return 100 * right / len(labels)

@@ -23,12 +23,12 @@ KINDS = {'classification': 'classifier', 'detection': 'detector', 'segmentation'
 
 
 class Trained(NamedTuple):
-    """What a checkpoint holds.
+    """A trained network.
 
     Attributes:
-        model: in evaluation mode, on the device.
+        model: in eval mode, on the GPU if there is one.
         settings: the identity of its run, see :mod:`pretrain.runs.identity`.
-        metainfo: ``classes``, and ``palette`` of a detector or segmenter.
+        metainfo: ``classes``, and for a detector or segmenter also ``palette``.
     """
 
     model: nn.Module
@@ -41,11 +41,14 @@ class Trained(NamedTuple):
 
 
 def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
-    """Build the model that wrote a checkpoint of this suite, and load all its weights. It computes
-    in ``precision``, 'bf16' or 'float32'.
+    """Rebuild the model of a checkpoint and load all its weights.
+
+    Args:
+        path: a checkpoint that this suite wrote.
+        precision: what the model computes in, 'bf16' or 'float32'.
 
     Raises:
-        UserError: if the checkpoint is missing, damaged or not of this suite.
+        UserError: if the checkpoint is missing, is damaged or was not written by this suite.
     """
     forbid_tf32()  # as in a run
     checkpoint = load_from_disk(str(path))

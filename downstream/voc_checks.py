@@ -1,7 +1,7 @@
-"""VOC's classes, and checks of a split before a run: its list, images, boxes and masks.
+"""Check VOC splits before a run: lists, images, boxes and masks. Also VOC's classes.
 
-One error counts and names all that is wrong; nothing is changed. The user's cache directory keeps
-what was found in a split until a file changes.
+One error counts and names everything that is wrong; no file is changed. The user's cache directory
+keeps the results of a split until one of its files changes.
 """
 
 import sys
@@ -31,15 +31,15 @@ from pretrain.runs.file_checks import (
 
 INVALID_BOXES = 'inverted or empty boxes'
 _OUTSIDE = 'boxes outside the image, whose first pixel is 1,1'
-IGNORED_ID = 255  # the border of VOC's objects
-_CHUNK = 32  # images at a time for a process
+IGNORED_ID = 255  # VOC's object borders
+_CHUNK = 32  # images that a process takes at a time
 
 
 class Split(NamedTuple):
-    """The files of a split.
+    """The paths of a split.
 
     Attributes:
-        list_file: names its images, one per line.
+        list_file: the text file that names its images, one per line, without suffix.
         images: the folder of the .jpg files.
         labels: the folder of the .xml files with boxes, or of the .png files with masks.
     """
@@ -49,15 +49,15 @@ class Split(NamedTuple):
     labels: Path
 
 
-# Of an image: what is wrong with its files, as (kind, what); the labels that its label file is
-# trained or tested on, which are classes of objects or ids of a mask; and what belongs to them: the
-# classes of all objects, also of those that mmdet ignores, or the colours of a mask's ids.
+# For one image: its problems, as (kind, text); the labels that count in training and testing, which
+# are the class of each object or the ids of a mask; and, for boxes, the class of every object
+# including those that mmdet ignores, or, for a mask, the palette's colour of each id.
 _Checked = tuple[list, list, list]
 
 
 class _Findings(NamedTuple):
-    """A split, its names, what is wrong with it in sentences, the files that are wrong by kind, and
-    of each label file the two lists of ``_Checked``."""
+    """A split and the names in its list; problems as sentences (``wrong``) and by kind (``found``);
+    and the last two lists of ``_Checked`` by label file."""
 
     split: Split
     names: list[str]
@@ -68,7 +68,7 @@ class _Findings(NamedTuple):
 
 
 def metainfo(library: str, dataset_type: str) -> dict[str, Any]:
-    """The ``classes`` and ``palette`` of a data set of mmdet or mmseg.
+    """The ``classes`` and ``palette`` of a data set type of mmdet or mmseg.
 
     Example:
         >>> metainfo('mmdet', 'VOCDataset')['classes'][:2]
@@ -85,16 +85,17 @@ def check_detection(
     classes: Sequence[str],
     drop_invalid_boxes: bool = False,
 ) -> list[int]:
-    """Check splits to train and to test on, whose objects may have the names in ``classes``.
+    """Check the images and boxes of all training and test splits.
 
-    The corners of boxes count from 1 and belong to the box. A box of one pixel's width or height is
-    empty for mmdet. With ``drop_invalid_boxes`` inverted and empty boxes are printed, not raised.
+    Box corners are 1-based and inclusive, but mmdet treats a box of one pixel's width or height as
+    empty. Every object must be of a class in ``classes``. With ``drop_invalid_boxes``, inverted
+    and empty boxes are printed and not raised.
 
     Returns:
-        The number of images of each split, in order.
+        The number of images in each split, the training splits first.
 
     Raises:
-        UserError: saying all that is wrong with the splits and their files.
+        UserError: if anything is wrong; it names all problems of all splits.
     """
     findings = [_check_split(split, '.xml', _check_boxes) for split in (*train, *test)]
     files = _files_by_label(part.further for part in findings)
@@ -122,10 +123,11 @@ def check_segmentation(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """Check splits with masks, whose pixels are the indices of classes or 255, which is ignored.
+    """Check the images and masks of all training and test splits.
 
-    A mask with a palette must show each class in its colour of ``palette`` or in the grey of its
-    id; without ``palette`` all masks must agree. The rest is as in :func:`check_detection`.
+    Pixels are indices into ``classes``, or 255, which is ignored. If a mask has a palette, it must
+    give each id its colour in ``palette`` (RGB, 0-255) or the grey of its id; without ``palette``,
+    all masks must agree on the colours. The result and errors are as in :func:`check_detection`.
     """
     findings = [_check_split(split, '.png', _check_mask) for split in (*train, *test)]
     files = _files_by_label(part.labels for part in findings)
@@ -155,8 +157,8 @@ def check_segmentation(
 
 
 def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> list[int]:
-    """The number of images that each class occurs in, over splits that a check has passed. An image
-    with difficult objects of a class alone does not count."""
+    """The number of images that contain each class, over splits that passed their check. Difficult
+    objects and invalid boxes do not count. ``task`` is 'detection' or 'segmentation'."""
     check = {'detection': ('.xml', _check_boxes), 'segmentation': ('.png', _check_mask)}[task]
     files = _files_by_label(_check_split(split, *check).labels for split in splits)
     labels = classes if task == 'detection' else range(len(classes))
@@ -164,13 +166,13 @@ def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> 
 
 
 def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:
-    """Each unknown label once, with the number of its files and the first of them."""
+    """Each unknown label with the number of its files and the first of them."""
     counts = [f'{name!r} ({len(files):,}, first in {files[0]})' for name, files in unknown.items()]
     return f'{number_of(len(unknown), f"unknown {what}")}: {", ".join(counts)}'
 
 
 def _files_by_label(found: Iterable[Mapping[str, list]]) -> dict[Any, list[str]]:
-    """The label files that hold each label, in the order of the labels."""
+    """The label files that hold each label; sorted by label."""
     files = defaultdict(list)
     for labels_of in found:
         for file, labels in labels_of.items():
@@ -187,9 +189,12 @@ def _conclude(
     absent: tuple[str, str],
     tolerated: Sequence[str] = (),
 ) -> list[int]:
-    """Raise all that is wrong, or print what is tolerated or missing and count the images. The
-    first ``trained`` splits are trained on. ``classes`` has the name of each label. ``absent`` says
-    what of a class may be missing, and what a test without it does."""
+    """Raise all problems in one error; else print those that are ``tolerated``, warn of classes
+    without labels, and return the number of images in each split.
+
+    The first ``trained`` splits are for training. ``classes`` maps labels to names. ``absent`` is
+    the wording of the warning: what is missing, and what follows for a test.
+    """
     train, test = findings[:trained], findings[trained:]
     wrong = chain.from_iterable(_wrong_files(part, tolerated) for part in findings)
     if errors := [*errors, *wrong, *_shared_images(train, test)]:
@@ -206,12 +211,12 @@ def _conclude(
 
 
 def _wrong_files(part: _Findings, tolerated: Sequence[str]) -> list[str]:
-    """A sentence on what is wrong with a split, if anything is."""
+    """The problems of a split: one sentence, or ``wrong`` alone if its list cannot be read."""
     wrong, kinds = [*part.wrong], [kind for kind in part.found if kind not in tolerated]
     if kinds:
         verb = 'is' if len(part.found[kinds[0]]) == 1 else 'are'
         wrong.append(f'there {verb} {describe_findings(part.found, kinds)}')
-    if not wrong or not part.names:  # its list could not be read
+    if not wrong or not part.names:  # the list is unreadable
         return wrong
     hint = ', or have such boxes ignored by drop_invalid_boxes=True'
     return [
@@ -222,7 +227,7 @@ def _wrong_files(part: _Findings, tolerated: Sequence[str]) -> list[str]:
 
 
 def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> list[str]:
-    """A sentence on each pair of splits that have images in common."""
+    """A sentence for each pair of splits that share images."""
     sentences = []
     for one, other in combinations([*train, *test], 2):
         same_folder = one.split.images.resolve() == other.split.images.resolve()
@@ -237,19 +242,20 @@ def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> lis
 
 
 def _absent_classes(parts: Sequence[_Findings], classes: Mapping[Any, str]) -> list[str]:
-    """The names of the classes that none of the splits has labels of; none if there is no split."""
+    """The names of the classes without a label in any of the splits; empty without splits."""
     present = _files_by_label(part.labels for part in parts)
     return [name for label, name in classes.items() if parts and label not in present]
 
 
 @cache
 def _warn(text: str) -> None:
-    """Print a warning, once: a command may check the data of many runs."""
+    """Print a warning only once, because a command may check the same data for many runs."""
     print(f'warning: {text}', file=sys.stderr)
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list, as mmdet and mmseg read it."""
+    """The image names in a list file, as mmdet and mmseg read it. UserError if it is missing, is
+    empty, is not UTF-8, or has a blank line or spaces around a name."""
     if not path.is_file():
         raise UserError(
             f'No split file {path}: data_root must name a VOCdevkit folder with the '
@@ -272,7 +278,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]) -> _Findings:
-    """Check the files of each image of a split: its picture and its label file with the suffix."""
+    """Check each image of a split and its label file, which has the given suffix."""
     try:
         names = read_list(split.list_file)
     except UserError as error:
@@ -295,7 +301,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
-    state = fingerprint(chain.from_iterable(pairs), 7)  # 8 when the kinds change
+    state = fingerprint(chain.from_iterable(pairs), 7)  # 8 once kinds change
     place = split.list_file.resolve()
     results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
@@ -309,7 +315,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
 
 
 def _instead(missing: Path, suffixes: Sequence[str]) -> str:
-    """What to say if a missing file is there under a suffix that is none of ``suffixes``."""
+    """A hint if a missing file exists with a suffix that is not in ``suffixes``, else ''."""
     there = missing.parent.glob(f'{escape(missing.stem)}.*')
     if (other := next((file for file in there if file.suffix not in suffixes), None)) is None:
         return ''
@@ -337,13 +343,13 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
 
 
 def is_too_thin(width: int, height: int) -> bool:
-    """Whether mmdet or mmseg may fail on an image: mmseg drops a dimension of one pixel, and
-    resizing may leave none of the shorter side."""
+    """Whether an image is so thin that mmdet or mmseg may fail: mmseg drops a dimension of one
+    pixel, and resizing may round the shorter side to 0."""
     return min(width, height) < 2 or max(width, height) > 100 * min(width, height)
 
 
 def _check_boxes(annotation: Path, name: str, width: int, height: int) -> _Checked:
-    """Check the boxes of an image of this width and height."""
+    """Check the boxes of the image ``name``, whose width and height are in pixels."""
     try:
         stated, objects = _read_annotation(annotation)
     except (OSError, ElementTree.ParseError, LookupError, ValueError, OverflowError) as error:
@@ -358,17 +364,16 @@ def _check_boxes(annotation: Path, name: str, width: int, height: int) -> _Check
             problems.append((_OUTSIDE, f'{box} of {width}x{height}'))
         elif x1 >= x2 or y1 >= y2:
             problems.append((INVALID_BOXES, box))
-            difficult = True  # for mmdet
+            difficult = True  # mmdet ignores it like a difficult object
         if not difficult:
             learned.append(kind)
     return problems, learned, [kind for kind, *_ in objects]
 
 
 def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, int, list[int]]]]:
-    """The width and height that VOC's XML states, if it does, and of each object its class, whether
-    it is difficult and its box, with numbers as mmdet reads them: a box's fractions are cut off.
-    Raises one of the errors that ``_check_boxes`` catches if mmdet cannot read it, or would leave
-    out an object or a box."""
+    """Read a VOC annotation: the stated (width, height) or None, and for each object its class,
+    difficult flag and box, x1, y1, x2, y2. As in mmdet, fractions of coordinates are cut off.
+    Raises an error that ``_check_boxes`` catches if mmdet cannot read all of the file."""
     root = ElementTree.parse(path).getroot()
     if root.tag != 'annotation':
         raise ValueError(f'its root is <{root.tag}> and not <annotation>')
@@ -389,7 +394,8 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
 
 
 def _only(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
-    """The only child with a tag, or None. mmdet would read the first one if there were several."""
+    """The only child with a tag, or None. ValueError if there are several, of which mmdet would
+    silently read the first."""
     children = node.findall(tag)
     if len(children) > 1:
         raise ValueError(f'<{node.tag}> holds {len(children)} <{tag}>')
@@ -404,9 +410,9 @@ def _text(node: ElementTree.Element, tag: str) -> str:
 
 
 def _check_mask(mask: Path, name: str, width: int, height: int) -> _Checked:
-    """Check the mask of an image of this width and height; a colour is red, green and blue."""
+    """Check the mask of the image ``name``, whose width and height are in pixels."""
     with Image.open(mask) as image:
-        # PIL multiplies the values of a grey PNG of fewer than 8 bits; byte 24 is their number.
+        # PIL scales the values of a grey PNG with fewer than 8 bits. Byte 24 is the bit depth.
         bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
         if image.format != 'PNG' or image.mode not in ('L', 'P') or bits != 8:
             what = f'{mask.name}: {image.mode} {image.format}'
@@ -425,8 +431,8 @@ def _check_mask(mask: Path, name: str, width: int, height: int) -> _Checked:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height as OpenCV, and with it mmdet and mmseg, reads an image; None if it cannot.
-    An APP1 segment may hold an orientation, which OpenCV applies in its own way."""
+    """The width and height of an image as OpenCV reads it for mmdet and mmseg; None if it cannot.
+    OpenCV decodes a JPEG with an APP1 segment, because it may apply an EXIF orientation."""
     with Image.open(path) as image:
         ordinary = image.format == 'JPEG' and image.mode in ('L', 'RGB')
         if ordinary and 'APP1' not in dict(image.applist):

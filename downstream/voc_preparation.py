@@ -1,4 +1,4 @@
-"""Check VOC2007, and VOC2012 with SBD, and convert SBD's masks. For tools/prepare_data.py."""
+"""Check VOC2007 and VOC2012 with SBD, and convert SBD's masks, for tools/prepare_data.py."""
 
 import io
 import zlib
@@ -18,9 +18,9 @@ from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import parallel_map
 
 _LISTS = 'ImageSets/Segmentation'
-_BORDER = (224, 224, 192)  # VOC's colour of the id 255
+_BORDER = (224, 224, 192)  # VOC's colour for id 255
 _MASKS = ('SegmentationClass', 'SegmentationClassAug', 'SegmentationClass')  # train, aug, val
-# loadmat takes a damaged header for a version that it does not implement.
+# What loadmat raises for damaged files; NotImplementedError if it misreads the format version.
 _DAMAGES = (
     OSError,
     ValueError,
@@ -34,11 +34,10 @@ _SBD = 'benchmark.tgz of the Semantic Boundaries Dataset (SBD)'
 
 
 def check_voc07(root: Path) -> None:
-    """Check all files of VOC2007 detection in the folder VOCdevkit and print how many images
-    there are.
+    """Check all VOC2007 detection files in ``root``, the folder VOCdevkit; print the image counts.
 
     Raises:
-        UserError: naming every piece that is missing, or else every file that is damaged or wrong.
+        UserError: if a folder or list is missing, or a file is damaged or wrong; it names them all.
     """
     year, official = root / 'VOC2007', {'trainval': 5_011, 'test': 4_952}
     trainval, test = (
@@ -54,11 +53,11 @@ def check_voc07(root: Path) -> None:
 
 
 def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
-    """Check all files of VOC2012 segmentation with SBD's, in the folder VOCdevkit, and print how
-    many images there are. With ``sbd`` its masks are converted first, as by :func:`convert_sbd`.
+    """Check all VOC2012 segmentation files in ``root``, the folder VOCdevkit, with SBD's masks;
+    print the image counts. If ``sbd`` is given, :func:`convert_sbd` runs first.
 
     Raises:
-        UserError: naming every piece that is missing, or else every file that is damaged or wrong.
+        UserError: if a folder or list is missing, or a file is damaged or wrong; it names them all.
     """
     year = root / 'VOC2012'
     voc = ('JPEGImages', 'SegmentationClass', f'{_LISTS}/train.txt', f'{_LISTS}/val.txt')
@@ -82,13 +81,15 @@ def check_voc12aug(root: Path, sbd: Path | None = None) -> None:
 
 
 def convert_sbd(sbd: Path, root: Path) -> None:
-    """Write SBD's masks into ``VOC2012/SegmentationClassAug`` of the folder VOCdevkit, with VOC's
-    palette, and the names of their images into ``aug.txt``: those of SBD's train and val that are
-    in neither of VOC2012's. To continue a stopped call, repeat it. ``sbd`` holds
-    ``dataset/cls/*.mat``, ``dataset/train.txt`` and ``dataset/val.txt``.
+    """Convert the masks of SBD's train and val images that VOC2012's train and val do not have.
+
+    The masks are written as PNG files with VOC's palette into ``VOC2012/SegmentationClassAug`` of
+    ``root``, the folder VOCdevkit, and the image names into ``aug.txt``. ``sbd`` holds
+    ``dataset/cls/*.mat``, ``dataset/train.txt`` and ``dataset/val.txt``. To continue a stopped
+    call, repeat it: masks that exist are kept.
 
     Raises:
-        UserError: if SBD lacks a file or has a damaged one, or ``aug.txt`` has other names.
+        UserError: if an SBD file is missing or damaged, or ``aug.txt`` exists with other names.
     """
     files, lists = sbd / 'dataset/cls', root / 'VOC2012' / _LISTS
     theirs, ours = (
@@ -113,7 +114,7 @@ def convert_sbd(sbd: Path, root: Path) -> None:
 
 
 def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:
-    """Return what was done with an image's mask."""
+    """Convert the mask of an image; return whether it was written or there already."""
     source, target = files / f'{name}.mat', masks / f'{name}.png'
     if target.exists():
         return 'there already'

@@ -1,4 +1,4 @@
-"""How fast fine-tuning is beside the libraries' own runs."""
+"""Compare the speed of fine-tuning with that of plain mmdet and mmseg."""
 
 import copy
 import tempfile
@@ -18,10 +18,16 @@ from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, 
 
 
 def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """A fine-tuning run of this suite against :func:`library_run`.
+    """Time a fine-tuning run of this suite and :func:`library_run` on drawn images of VOC's size.
 
-    Images of VOC's size are drawn. Unless ``options`` give them, the backbone's weights are
-    random and the batch fits this machine.
+    Args:
+        path: a detection or segmentation config.
+        options: ``key=value`` overrides. By default the backbone has random weights, and the batch
+            size is one that fits this machine.
+        rounds: number of timed stretches, of ``STRETCH`` iterations each, in a run.
+
+    Returns:
+        Rows of the benchmark table: the ratio of the times, both times and the images per second.
 
     Raises:
         UserError: if the config trains neither a detector nor a segmenter.
@@ -30,7 +36,7 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
     if config.task not in ('detection', 'segmentation'):
         raise UserError(f'{path} is no config of fine-tuning: give one of configs/downstream/.')
     width, height = config.get('crop_size') or config.image_scale
-    least = 2 if config.task == 'segmentation' else 1  # DeepLabv3 normalises over the batch.
+    least = 2 if config.task == 'segmentation' else 1  # DeepLabv3 needs 2 for batch norm
     options = [f'batch_size={fitting_batch(config.batch_size, width * height, least)}', *options]
     batch = load_config(path, options).batch_size
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,7 +49,7 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
         runs = {'run': ours, 'library run': library_run(ours)}
         median = median_of_turns(lambda: {n: run_seconds(c, rounds) for n, c in runs.items()})
     title = f'{Path(path).stem}, batch {batch}'
-    ratio = median['run'] / median['library run']  # which is float32
+    ratio = median['run'] / median['library run']  # the library run is float32
     goal = 0.7 if ours.precision == 'bf16' else 1.0
     return [
         row(f'{title}: run / library run', ratio, at_most=goal),
@@ -53,15 +59,15 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
 
 
 def library_run(ours: Config) -> Config:
-    """A prepared fine-tuning config as mmdet's and mmseg's ``tools/train.py`` would run it: with
-    mmengine's Runner, loop over epochs, sampler, hooks and log, and in float32. The model with its
-    initial weights, the images, their transforms and the optimizer are the same."""
+    """A prepared fine-tuning config as mmdet's and mmseg's ``tools/train.py`` would run it: in
+    float32 with mmengine's Runner, epoch loop, sampler, hooks and log. The model, its initial
+    weights, the data pipeline and the optimizer stay the same."""
     config = copy.deepcopy(ours)
     config.runner_type = 'Runner'
     config.train_cfg = dict(by_epoch=True, max_epochs=ours.train_cfg.max_epochs)
     config.train_dataloader.sampler.type = 'DefaultSampler'
     config.train_dataloader.dataset = ours.train_dataloader.dataset.dataset
-    # As in their default_runtime.py. mmengine adds its other default hooks.
+    # As in default_runtime.py of mmdet and mmseg; mmengine adds its other default hooks.
     config.default_hooks = dict(logger=dict(type='LoggerHook', interval=50))
     config.log_processor = dict(type='LogProcessor', window_size=50)
     config.env_cfg.cudnn_benchmark = ours.task == 'segmentation'

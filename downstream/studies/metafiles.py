@@ -1,4 +1,4 @@
-"""``metafile.yml`` in each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
+"""``metafile.yml`` for each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ METRICS = {'top1_error': 'Top 1 Error', 'top1_accuracy': 'Top 1 Accuracy'}
 
 
 def metafiles(root: Path) -> dict[Path, str]:
-    """The text of each file below the repository's ``root``, from the configs and the records in
-    ``results`` beside them."""
+    """The path and text of each metafile of the repository ``root``, made from its configs and
+    their records in ``results`` folders."""
     folders = sorted({path.parent for path in root.glob('configs/[!_]*/**/*.py')})
     texts = {}
     for folder in folders:
@@ -56,7 +56,7 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, config: Config, epochs: int) -> list[dict]:
-    """The records of a config whose length, classes and network no option has changed."""
+    """The records of runs with this config whose epochs, classes and network are the config's."""
 
     def kind(settings: Mapping[str, Any]) -> tuple:
         return settings['model'].get('network'), list(settings.get('classes') or ())
@@ -72,7 +72,7 @@ def _records(path: Path, config: Config, epochs: int) -> list[dict]:
 
 
 def _metrics(records: Sequence[dict], metric: str) -> dict[str, float]:
-    """The mean over the seeds, in percent, of each label."""
+    """For each label, the mean of its metric over the runs, in percent."""
     values: dict[str, list[float]] = {}
     for record in records:
         value = record['generations'][-1]['last'][metric] * PERCENT.get(metric, 1.0)

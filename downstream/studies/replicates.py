@@ -1,7 +1,7 @@
-"""Pretrainings repeated with several seeds: how much they vary, and tests of differences.
+"""Statistics of pretraining replicates: their variation, and tests of differences.
 
-The model is a mixed one: value = method + pretraining (random) + fine-tuning (random). Each
-replicate of a method's pretraining counts once, as the mean over its fine-tuning seeds.
+The mixed model is: value = method + pretraining (random) + fine-tuning (random). A replicate is one
+pretraining of a method, with its own seed; it counts once, as the mean over its fine-tuning seeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,27 +14,27 @@ from scipy.stats import ttest_1samp, ttest_ind
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import NONE, format_p
 
-LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
-ROUNDING = 1e-9  # points: values that are no further apart are equal
-# What one pretraining's replicates may differ in.
+LEVEL = 0.05  # significance level; confidence intervals are at 1 - LEVEL
+ROUNDING = 1e-9  # in points; smaller differences count as none
+# Facts in which the replicates of a label may differ.
 _OF_ITS_OWN = ('seed', 'weights_sha256', 'source', 'source_sha256', 'top1_error')
 
-# The metric of each fine-tuning seed, by replicate. The key of a replicate is its pretraining
-# seed, or where the backbone does not tell it, the hash of its weights.
+# Metric by replicate and fine-tuning seed. The key of a replicate is its pretraining seed, or the
+# hash of its weights if the seed is unknown.
 Values = Mapping[int | str, Mapping[int, float]]
 
 
 def replicate(provenance: Mapping[str, Any]) -> int | str:
-    """The key of a backbone among the replicates of its label."""
+    """The key of a replicate: the seed in its backbone file, or else the hash of its weights."""
     return provenance.get('seed', provenance['weights_sha256'])
 
 
 def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that the backbones called ``label`` are replicates of one pretraining, each with
-    its own seed, as far as their files tell. Their weights must differ.
+    """Check by the provenance that the backbones called ``label`` differ only in the pretraining
+    seed. Their weights must differ.
 
     Raises:
-        UserError: naming the facts that differ, or the seed that two of them share.
+        UserError: if other facts differ, or if two backbones have the same seed.
     """
     facts = {key: p.get(key) for p in provenances for key in p if key not in _OF_ITS_OWN}
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
@@ -50,15 +50,17 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
 
 
 def spreads(values: Iterable[Sequence[float]]) -> tuple[float | None, float | None]:
-    """The standard deviations between pretrainings and between the fine-tunings of one, in the
-    unit of ``values``, which are the fine-tunings of each replicate.
+    """The standard deviations between pretrainings, and between the fine-tuning runs of one.
 
-    These are the ANOVA estimates of the mixed model: from the mean square within replicates, and
-    from how much the mean square of their means exceeds it, which is no less than 0.
+    They are the ANOVA estimates of the mixed model: the mean square within replicates gives the
+    variance within, and its excess in the mean square between them, at least 0, the one between.
+
+    Args:
+        values: for each replicate, the metrics of its fine-tuning runs, at least one.
 
     Returns:
-        Between and within. Between is None with one replicate. Within is None if no replicate was
-        fine-tuned twice; between is then the deviation of the values, which contains both.
+        Between and within, in the unit of ``values``. Between is None with one replicate. Within
+        is None if no replicate was fine-tuned twice; between then contains both variations.
 
     Example:
         >>> spreads([[70.0, 71.0], [74.0, 75.0]])
@@ -73,21 +75,21 @@ def spreads(values: Iterable[Sequence[float]]) -> tuple[float | None, float | No
     if not others:
         return None, within
     above = counts @ (means - counts @ means / total) ** 2 / others - (square or 0.0)
-    size = (total - counts @ counts / total) / others  # of a replicate, where they differ
+    size = (total - counts @ counts / total) / others  # effective runs per replicate
     return float(np.sqrt(max(0.0, above) / size)), within
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A label against the baseline.
+    """A label compared with the baseline.
 
     Attributes:
-        difference: in points; above 0 if the label is better, None without a common seed.
-        interval: of 95 % confidence; None with too few values, or if they do not vary.
-        p: the two-sided p-value of the t-test; None like the interval.
-        over: the seeds of both kinds that it is taken over, and what is left out, in words.
-        method: whether both sides have replicates, so that the test is about the method; else it
-            is over fine-tuning seeds and about these backbones alone.
+        difference: label minus baseline in points; None without a common fine-tuning seed.
+        interval: the 95 % confidence interval; None with too few values, or if they do not vary.
+        p: the two-sided p-value of the t-test; None when the interval is.
+        over: in words, the seeds of both kinds that were compared and the runs left out.
+        method: whether both sides have several replicates, so that the test compares the methods;
+            otherwise it is over fine-tuning seeds and compares these backbones only.
     """
 
     difference: float | None
@@ -98,12 +100,12 @@ class Comparison:
 
     @classmethod
     def of(cls, ours: Values, baseline: Values) -> 'Comparison':
-        """Compare over the fine-tuning seeds that all replicates have.
+        """Compare the metrics, in percent, over the fine-tuning seeds that all replicates have.
 
-        Replicates with common pretraining seeds are paired and the others left out. Several
-        replicates with fewer than two pairs are independent samples (Welch's test). With one
-        replicate on a side the variance between pretrainings is unknown, so the test is paired over
-        the fine-tuning seeds instead.
+        Replicates with the same pretraining seed are paired, and the others are left out. With
+        fewer than two pairs, but several replicates on both sides, the replicates are independent
+        samples (Welch's test). With one replicate on a side, the variance between pretrainings is
+        unknown, so the test is paired over the fine-tuning seeds instead.
         """
         shared = [key for key in ours if key in baseline]
         if len(shared) < 2 <= min(len(ours), len(baseline)):
@@ -139,15 +141,14 @@ class Comparison:
         return cls(difference, interval, p, over, method)
 
     def cells(self) -> tuple[str, str]:
-        """The difference with its interval, and p."""
+        """Two table cells: the difference with its interval, and p."""
         if self.difference is None:
             return NONE, NONE
         interval = ' [{:+.2f}, {:+.2f}]'.format(*self.interval) if self.interval else ''
         return f'{self.difference:+.2f}{interval}', format_p(self.p)
 
     def verdict(self) -> str:
-        """A sentence on what the difference means and what it does not. It gives the difference if
-        there is a test of it."""
+        """A sentence on what the comparison shows, with the difference if it was tested."""
         if self.difference is None:
             return f'{self.over}: no comparison is possible.'
         difference, p = self.cells()

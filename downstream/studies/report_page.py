@@ -1,4 +1,4 @@
-"""A report of many runs: one HTML page that needs no other file and no network."""
+"""A report of many runs: one self-contained HTML page."""
 
 import base64
 import io
@@ -34,15 +34,15 @@ LABELS = (
     'an earlier snapshot of the same run. Other labels are names that were given to runs.'
 )
 PICTURES = 4  # of each downstream config
-PICTURE_SIDE = 480  # pixels, at most
-# Parts of an identity that other tables of the page show: seeds, and the source of the backbone.
+PICTURE_SIDE = 480  # at most, in pixels
+# Keys of an identity that other tables of the page show: seeds, and the source of the backbone.
 NOT_SETTINGS = 'randomness', 'data_seed', 'backbone.seed', 'backbone.source', 'backbone.top1_error'
 NOT_SETTINGS += tuple(f'backbone.{kind}_sha256' for kind in ('source', 'recipe', 'weights'))
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A record and, unless it comes from a collection of records, the folder of its run."""
+    """A record, and the folder of its run; None if the record comes from a .jsonl file."""
 
     record: dict
     folder: Path | None = None
@@ -58,7 +58,7 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: sentences, tables, figures, and rows of pictures of the same image."""
+    """A section of the page: paragraphs, tables, figures, and rows of pictures, one per image."""
 
     title: str
     text: Sequence[str] = ()
@@ -71,14 +71,14 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
     """Write the page.
 
     Args:
-        sources: folders with runs, or files of records, as in
-            :func:`pretrain.runs.record.read_records`.
-        out: the HTML file, which is replaced.
-        labels: the backbones of the transfer table in their order, of which the first is the
-            baseline; by default BL first.
+        sources: folders with runs, or files of records, as
+            :func:`pretrain.runs.record.read_records` takes them.
+        out: the HTML file; an existing file is replaced.
+        labels: the labels that the transfer table shows first, the baseline at the top; all others
+            follow, and by default BL comes first.
 
     Raises:
-        UserError: if there is no record, one cannot be read, or ``out`` is a folder.
+        UserError: if there is no record, a record cannot be read, or ``out`` is a folder.
     """
     if out.is_dir():
         raise UserError(f'{out} is a folder: name the file to write, such as {out}/report.html.')
@@ -103,7 +103,7 @@ def write_report(sources: Sequence[Path], out: Path, labels: Sequence[str] = ())
 
 
 def find_runs(sources: Iterable[Path]) -> list[RecordedRun]:
-    """The runs in folders and files of records, each once, in the order of labels and seeds."""
+    """The runs in folders and files of records, each once, sorted by label and seed."""
     found = {}
     for source in sources:
         for path in sorted(source.rglob('run.json')) if source.is_dir() else [source]:
@@ -115,13 +115,13 @@ def find_runs(sources: Iterable[Path]) -> list[RecordedRun]:
 
 
 def extra_cost(record: dict) -> tuple[float, float] | None:
-    """How much a teacher adds to the cost of a run, as parts of the run without one.
+    """How much the teacher adds to the time of a run, as fractions of its time without a teacher.
 
     Returns:
-        What the paper claims (Section 3.3.4): a third for every iteration with a teacher. And what
-        was measured: the seconds of all iterations against those that they would have taken at the
-        pace of the first mini-generation. None unless the teacher begins after the first
-        mini-generation (Eqn 4), or if no iteration had one yet.
+        The paper's claim (Section 3.3.4), a third of every iteration with a teacher; and the
+        measured value, which compares all iterations with the pace of the first mini-generation.
+        None unless the teacher starts after the first mini-generation (Eqn 4) and at least one
+        iteration had a teacher.
     """
     algorithm = record['identity']['algorithm']
     lengths = algorithm['generations']
@@ -146,8 +146,8 @@ def _finished(runs: Iterable[RecordedRun], *tasks: str) -> list[dict]:
 
 
 def _groups(runs: Iterable[RecordedRun], *tasks: str) -> list[tuple[str, list[RecordedRun]]]:
-    """Runs to compare, with a title: pretraining runs of one network on the same images, or runs
-    of one downstream config."""
+    """Groups of comparable runs, with titles: pretraining runs of one network on the same images,
+    or runs of one downstream config."""
     groups = defaultdict(list)
     for run in runs:
         record, title, key = run.record, run.record['config'], ''
@@ -210,7 +210,7 @@ def _paper(runs: Sequence[RecordedRun]) -> Section:
     text, tables = [], []
     for name, rows in tables_with_records(records):
         groups = {TITLES[name]: records}
-        if name == 'errors':  # of runs of the same length; random weights have an epoch alone
+        if name == 'errors':  # a table for each length; random weights have 1 epoch
             groups = defaultdict(list)
             for record in _finished(runs, 'classification'):
                 length = sum(lengths_of(record))
@@ -226,7 +226,7 @@ def _paper(runs: Sequence[RecordedRun]) -> Section:
 def _curves(runs: Sequence[RecordedRun]) -> Section:
     figures = []
     for title, group in _groups(runs, 'classification'):
-        by_length = defaultdict(list)  # runs of whole generations are longer than the others
+        by_length = defaultdict(list)  # runs of whole generations are longer
         for run in group:
             length = sum(lengths_of(run.record))
             if length > 1 and all(epochs for epochs, _ in curves.curves(run.record).values()):
@@ -279,7 +279,7 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
 
 
 def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
-    """A row for each label, number of mini-generations and length; ``timed`` has their records."""
+    """A row for each key of ``timed``: label, number of mini-generations, length in epochs."""
     most = max(count for _, count, _ in timed)
     rows, first_row = [], None
     for (label, count, _), records in timed.items():
@@ -325,7 +325,7 @@ def _settings(runs: Sequence[RecordedRun]) -> Section:
 
 
 def _shown(value: Any) -> str:
-    """A value with its hashes shortened."""
+    """A value as text, with hashes shortened; a dash for None."""
     if value is None:
         return NONE
     return shortened(value if isinstance(value, str) else json.dumps(value))
@@ -352,7 +352,7 @@ def _pictures(runs: Sequence[RecordedRun]) -> Section:
 
 
 def _halves(path: Path) -> tuple[Image.Image, Image.Image]:
-    """Truth and prediction, which PicturesHook writes side by side."""
+    """The ground truth and the prediction, which PicturesHook draws side by side."""
     image = Image.open(path).convert('RGB')
     middle, height = image.width // 2, image.height
     return image.crop((0, 0, middle, height)), image.crop((middle, 0, 2 * middle, height))

@@ -1,4 +1,4 @@
-"""From run.json records to the transfer table (Table 5). Nothing else is read."""
+"""Make the transfer table (Table 5) from run.json records alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,11 +10,12 @@ from pretrain.runs.tables import MISSING, NONE, SHORTENED, Table, check_alike, m
 from pretrain.studies.tables import labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
-# mmdet gives mAP as a fraction, mmseg gives mIoU in percent; the tables are in percent.
+# Factors to percent: mmdet gives mAP as a fraction, mmseg gives mIoU in percent.
 PERCENT = {'mAP': 100.0, 'mIoU': 1.0, 'top1_accuracy': 1.0}
-# The paper's training and test images, epochs and depth of the ResNet (Section 4.3).
+# The paper's numbers of training images, test images and epochs, and ResNet depth (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
-# What the runs of a config may differ in: stem, stride and preprocessing are their backbones' own.
+# Settings in which runs of a config may differ; stem, stride style and preprocessing follow the
+# backbone.
 MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
 MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.backbone.style')
 MAY_DIFFER += ('model.roi_head.shared_head.style',)
@@ -35,20 +36,21 @@ ABOUT_TESTS = (
 
 
 def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table:
-    """Mean, spreads and n of each backbone, and its gain in points over the first; below them a
-    sentence on each comparison, or on several of which the same can be said. Configs of the same
-    task go by their own names. Columns in which no row has a number, such as the paper's for
-    configs that it does not have, are left out.
+    """The mean, standard deviations and n of each backbone, and its gain over the baseline.
+
+    Metrics are in percent and gains in points. Each comparison has a sentence below the table;
+    comparisons with the same sentence share it. A row has the name of its task, or of its config if
+    several configs have that task. Columns without any number are left out.
 
     Args:
-        records: as :func:`pretrain.runs.tables.find_records` gives them for ``TASKS``.
-        labels: the backbones in the order of the rows, the first being the baseline; by
-            default those of the records, BL first.
+        records: as :func:`pretrain.runs.tables.find_records` returns them for ``TASKS``.
+        labels: the labels of the backbones in row order, the baseline first; by default those of
+            the records, BL first.
 
     Raises:
-        UserError: if there is no record, if two are of the same backbone, config and seed, if those
-            of a config differ in more than seed and backbone, or if replicates of a backbone
-            differ in more than their seed.
+        UserError: if there is no record, if two records have the same backbone, config and seed, if
+            records of a config differ in more than seed and backbone, or if replicates of a
+            backbone differ in more than their seed.
     """
     labels = labels or labels_of(records)
     gains = comparisons(records, labels)
@@ -86,7 +88,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
 
 
 def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Comparison]:
-    """The gains of :func:`transfer_table`, such as of 'detection, SD against BL'."""
+    """The comparisons of :func:`transfer_table` by title, such as 'detection, SD against BL'."""
     return {
         f'{name}, {label} against {labels[0]}': Comparison.of(values[label], values[labels[0]])
         for name, _, values in _by_config(records, labels)
@@ -97,7 +99,7 @@ def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Com
 def _by_config(
     records: Sequence[dict], labels: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, list[dict]], dict[str, Values]]]:
-    """What the table calls each config, and of each backbone the records and values on it."""
+    """For each config, its name in the table, and its records and values by label."""
     if not records:
         raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
     configs = sorted({(r['task'], r['config']) for r in records})
@@ -111,7 +113,7 @@ def _by_config(
 
 
 def _one_setting(config: str, records: Sequence[dict]) -> None:
-    """Make sure that the runs of a config may be compared."""
+    """Check that the runs of a config can be compared. UserError if not."""
     settings = []
     for record in records:
         *_, epochs, depth = _size(record)
@@ -121,13 +123,13 @@ def _one_setting(config: str, records: Sequence[dict]) -> None:
 
 
 def _size(record: dict) -> tuple[int, int, int, int]:
-    """Training and test images, epochs, and the depth of the backbone."""
+    """The numbers of training images, test images and epochs, and the depth of the backbone."""
     data, depth = record['data'], record['identity']['backbone']['depth']
     return data['train']['count'], data['val']['count'], record['history'][-1]['epoch'], depth
 
 
 def _values(label: str, records: Sequence[dict]) -> Values:
-    """The metric in percent after the last epoch, by replicate and fine-tuning seed."""
+    """The metric after the last epoch, in percent, by replicate and fine-tuning seed."""
     backbones = {(b := r['identity']['backbone'])['weights_sha256']: b for r in records}
     check_replicates(label, [*backbones.values()])
     values = {}
@@ -144,7 +146,7 @@ def _values(label: str, records: Sequence[dict]) -> Values:
 
 
 def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:
-    """The cells of one backbone that have an entry."""
+    """The cells of a backbone's row; those without an entry are left out."""
     row = {} if paper is None else {'paper': f'{paper:.2f}'}
     errors = {
         replicate(b): b['top1_error']

@@ -1,4 +1,4 @@
-"""Pretrain, export, fine-tune and make the table; no finished run is run again."""
+"""Pretrain, export, fine-tune and make the transfer table; finished runs are not repeated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,17 +28,18 @@ class Transfer:
     """A comparison of backbones on downstream tasks.
 
     Args:
-        backbones: label to its replicates, which are backbone files (.pth) or ResNets of another
-            library that say how they were trained; or to the config (.py) that pretrains them.
+        backbones: for each label, either one config (.py) that pretrains it, or its replicates:
+            backbone files (.pth), or ResNets of another library that say how they were trained.
         configs: the downstream configs.
-        seeds: of fine-tuning.
-        work_dir: holds ``pretrain/``, as of :class:`pretrain.studies.sweep.Sweep`, ``transfer.md``,
-            and in ``<label>/pretraining<seed>/`` the ``backbone.pth`` and ``<config>/seed<seed>``.
-            Files that do not tell the seed of their pretraining are numbered from 0.
-        pretrain_seeds: those that each pretraining config is trained with.
-        launcher: how the runs are started.
+        seeds: the fine-tuning seeds.
+        work_dir: gets ``transfer.md``, ``pretrain/`` with the runs of a
+            :class:`pretrain.studies.sweep.Sweep`, and ``<label>/pretraining<seed>/`` with
+            ``backbone.pth`` and the runs ``<config>/seed<seed>``. Replicates whose files do not
+            say the pretraining seed are numbered from 0.
+        pretrain_seeds: the seeds of every pretraining config.
+        launcher: starts the runs.
         pretrain_options: ``key=value`` overrides of the pretraining configs.
-        downstream_options: the same for the downstream configs.
+        downstream_options: ``key=value`` overrides of the downstream configs.
     """
 
     backbones: Mapping[str, Sequence[Path]]
@@ -51,19 +52,17 @@ class Transfer:
     downstream_options: Sequence[str] = ()
 
     def run(self) -> Table:
-        """Do the runs that are not finished, write the table to ``transfer.md`` and return it.
-
-        Called again, it skips finished runs and resumes unfinished ones.
+        """Start or resume all unfinished runs, write the table to ``transfer.md`` and return it.
 
         Raises:
-            UserError: before anything is trained, if a config, the data or a file cannot work.
+            UserError: before any training, if a config, the data or a backbone cannot be used.
         """
         self._check()
         if self._pretrained:
             self._pretrain()
         seeds = {
             config: self.seeds[:1] if load_config(config).task == 'probe' else self.seeds
-            for config in self.configs  # a probe draws nothing at random
+            for config in self.configs  # a probe is deterministic
         }
         runs = [
             self._fine_tuning(*replicate, config, seed)
@@ -116,7 +115,7 @@ class Transfer:
 
     @cached_property
     def _pretrained(self) -> dict[str, Path]:
-        """The config of each label that is pretrained here."""
+        """The config of each label that this study pretrains."""
         configs = {
             label: sources[0]
             for label, sources in self.backbones.items()
@@ -132,8 +131,8 @@ class Transfer:
 
     @cached_property
     def _replicates(self) -> list[tuple[str, Path, Path]]:
-        """Label, folder and backbone file of each, the first of each label first, so that a stopped
-        study leaves whole pretrainings. Files of other libraries are imported here."""
+        """Label, folder and backbone file of each replicate; the first replicates of all labels
+        come first, so an interrupted study can compare labels. Imports other libraries' files."""
         found = []
         for label, sources in self.backbones.items():
             if label in self._pretrained:
@@ -144,7 +143,7 @@ class Transfer:
         return [replicate for some in zip_longest(*found) for replicate in some if replicate]
 
     def _given(self, label: str, number: int, file: Path) -> tuple[str, Path, Path]:
-        """Label, folder and backbone file of one of the given files."""
+        """Label, folder and backbone file of a file that the user gave."""
         ours = None if file.suffix == '.safetensors' else provenance_of(file)
         folder = self._folder(label, (ours or {}).get('seed', number))
         if ours is not None:
@@ -156,7 +155,7 @@ class Transfer:
         return self.work_dir / label / f'pretraining{pretraining}'
 
     def _options(self, config: Path, provenance: Mapping[str, Any]) -> list[str]:
-        """The given options of a downstream config, and those that fit it to a backbone."""
+        """The user's options for a downstream config, then those that fit it to a backbone."""
         given = self.downstream_options
         return [*given, *fitting_options(load_config(config, given), provenance)]
 
