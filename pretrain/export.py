@@ -1,4 +1,4 @@
-"""From a pretraining checkpoint to files that other libraries load, with where they come from."""
+"""Export a pretraining checkpoint, with its provenance, to files that other libraries load."""
 
 import hashlib
 import json
@@ -25,21 +25,22 @@ def export(
     library: str = 'torchvision',
     classifier: bool = False,
 ) -> Mapping[str, Any]:
-    """Write the student of a pretraining checkpoint as ``library`` loads it.
+    """Write the student of a pretraining checkpoint in the format that ``library`` loads.
 
     Args:
-        checkpoint_path: an ``epoch_*.pth`` or ``snapshot_*.pth``. ONNX takes any whole network, the
-            others a ResNet.
-        out: a new file for 'torchvision' and 'onnx', else a new folder.
+        checkpoint_path: an ``epoch_*.pth``, ``snapshot_*.pth`` or ``kept_*.pth``. ONNX with
+            ``classifier`` takes any network, all other exports a ResNet of the usual width.
+        out: a new file for 'torchvision' and 'onnx', a new folder for the others.
         library: a key of :data:`pretrain.formats.WRITERS`. 'torchvision' without a classifier is
-            the backbone file that fine-tuning takes, and may replace another one.
-        classifier: whether the last layer, which gives the logits, is exported too.
+            the backbone file that fine-tuning takes; it may replace another backbone file.
+        classifier: whether to export the last layer, which gives the logits, too.
 
     Returns:
-        The provenance, see :func:`export_backbone`.
+        The provenance, as :func:`export_backbone` describes it.
 
     Raises:
-        UserError: if the checkpoint cannot be exported like this, or ``out`` exists.
+        UserError: if the checkpoint cannot be exported in this format, a weight is not finite, or
+            ``out`` exists.
 
     Example:
         >>> snapshot = 'work_dirs/r152_sd/snapshot_2.pth'
@@ -60,30 +61,31 @@ def export(
         _drop_classifier(snapshot.weights)
     check_finite(snapshot.weights, snapshot.path)
     for name, tensor in snapshot.weights.items():
-        snapshot.weights[name] = tensor.contiguous()  # a student is trained in channels_last
+        snapshot.weights[name] = tensor.contiguous()  # students are trained in channels_last
     snapshot.provenance.update(origin(snapshot.weights, snapshot.path))
     WRITERS[library](snapshot, Path(out))
     return snapshot.provenance
 
 
 def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
-    """Write the student's layers before the final pooling (Section 4.3) to ``out``, as
-    :func:`pretrain.runs.backbone_file.write_backbone_file` does.
+    """Write the student's layers before the final pooling (Section 4.3) to ``out``, with
+    :func:`pretrain.runs.backbone_file.write_backbone_file`.
 
-    The file is a plain dict of tensors under torchvision's names, without ``fc``, as the ResNets of
-    torchvision, timm, mmdet and mmseg load it. Its attribute ``provenance``, which pickles with it,
-    says what downstream must agree on.
+    The file holds a dict of tensors under torchvision's names, without ``fc``, which the ResNets of
+    torchvision, timm, mmdet and mmseg load. Its attribute ``provenance`` is pickled with it;
+    fine-tuning compares the network and the preprocessing with it.
 
     Returns:
-        The provenance: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and ``std`` (in 0-255
-        units), ``channel_order``, ``weights_sha256`` and the source; what it was trained with:
-        ``algorithm``, ``seed`` and ``recipe_sha256`` (of all settings but the seeds); and from the
-        run's ``run.json``, where it lies beside the checkpoint, ``data`` (count and hash of each
-        split's files) and ``top1_error`` of the epoch in percent.
+        The provenance. Of the network: ``arch``, ``depth``, ``stem``, ``style``, ``mean`` and
+        ``std`` (for pixels from 0 to 255), ``channel_order``, ``weights_sha256``, ``source`` and
+        ``source_sha256``. Of its training: ``epoch``, ``algorithm``, ``seed`` and ``recipe_sha256``
+        (of the run's identity without its seeds). If the run's ``run.json`` lies beside the
+        checkpoint: ``data`` (count and hash of each split's file list) and ``top1_error`` of the
+        epoch in percent.
 
     Raises:
-        UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here, or
-            ``out`` is no backbone file.
+        UserError: if the checkpoint is missing, damaged or not of a ResNet pretrained here, a
+            weight is not finite, or ``out`` exists and is not a backbone file.
     """
     snapshot = read_snapshot(Path(checkpoint_path))
     if snapshot.network['type'] != 'ResNet':
@@ -98,7 +100,7 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
 
 
 def is_usual_resnet(network: Mapping[str, Any]) -> bool:
-    """Whether a config of a network is of a ResNet as detectors and other libraries build it."""
+    """Whether a network's config is that of a ResNet of the usual width, as in other libraries."""
     return network['type'] == 'ResNet' and network.get('width', 64) == 64
 
 
@@ -108,7 +110,7 @@ def _drop_classifier(weights: OrderedDict[str, Tensor]) -> None:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Read a checkpoint; UserError if it is missing, damaged or not of pretraining here."""
+    """Read a pretraining checkpoint; UserError if it is missing, damaged or not of this suite."""
     checkpoint = load_from_disk(str(path))
     try:
         identity, meta = identity_in(checkpoint, path), checkpoint['meta']
@@ -146,9 +148,9 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
-    """What the record beside a checkpoint says of the data and of the error after the epoch, if it
-    is the same run's. The checkpoint does not hold the error: it is written before validation. Of a
-    checkpoint within an epoch no error is known."""
+    """The data and the top-1 error after the epoch, from the ``run.json`` beside a checkpoint if it
+    is of the same run. The checkpoint itself is written before validation. A checkpoint within an
+    epoch has no error."""
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:
         return {}

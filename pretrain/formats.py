@@ -1,6 +1,7 @@
-"""A pretrained network as torchvision, timm, mmpretrain, transformers and ONNX Runtime load it.
+"""Write a pretrained network in the formats that torchvision, timm, mmpretrain, transformers and
+ONNX Runtime load.
 
-Only ONNX needs a package of its own to be written; the others are files of weights and settings.
+Only ONNX needs packages of its own; the other formats are files of weights and settings.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ CITATION = f"""@inproceedings{{yang2019snapshot,
   year      = {{2019}}
 }}"""
 LICENSE = 'apache-2.0'
-COLLECTION = {  # of a metafile.yml
+COLLECTION = {  # the entry of metafile.yml
     'Name': 'Snapshot Distillation',
     'Paper': {'Title': PAPER, 'URL': PAPER_URL, 'Conference': 'CVPR 2019'},
     'README': 'README.md',
@@ -46,13 +47,13 @@ class Snapshot(NamedTuple):
     """A pretrained network and what is known of it.
 
     Attributes:
-        path: of the checkpoint.
+        path: the checkpoint's.
         weights: the student's, under the network's own names.
         network: its config, as ``model.network`` of a pretraining config.
-        classes: the names of the logits.
-        image_size: the side of an image in pixels.
-        provenance: as :func:`pretrain.export.export_backbone` returns it, without what the file's
-            writer adds.
+        classes: the class names, in the order of the logits.
+        image_size: height and width of the images in pixels.
+        provenance: as :func:`pretrain.export.export_backbone` returns it, without the source and
+            the hashes of files and weights until :func:`pretrain.export.export` adds them.
     """
 
     path: Path
@@ -64,7 +65,7 @@ class Snapshot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """timm's and torchvision's name of the network, such as 'resnet50'."""
+        """The network's name in timm and torchvision, such as 'resnet50'."""
         return f'{self.network["type"].lower()}{self.network["depth"]}'
 
     @property
@@ -73,18 +74,18 @@ class Snapshot(NamedTuple):
 
     @property
     def top1(self) -> float | None:
-        """Top-1 accuracy in percent on the run's test images, if its record tells it."""
+        """Top-1 accuracy in percent on the run's test images; None if no record has it."""
         error = self.provenance.get('top1_error')
         return None if error is None else 100 - error
 
 
 def write_torchvision(snapshot: Snapshot, out: Path) -> None:
-    """The state dict of a torchvision ResNet with its classifier."""
+    """Write the state dict of a torchvision ResNet with its classifier."""
     save_sealed(dict(snapshot.weights), out)
 
 
 def write_timm(snapshot: Snapshot, out: Path) -> None:
-    """A folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``, or for the Hub."""
+    """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)`` or the Hub."""
     mean, std = _normalisation(snapshot)
     count = len(snapshot.classes) if snapshot.with_classifier else 0
     config = {
@@ -114,7 +115,7 @@ def write_timm(snapshot: Snapshot, out: Path) -> None:
 
 
 def write_huggingface(snapshot: Snapshot, out: Path) -> None:
-    """A folder for ``AutoModel.from_pretrained`` of transformers, or for the Hub."""
+    """Write a folder for ``from_pretrained`` of transformers or for the Hub."""
     bottleneck = 'layer1.0.conv3.weight' in snapshot.weights
     convolutions = re.findall(r'layer(\d)\.\d+\.conv1\.weight', ' '.join(snapshot.weights))
     kind = 'ResNetForImageClassification' if snapshot.with_classifier else 'ResNetModel'
@@ -150,7 +151,7 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
 
 
 def _huggingface_name(name: str, prefix: str) -> str:
-    """torchvision's name of a tensor as transformers has it.
+    """The name that transformers gives to a tensor, from torchvision's.
 
     Example:
         >>> _huggingface_name('layer2.0.downsample.1.bias', '')
@@ -166,8 +167,8 @@ def _huggingface_name(name: str, prefix: str) -> str:
 
 
 def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
-    """A folder for ``mmpretrain.get_model(CONFIG, pretrained=WEIGHTS)``, and for the ``backbone``
-    of any OpenMMLab model, with the ``metafile.yml`` of its model zoos."""
+    """Write a folder for ``mmpretrain.get_model(CONFIG, pretrained=WEIGHTS)`` and for the
+    ``backbone`` of any OpenMMLab model, with a ``metafile.yml`` as in OpenMMLab's model zoos."""
     config = Config(_mmpretrain_settings(snapshot))
     weights = OrderedDict(
         (f'{"head" if name.startswith("fc.") else "backbone"}.{name}', tensor)
@@ -184,7 +185,7 @@ def write_mmpretrain(snapshot: Snapshot, out: Path) -> None:
 
 
 def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
-    """The config of mmpretrain for the network and its test images."""
+    """mmpretrain's config of the network and of the preprocessing of test images."""
     size = snapshot.image_size
     settings = {
         'model': {
@@ -223,7 +224,7 @@ def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _model_of_metafile(snapshot: Snapshot) -> dict[str, Any]:
-    """The entry of the network in ``metafile.yml``."""
+    """The network's entry in ``metafile.yml``."""
     model = {
         'Name': f'{snapshot.name}_{snapshot.provenance["algorithm"]["name"].lower()}',
         'In Collection': COLLECTION['Name'],
@@ -240,7 +241,7 @@ def _model_of_metafile(snapshot: Snapshot) -> dict[str, Any]:
 
 
 class _FromPixels(nn.Module):
-    """A network that takes RGB pixels from 0 to 255, so that no user can normalise them wrongly."""
+    """Normalises RGB pixels from 0 to 255 before the network, so that no user has to do it."""
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -253,9 +254,13 @@ class _FromPixels(nn.Module):
 
 
 def write_onnx(snapshot: Snapshot, out: Path) -> None:
-    """An ONNX file: ``images``, float32 (N, 3, S, S) RGB from 0 to 255, to ``logits`` (N, C) or,
-    without a classifier, to ``features`` (N, C, S/32, S/32). N is any number; classes and
-    provenance are the file's metadata."""
+    """Write an ONNX file that maps ``images``, float32 (N, 3, S, S) RGB from 0 to 255, to
+    ``logits`` (N, C) or, without a classifier, to ``features`` (N, C, S/32, S/32), rounded up. N is
+    dynamic, S is the image size of training. The metadata hold the classes and the provenance.
+
+    Raises:
+        UserError: if onnx or onnxscript is not installed.
+    """
     for package in ('onnx', 'onnxscript'):
         if importlib.util.find_spec(package) is None:
             raise UserError(f'{package} is not installed: run pip install onnx onnxscript.')
@@ -297,7 +302,7 @@ WRITERS: Mapping[str, Callable[[Snapshot, Path], None]] = {
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out`` when all its files are written."""
+    """A temporary folder, renamed to ``out`` when all its files are written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as parent:
         folder = Path(parent) / out.name
@@ -320,7 +325,7 @@ def _parameters(weights: Mapping[str, Tensor]) -> int:
 
 
 def _normalisation(snapshot: Snapshot) -> list[list[float]]:
-    """Mean and standard deviation for pixels from 0 to 1."""
+    """Mean and standard deviation of each channel, for pixels from 0 to 1."""
     # Rounded, so that the files hold 0.224 and not 0.22399999999999998.
     return [[round(v / 255, 12) for v in snapshot.provenance[fact]] for fact in ('mean', 'std')]
 
@@ -331,7 +336,7 @@ def _data(snapshot: Snapshot) -> str:
 
 
 def _card(snapshot: Snapshot, library: str, usage: str) -> str:
-    """A model card as the Hugging Face Hub reads it: facts in YAML, then text."""
+    """A model card for the Hugging Face Hub: a YAML header, then Markdown."""
     facts, algorithm = snapshot.provenance, snapshot.provenance['algorithm']
     task = 'image-classification' if snapshot.with_classifier else 'image-feature-extraction'
     head = {

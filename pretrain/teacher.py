@@ -49,9 +49,9 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """A copy of a network in evaluation mode that computes the same logits with fewer kernels.
 
     Batch normalisation after a convolution is folded into it, and 1x1 convolutions become matrix
-    products. With 'bf16' the weights are cast here, once; autocast would cast weights
-    without gradient in each forward pass. A network that torch.fx cannot trace is copied without
-    folding, with a warning.
+    products. With 'bf16' the weights are cast here, once; autocast would cast weights without
+    gradient in each forward pass. A network that torch.fx cannot trace is copied without folding,
+    with a warning.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.
