@@ -1,4 +1,4 @@
-"""What a run logs, and where: its screen, its log file and the programs that ``--log`` names."""
+"""What a run logs to the screen, to its log file and to the programs that ``--log`` names."""
 
 import logging
 import math
@@ -24,20 +24,20 @@ from torch import Tensor
 from pretrain.runs.cli import LOG_BACKENDS
 from pretrain.runs.errors import UserError
 
-SHOWN = 16  # files in a message
+SHOWN = 16  # files named in an error message
 
 
 def add_log_backends(config: Config, programs: Sequence[str]) -> None:
-    """Have a run write its curves for other ``programs`` too, by their names in ``LOG_BACKENDS``.
+    """Make a run also write its curves to ``programs``, which are keys of ``LOG_BACKENDS``.
 
     Raises:
-        UserError: if one is not installed.
+        UserError: if a program is not installed.
     """
     for program in programs:
         if find_spec(program) is None:
             raise UserError(f'--log {program} needs a package: pip install {program}.')
         backend = dict(type=LOG_BACKENDS[program])
-        if program == 'mlflow':  # which no longer takes mmengine's default, a folder
+        if program == 'mlflow':  # new versions refuse mmengine's default, a folder
             local = f'sqlite:///{Path(config.work_dir).absolute()}/mlflow.db'
             backend['tracking_uri'] = os.environ.get('MLFLOW_TRACKING_URI', local)
         config.visualizer.vis_backends.append(backend)
@@ -45,8 +45,8 @@ def add_log_backends(config: Config, programs: Sequence[str]) -> None:
 
 @RUNNERS.register_module()
 class QuietRunner(Runner):
-    """mmengine's, whose environment, config and list of hooks go to the log file and not to the
-    screen."""
+    """mmengine's Runner, but the environment, config and list of hooks go only to the log file, not
+    to the screen."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -57,8 +57,8 @@ class QuietRunner(Runner):
 
 
 def _when_not_shown(screen: logging.StreamHandler, record: logging.LogRecord) -> None:
-    """Go on without the screen if nobody reads it any more, as before ``| head``, or ``| tee`` that
-    Ctrl-C has ended: the log file has every line."""
+    """Continue without the screen if its reader has ended, such as ``| head``, or ``| tee`` after
+    Ctrl-C. The log file has every line."""
     if isinstance(sys.exception(), BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), screen.stream.fileno())
     else:
@@ -73,8 +73,8 @@ def _is_short(record: logging.LogRecord) -> bool:
 
 @LOG_PROCESSORS.register_module()
 class ProgressLine(LogProcessor):
-    """mmengine's line of the log, with the images per second of all processes. Its means are over
-    this epoch alone: the epoch before may have had no teacher, and another loss."""
+    """mmengine's log line with the images per second of all processes. Means never include the
+    previous epoch, which may have had no teacher and thus another loss."""
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
         whole, self.window_size = self.window_size, min(self.window_size, batch_idx + 1)
@@ -87,27 +87,27 @@ class ProgressLine(LogProcessor):
 
 
 def _interval(runner: Runner) -> int:
-    """The iterations between two lines."""
+    """The number of iterations between two log lines."""
     (interval,) = (hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook))
     return interval
 
 
 def flush_is_due(runner: Runner, batch_idx: int) -> bool:
-    """Whether the host waits for the device after this iteration: when a line of the log is due and
-    at the end of an epoch."""
+    """Whether the host waits for the device after this iteration: when a log line is due and at the
+    end of an epoch."""
     interval = _interval(runner)
     return (batch_idx + 1) % interval == 0 or batch_idx + 1 == len(runner.train_dataloader)
 
 
 @HOOKS.register_module()
 class DeferredLogHook(RuntimeInfoHook):
-    """Keeps the losses on the device until a line of the log is due, and stops a run whose loss is
-    not finite before it spoils a checkpoint.
+    """Keeps the losses on the device until a log line is due, and stops a run with a non-finite
+    loss before it saves another checkpoint.
 
     mmengine's RuntimeInfoHook reads each value from the device at each iteration, so that the host
-    waits for the GPU. Here one transfer brings the means over all processes of all iterations since
-    the last line. The log's buffers, which mmengine copies at each entry and keeps in every
-    checkpoint, hold only what the log shows.
+    waits for the GPU. Here one transfer fetches the values of all iterations since the last line,
+    as means over all processes. The log buffers, which mmengine copies at each entry and stores in
+    every checkpoint, hold only as many values as a log line needs.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -117,7 +117,7 @@ class DeferredLogHook(RuntimeInfoHook):
     def before_train_epoch(self, runner: Runner) -> None:
         super().before_train_epoch(runner)
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # validation's is not training's
+            torch.cuda.reset_peak_memory_stats()  # leaves out validation
 
     def after_train_iter(self, runner: Runner, batch_idx: int, outputs: dict, **_: Any) -> None:
         self.waiting.append({name: value.detach() for name, value in outputs.items()})
@@ -125,7 +125,7 @@ class DeferredLogHook(RuntimeInfoHook):
             self.flush(runner, batch_idx)
 
     def flush(self, runner: Runner, batch_idx: int) -> None:
-        """Bring the values to the host; every process must call it at the same iteration."""
+        """Fetch the values to the host. Every process must call this at the same iteration."""
         if not self.waiting:
             return
         waiting = [value for values in self.waiting for value in values.values()]
@@ -142,19 +142,21 @@ class DeferredLogHook(RuntimeInfoHook):
             for value in column:
                 runner.message_hub.update_scalar(f'train/{name}', value)
         self.waiting.clear()
-        # A line shows a window of training, or the whole of a validation.
+        # A log line shows the means over a window of training, or over a whole validation.
         longest = max(
             runner.log_processor.window_size, _interval(runner), len(runner.val_dataloader)
         )
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = longest
-        # Before LoggerHook, which resets CUDA's peak at each line.
+        # LoggerHook runs after this hook and resets CUDA's peak at each line.
         peak = max(runner.message_hub.get_info('peak_memory_mb', 0.0), peak_memory_mb())
         runner.message_hub.update_info('peak_memory_mb', peak)
 
     def _stop(self, runner: Runner, batch_idx: int, row: list[float], finite: bool) -> NoReturn:
-        """End a run whose loss is not finite at iteration ``batch_idx``, whose means over the
-        processes are ``row``; name the images of the processes whose own loss is not ``finite``.
+        """Raise a UserError about a non-finite loss at iteration ``batch_idx`` of the epoch.
+
+        ``row`` has the means over the processes. ``finite`` says whether this process's own loss is
+        finite; the error names the images of those processes where it is not.
         """
         values = dict(zip(self.waiting[0], row, strict=True))
         loss = values.pop('loss')
@@ -173,9 +175,9 @@ class DeferredLogHook(RuntimeInfoHook):
 
 
 def _files(runner: Runner, batch_idx: int) -> list[str]:
-    """The files of a batch of the present epoch, in this process."""
+    """The image files of this process in a batch of the current epoch."""
     loader = runner.train_dataloader
-    # A new one: the loader's own may hold the beginnings of later batches.
+    # A new batch sampler: the loader's own may already hold images of later batches.
     batches = type(loader.batch_sampler)(
         loader.batch_sampler.sampler, loader.batch_sampler.batch_size, loader.drop_last
     )
@@ -187,7 +189,7 @@ def _files(runner: Runner, batch_idx: int) -> list[str]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory taken so far, in MiB: of this process's GPU, or of the process on a CPU."""
+    """The peak memory in MiB: of this process on its GPU, since the last reset, or on the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -5,7 +5,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
-# What an OpenMMLab environment may have in a package's place.
+# The packages that an OpenMMLab environment may have instead of a needed one.
 ALTERNATIVES = {
     'mmcv-lite': ('mmcv',),
     'opencv-python': ('opencv-python-headless', 'opencv-contrib-python'),
@@ -17,8 +17,8 @@ PROJECT = Path(__file__).resolve().parents[2] / 'pyproject.toml'
 
 
 def needed_packages() -> list[str]:
-    """The names of the packages that the suite asks for, extras left out: as the repository's
-    pyproject.toml says, or elsewhere the installed suite; no names if neither is there."""
+    """The names of the packages that the suite requires, without extras: from the repository's
+    pyproject.toml, else from the installed suite; empty if neither exists."""
     project = tomllib.loads(PROJECT.read_text()).get('project', {}) if PROJECT.is_file() else {}
     try:
         wanted = project['dependencies'] if project.get('name') == NAME else requires(NAME)
@@ -28,7 +28,7 @@ def needed_packages() -> list[str]:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package, or of what may stand in its place; None without one."""
+    """The version of an installed package, or of an alternative to it, with its name; else None."""
     for name in (package, *ALTERNATIVES.get(package, ())):
         try:
             found = distribution(name).version

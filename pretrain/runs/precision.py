@@ -1,4 +1,4 @@
-"""The number format that networks compute in: one setting for GPU and CPU, both stages."""
+"""The number format in which networks compute: one setting for GPU and CPU in both stages."""
 
 import torch
 
@@ -6,17 +6,17 @@ from pretrain.runs.errors import UserError
 
 
 def resolve_precision(precision: str) -> str:
-    """What ``precision`` of a config means on this machine.
+    """Resolve a config's ``precision`` on this machine.
 
     Args:
-        precision: 'auto', 'bf16' or 'float32'. 'auto' is bf16 where the hardware computes in it and
-            float32 elsewhere; an emulated bf16 is slower than float32 and does not count.
+        precision: 'auto', 'bf16' or 'float32'. 'auto' is bf16 on hardware that computes in it, and
+            float32 elsewhere, because emulated bf16 is slower than float32.
 
     Returns:
         'bf16' or 'float32'.
 
     Raises:
-        UserError: if it is none of the three, or bf16 on hardware that has none.
+        UserError: if it is none of the three, or 'bf16' on hardware that does not compute in it.
 
     Example:
         >>> resolve_precision('float32')
@@ -36,33 +36,33 @@ def resolve_precision(precision: str) -> str:
 
 
 def device_without_bf16() -> str | None:
-    """The device of a run that has no arithmetic for bfloat16, or None if all have it."""
+    """Name a GPU, or without GPUs the CPU, that does not compute in bfloat16; None if all do."""
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             if torch.cuda.get_device_capability(index) < (8, 0):
                 return f'GPU {index}, a {torch.cuda.get_device_name(index)} older than Ampere,'
         return None
-    # torch.ops.mkldnn._is_mkldnn_bf16_supported() is true of every AVX512 processor, most of which
-    # emulate bfloat16.
+    # torch.ops.mkldnn._is_mkldnn_bf16_supported() is True for every AVX512 processor, although most
+    # of them emulate bfloat16.
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return None
     return 'this processor (neither AVX512-BF16 nor AMX)'
 
 
 def autocast(precision: str, device_type: str) -> torch.autocast:
-    """A context, or decorator, in which layers compute in ``precision``.
+    """A context manager or decorator under which layers compute in ``precision``.
 
-    Weights, the statistics of batch normalisation and gradients of weights stay float32.
+    Weights, their gradients and the statistics of batch normalisation stay float32.
 
     Args:
         precision: 'bf16' or 'float32'.
-        device_type: 'cuda', 'cpu' or, where shapes alone are computed, 'meta'.
+        device_type: 'cuda', 'cpu', or 'meta' if only shapes are computed.
     """
     device_type = 'cpu' if device_type == 'meta' else device_type
     return torch.autocast(device_type, torch.bfloat16, enabled=precision == 'bf16')
 
 
 def forbid_tf32() -> None:
-    """Have a GPU compute float32 as float32: torch lets cuDNN's convolutions use TF32 unasked."""
+    """Compute float32 in full precision on GPUs: by default, cuDNN's convolutions use TF32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

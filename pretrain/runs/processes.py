@@ -1,4 +1,4 @@
-"""The processes of a run: the GPUs they may use, how they are started, and how they agree."""
+"""The processes of a run: which GPUs and cores they use, how they start, how they agree."""
 
 import ctypes
 import os
@@ -23,14 +23,14 @@ from pretrain.runs.saving import EXIT_CODES
 
 T = TypeVar('T')
 DEVICES = Path('/dev')
-LAUNCHER = 'SNAPSHOT_LAUNCHER_PID'  # the variable that tells processes who started them
+LAUNCHER = 'SNAPSHOT_LAUNCHER_PID'  # environment variable: the process that started the others
 
 
 def usable_gpus() -> int:
     """The number of GPUs that a run can use; 0 on a machine without any.
 
     Raises:
-        UserError: if there are GPUs, but torch cannot compute on them.
+        UserError: if there is a GPU on which the installed torch cannot compute.
     """
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
     count = torch.cuda.device_count()
@@ -57,21 +57,22 @@ def usable_gpus() -> int:
 
 
 def _runs_on(arch: str, major: int, minor: int) -> bool:
-    """Whether code for ``arch``, such as sm_86 or compute_90, runs on a GPU."""
+    """Whether code for ``arch``, such as sm_86 or compute_90, runs on a GPU of this capability."""
     if not (found := re.fullmatch(r'(sm|compute)_(\d+)[af]?', arch)):
-        return True  # AMD's, such as gfx90a, follow another rule
+        return True  # AMD's architectures, such as gfx90a, follow another rule
     kind, version = found.groups()
     ours, theirs = (int(version[:-1]), int(version[-1])), (major, minor)
     return ours <= theirs and (kind == 'compute' or ours[0] == major)
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on, which a cluster's scheduler may have limited."""
+    """The number of CPU cores that this process may use; a cluster's scheduler may limit it."""
     return len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
 
 
 def check_processes(count: int) -> None:
-    """Each process needs a GPU of its own or, on a machine without any, a CPU core."""
+    """Raise a UserError if this node lacks a CPU core, and if it has GPUs a GPU, for each of
+    ``count`` processes."""
     gpus, cores = usable_gpus(), usable_cores()
     if gpus and count > cores:
         raise UserError(
@@ -86,7 +87,7 @@ def check_processes(count: int) -> None:
 
 
 def number_of_nodes() -> int:
-    """That of ``NNODES``, 1 without it; else UserError."""
+    """The number of nodes from ``NNODES`` (default: 1); UserError if it is not a number above 0."""
     nodes = os.environ.get('NNODES') or '1'
     if not nodes.isdecimal() or not int(nodes):
         raise UserError(f'NNODES={nodes}: set it to the number of nodes.')
@@ -96,20 +97,21 @@ def number_of_nodes() -> int:
 def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     """Run a Python command in several processes with torchrun, and wait for them.
 
-    Several ``nodes`` find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without
-    a port, jobs of Slurm take one by their number, so that two can share a node.
+    Several nodes find each other by ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. If no port
+    is given, a Slurm job derives one from its number, so that two jobs can share a node.
 
     Args:
         command: arguments of Python, such as ``['-m', 'pretrain.runs.start', 'config.py']``.
-        processes: on this node.
-        nodes: their number.
+        processes: the number of processes on this node.
+        nodes: the number of nodes.
 
     Raises:
-        UserError: what a process raised, or that ``MASTER_ADDR`` or ``NODE_RANK`` is missing.
+        UserError: the error of a process, or if ``MASTER_ADDR`` or ``NODE_RANK`` is missing.
+        SystemExit: if a signal stopped the run, or a process failed without an error.
     """
     from torch.distributed import run
 
-    # The host's name, which torchrun takes otherwise, may be unknown on one node.
+    # By default torchrun uses the host's name, which may not resolve on a single node.
     rendezvous = ['--standalone', '--local-addr=127.0.0.1']
     if nodes > 1:
         rank = os.environ.get('NODE_RANK')
@@ -127,7 +129,7 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
             f'--master_port={port}',
         ]
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores() // processes)))
-    # torchrun would kill what still validates or saves 30 seconds after a signal.
+    # By default torchrun kills the processes 30 seconds after a signal, while they may still save.
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')
     program = ['--no-python', sys.executable, '-u', *command]
     signals = ','.join(number.name for number in (*EXIT_CODES, signal.SIGQUIT))
@@ -142,25 +144,24 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
 
 
 def _end_as(error: ChildFailedError) -> NoReturn:
-    """End as the process that failed first. The others fail as well, since they miss it."""
+    """End like the process that failed first; the others fail because they lost it."""
     reported = [f for f in error.failures.values() if 'timestamp' in f.error_file_data]
     _, first = error.get_first_failure()
-    # The first has said why without an error, as a stopped run does.
+    # The first process has said why without an error, as a stopped run does.
     if not reported and first.exitcode > 0:
         sys.exit(first.exitcode)
-    # A signal ended a process. Those that miss a killed one may report errors.
+    # A signal ended a process. If that was SIGKILL, the others may report errors because of it.
     for rank, failure in error.failures.items():
         if failure.exitcode == -signal.SIGKILL or (failure.exitcode < 0 and not reported):
             raise UserError(
                 f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
                 'goes on from the newest checkpoint.'
             ) from None
-    # The error that was reported first.
     raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
 
 
 def signal_in_words(number: int) -> str:
-    """The name of a signal that ended a process, and the usual cause.
+    """The name of a signal that ended a process; for SIGKILL also the usual cause.
 
     Example:
         >>> signal_in_words(9)
@@ -171,15 +172,15 @@ def signal_in_words(number: int) -> str:
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM when the process that started it ends, however (Linux only)."""
+    """Have Linux send this process SIGTERM when its parent ends for any reason."""
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def end_with_launcher() -> None:
-    """:func:`end_with_parent` in a process of :func:`start_processes`, which may have ended while
-    this one was still importing: then exit as if the signal had come."""
+    """Call :func:`end_with_parent` in a process of :func:`start_processes`. If the parent ended
+    while this process was still importing, exit as at SIGTERM."""
     end_with_parent()
     parent = str(os.getppid())
     if os.environ.get(LAUNCHER, parent) != parent:
@@ -187,12 +188,12 @@ def end_with_launcher() -> None:
 
 
 def ddp_settings(find_unused_parameters: bool = False) -> dict:
-    """How processes exchange their gradients: mmengine's ``model_wrapper_cfg``.
+    """The ``model_wrapper_cfg`` of mmengine: how processes exchange their gradients.
 
-    A bucket takes all its gradients in one copy where torch can do that (from 2.14 on).
+    From torch 2.14 on, all gradients of a bucket are copied at once.
     """
     available = signature(DistributedDataParallel).parameters
-    # 2.14 warns of the old name, in each process.
+    # torch 2.14 warns of the old name in each process.
     sync = 'forward_sync_buffers' if 'forward_sync_buffers' in available else 'broadcast_buffers'
     settings = {'type': 'MMDistributedDataParallel', sync: False, 'gradient_as_bucket_view': True}
     if find_unused_parameters:
@@ -208,9 +209,9 @@ class Processes:
     """Lets the processes of a run agree on decisions before they have a process group.
 
     Args:
-        rank: of this process.
-        count: of all processes on all nodes.
-        store: where they leave what they decide; a single process needs none.
+        rank: the rank of this process.
+        count: the number of processes on all nodes.
+        store: where they exchange their decisions; a single process needs none.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, store: distributed.Store | None = None):
@@ -221,15 +222,16 @@ class Processes:
 
     @classmethod
     def of_launcher(cls) -> 'Processes':
-        """Those that torchrun, or a launcher that sets the same variables, has started."""
+        """The processes started by torchrun or by a launcher that sets the same variables."""
         (store, rank, count) = next(distributed.rendezvous('env://', timeout=timedelta(hours=1)))
         return cls(rank, count, distributed.PrefixStore('start', store))
 
     def decided_by(self, leader: int, decide: Callable[[], T]) -> T:
-        """What ``decide`` returns, which must be picklable, in the process of rank ``leader``.
+        """Return, in each process, what ``decide`` returns in the process of rank ``leader``.
 
-        Every process must call this, with any leader. A UserError or OSError is raised in all, so
-        that none waits for the others in vain.
+        Every process must call this, and each may name another leader. The result must be
+        picklable. A UserError or OSError of a leader is raised in all processes, so that none waits
+        in vain.
         """
         if self.count == 1:
             return decide()

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on (seed, epoch, index), so that a stop changes none."""
+"""Random numbers that depend only on (seed, epoch, index), so that resuming changes none."""
 
 import random
 from collections.abc import Iterator, Sized
@@ -13,15 +13,15 @@ from torch.utils.data import Dataset
 
 
 def stable_seed(*key: int) -> int:
-    """A 63-bit seed; nearby keys give unrelated seeds, unlike their sum."""
+    """A 63-bit seed from non-negative integers. Unlike sums, nearby keys give unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and restore it after."""
+    """Seed torch's CPU generator inside the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which also queues a CUDA call in every worker for every image.
+        # torch.manual_seed would also queue a CUDA call in every worker for every image.
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -39,8 +39,8 @@ def seed_all(*key: int) -> None:
 @DATA_SAMPLERS.register_module()
 class EpochSampler(DefaultSampler):
     """mmengine's sampler, but it yields (epoch, index), so that the epoch reaches persistent
-    workers, and two seeds never share a permutation (``DefaultSampler`` shuffles with
-    seed + epoch)."""
+    workers. Nearby seeds share no permutation, unlike with ``DefaultSampler``, which shuffles with
+    seed + epoch."""
 
     def __init__(self, dataset: Sized, shuffle: bool, seed: int) -> None:
         super().__init__(dataset, shuffle=shuffle, seed=stable_seed(seed))
@@ -51,8 +51,9 @@ class EpochSampler(DefaultSampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set of mmdet or mmseg, of this config, whose augmentation follows from (seed, epoch,
-    index) alone. Samples are requested by (epoch, index), as :class:`EpochSampler` gives them."""
+    """Wraps a data set of mmdet or mmseg, built from the config ``dataset``, so that augmentation
+    depends only on (seed, epoch, index). Its keys are the (epoch, index) of :class:`EpochSampler`.
+    """
 
     def __init__(self, dataset: dict, seed: int) -> None:
         self.dataset = DATASETS.build(dataset)
@@ -68,5 +69,5 @@ class SeededDataset(Dataset):
         return self.dataset[index]
 
     def get_data_info(self, position: tuple[int, int] | int) -> dict:
-        """What is known of a sample, by (epoch, index) or index, before it is loaded."""
+        """The annotations of a sample, by (epoch, index) or index, without loading the image."""
         return self.dataset.get_data_info(position if isinstance(position, int) else position[1])

@@ -1,4 +1,4 @@
-"""run.json: what a run was and what came out of it. All our numbers in tables come from it.
+"""The record of a run, ``run.json``: its settings and results. All tables are made from records.
 
 The records of a table are committed as one ``results/<set>.jsonl``, one record per line.
 """
@@ -33,7 +33,7 @@ PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegment
 
 
 def read_record(path: Path) -> dict | None:
-    """The record of a ``run.json`` file, in today's format, or None if there is none yet.
+    """The record in a ``run.json`` file, upgraded to the present format; None if there is no file.
 
     Raises:
         UserError: if the file holds no record, or one of a later version of the suite.
@@ -42,12 +42,12 @@ def read_record(path: Path) -> dict | None:
 
 
 def read_records(source: Path) -> list[dict]:
-    """The records of many runs, finished or not, in a folder, in the order of the paths of its
-    ``run.json`` files, in a single ``run.json``, or in a ``.jsonl`` of
+    """The records of runs, finished or not, in ``source``: a folder with ``run.json`` files at any
+    depth (in the order of their paths), a single ``run.json``, or a ``.jsonl`` file of
     :func:`pretrain.runs.tables.collect_records`.
 
     Raises:
-        UserError: as :func:`read_record`, or if there is no such folder or file.
+        UserError: as :func:`read_record`, or if ``source`` does not exist.
 
     Example:
         >>> read_records(Path('configs/small/results/bccd.jsonl'))[0]['config']
@@ -66,11 +66,11 @@ def read_records(source: Path) -> list[dict]:
 
 
 def one_record(run: Path) -> dict:
-    """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names; a FILE is as in
-    :func:`read_records`.
+    """The record that ``FILE``, ``FILE:CONFIG`` or ``FILE:CONFIG:SEED`` names, where FILE is a
+    source of :func:`read_records`.
 
     Raises:
-        UserError: as :func:`read_records`, or if none or several have this name.
+        UserError: as :func:`read_records`, or unless exactly one record has this name.
     """
     source, *chosen = [run] if run.exists() else str(run).split(':')
     records = read_records(Path(source))
@@ -103,7 +103,7 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
     return Contents(record, place)
 
 
-# The types of the parts of a record that tools read.
+# The types of those values of a record that the tools read.
 _TYPES = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
 _TYPES |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
 
@@ -119,25 +119,29 @@ def _is_record(content: Any) -> bool:
 
 @HOOKS.register_module()
 class RunRecordHook(Hook):
-    """Keeps ``run.json`` up to date, and validates what a resume would leave out.
+    """Keeps ``run.json`` up to date, and validates an epoch if a stop prevented its validation.
 
-    The record's keys: ``format``, ``status`` ('running' or 'finished'), ``config``, ``label``,
-    ``task``, ``paper``, ``identity`` (see :mod:`pretrain.runs.identity`), ``accepted_changes``
-    (of the identity, while the run lasted), ``git_commit``, ``versions``, ``device``,
-    ``world_size``, ``started_from``, ``data`` (count and hash of the file list of each split),
-    ``history`` (one entry an epoch: ``epoch``, ``generation``, ``iterations``, ``seconds`` and
-    ``seconds_per_iter`` of training, ``train``, which are the means of
-    :class:`pretrain.metrics.TrainingStatistics`, and ``metrics`` where validated; a run that
-    started from another's checkpoint begins with the other's entries), ``generations`` (last and
-    best metrics and median seconds per iteration of each), ``ensemble`` (metrics of the snapshots
-    together), ``peak_memory_mb`` (of rank 0: of its GPU while training, or of its process on a
-    CPU), ``sessions`` (how often the run was started) and ``wall_seconds`` (of all together).
+    The keys of the record:
+
+    - ``format``, ``status`` ('running' or 'finished'), ``config``, ``label``, ``task``, ``paper``;
+    - ``identity`` (see :mod:`pretrain.runs.identity`) and ``accepted_changes`` of it;
+    - ``git_commit``, ``versions``, ``device``, ``world_size``;
+    - ``started_from``, another run's checkpoint or None;
+    - ``data``: for each split, the count and hash of its list of files;
+    - ``history``, an entry per epoch: ``epoch``, ``generation``, ``iterations``; ``seconds`` and
+      ``seconds_per_iter`` of training; ``train``, the means of
+      :class:`pretrain.metrics.TrainingStatistics`; ``metrics``, if the epoch was validated. It
+      begins with the entries of the run of ``started_from``;
+    - ``generations``: the :func:`summarise` of ``history``;
+    - ``ensemble``: the metrics of the ensemble of the snapshots;
+    - ``peak_memory_mb``, in MiB: of rank 0 on its GPU in training, or of its process on the CPU;
+    - ``sessions``, how often the run was started or resumed, and ``wall_seconds`` of them all.
 
     Args:
         generations: the lengths of the run's mini-generations in epochs; fine-tuning has one.
     """
 
-    # Before SaveHook (LOWEST), so that its file holds the times of the epoch so far.
+    # Before SaveHook (LOWEST), so that its checkpoints hold the epoch's times so far.
     priority = 'VERY_LOW'
 
     def __init__(self, generations: Sequence[int]) -> None:
@@ -146,7 +150,7 @@ class RunRecordHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.path = Path(runner.work_dir) / 'run.json'
         self.started = time.monotonic()
-        # All processes go by what rank 0 sees, since they must validate together or not at all.
+        # All processes use what rank 0 sees, since they must validate together or not at all.
         source = runner.cfg.load_from
         # The record of the run that this one starts from, if it lies beside the checkpoint.
         beside = Path(source).parent / 'run.json' if source else self.path
@@ -181,15 +185,15 @@ class RunRecordHook(Hook):
         self._write(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        hub = runner.message_hub  # which the checkpoints of a stopped epoch bring back
-        # Pairs: a number of iterations, and the seconds that they took.
+        hub = runner.message_hub  # restored when a run resumes within an epoch
+        # Pairs of a number of iterations and the seconds that they took.
         self.seconds = hub.get_info('seconds', []) if iterations_done(runner) else []
         hub.update_info('seconds', self.seconds)
         self.begun, self.tick = 0, time.perf_counter()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.begun += 1
-        if flush_is_due(runner, batch_idx):  # between, the host is ahead of the device
+        if flush_is_due(runner, batch_idx):  # in between, the host runs ahead of the device
             self.flush(runner, batch_idx)
 
     def flush(self, runner: Runner, batch_idx: int) -> None:
@@ -221,7 +225,7 @@ class RunRecordHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta'].update(format=FORMAT, identity=runner.cfg.identity.to_dict())
         if iterations_done(runner):
-            self._write(runner)  # the time so far
+            self._write(runner)  # updates wall_seconds
 
     def _entry(self, runner: Runner, epoch: int) -> dict:
         history = self.record['history']
@@ -238,7 +242,7 @@ class RunRecordHook(Hook):
 
 
 def describe(config: Config) -> dict:
-    """What is known of a run before it begins."""
+    """The keys of a record that are known before the run begins."""
     cores = number_of(os.cpu_count(), 'cores')
     return {
         'format': FORMAT,
@@ -256,9 +260,9 @@ def describe(config: Config) -> dict:
 
 
 def summarise(history: list[dict], metric: str) -> list[dict]:
-    """The last and the best metrics of each mini-generation, and its median seconds per iteration.
-    The best are those of the epoch with the best ``metric``: the lowest error, or the highest
-    value of another."""
+    """The ``last`` and ``best`` metrics of each mini-generation, their epochs, and the median
+    seconds per iteration. The best epoch has the lowest ``metric`` if its name ends in 'error',
+    else the highest."""
     rows = []
     for k in sorted({entry['generation'] for entry in history}):
         entries = [entry for entry in history if entry['generation'] == k]
@@ -275,7 +279,7 @@ def summarise(history: list[dict], metric: str) -> list[dict]:
 
 
 def describe_data(dataset: Any, root: str) -> dict[str, int | str]:
-    """Count and hash of the file list of a split."""
+    """The number of files of a split, and the SHA-256 of their list."""
     if hasattr(dataset, 'file_list'):
         files = dataset.file_list()
     else:

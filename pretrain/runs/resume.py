@@ -1,4 +1,4 @@
-"""The rule of resuming: where a run begins, and which checkpoint it may continue."""
+"""Where a run begins, and which checkpoint it may continue."""
 
 import sys
 from argparse import Namespace
@@ -13,29 +13,30 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.identity import covers, differences, identity_in, in_words
 from pretrain.runs.record import read_record
 
-# mmengine restores these from a checkpoint, or counts iterations by them: a changed setting would
-# have no effect, or the wrong one.
+# mmengine restores these from the checkpoint or counts iterations by them, so a changed setting
+# would have no effect or a wrong one.
 FIXED = 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler'
 FIXED += 'randomness.seed', 'batch_size'
-# Within an epoch, some images have been dealt out to the processes, and the others must follow.
+# Also fixed within an epoch: the rest of its images must follow in the same order and shares.
 FIXED_WITHIN = 'world_size', 'data_seed', 'data'
 
-# The keys that may differ. Its arguments: the number of epochs that the checkpoint has begun, the
-# identities of the checkpoint and of the run, whether the checkpoint is another run's.
+# Returns the keys that may differ. The arguments: how many epochs the checkpoint has begun, the
+# identities of the checkpoint and of the run, and whether another run wrote the checkpoint.
 MayDiffer = Callable[[int, dict, dict, bool], Sequence[str]]
 
 
 def choose_start(config: Config, args: Namespace) -> bool:
     """Set ``load_from``, ``resume`` and ``accepted_changes`` of a prepared config.
 
-    A run begins with its own last whole checkpoint, else with that of ``--start-from``, else with
-    new weights.
+    A run begins with its own newest undamaged checkpoint, else with that of ``--start-from`` (or
+    the one its record names), else with new weights.
 
     Returns:
-        Whether there is anything left to train: a finished run is only told so.
+        Whether there is anything left to train. If not, a printed line says so.
 
     Raises:
-        UserError: if the folder holds a run without ``--resume``, or one that cannot be resumed.
+        UserError: if the folder holds a run and ``--resume`` is not given, or if the run cannot be
+            resumed.
     """
     work_dir = Path(config.work_dir)
     if not args.resume and holds_run(work_dir):
@@ -52,7 +53,7 @@ def choose_start(config: Config, args: Namespace) -> bool:
     finished = record is not None and record['status'] == 'finished'
     changes = record['accepted_changes'] if record else []
     config.load_from, config.resume, config.accepted_changes = None, False, changes
-    if finished and not found:  # it saves nothing, or its checkpoints were deleted
+    if finished and not found:  # its checkpoints were deleted, or it never saves any
         check_finished(work_dir, record, config.identity.to_dict())
         return _nothing_to_do(work_dir)
     newest = _newest_whole(found) if found else None
@@ -76,7 +77,7 @@ def choose_start(config: Config, args: Namespace) -> bool:
 
 
 def holds_run(work_dir: Path) -> bool:
-    """Whether a run has left anything in a folder."""
+    """Whether a folder holds the record or a checkpoint of a run."""
     return (work_dir / 'run.json').exists() or bool(checkpoints(work_dir))
 
 
@@ -88,8 +89,8 @@ def _nothing_to_do(work_dir: Path) -> bool:
 def check_finished(
     work_dir: Path, record: dict, identity: dict, may_differ: Sequence[str] = ()
 ) -> None:
-    """Raise a UserError if the finished run of a folder, of which ``record`` is, has another
-    identity in other keys than ``may_differ``."""
+    """Raise a UserError if the identity in the ``record`` of the finished run in ``work_dir``
+    differs from ``identity`` in keys other than ``may_differ``."""
     if found := differences(record['identity'], identity, may_differ):
         raise UserError(
             f'{work_dir} holds a finished run with other settings: '
@@ -99,7 +100,7 @@ def check_finished(
 
 
 def _newest_whole(found: list[Path]) -> Path:
-    """The newest of a run's checkpoints that is not damaged."""
+    """The newest undamaged checkpoint of ``found``, a run's checkpoints, oldest first."""
     for path in reversed(found):
         if is_whole(path):
             return path
@@ -118,18 +119,18 @@ def check_resume(
     another_run: bool = False,
     accepted: Sequence[str] = (),
 ) -> list[dict]:
-    """Refuse to continue a checkpoint that another run, or the same with another setting, wrote.
+    """Refuse to continue a checkpoint if the identity of the run that wrote it differs.
 
     Args:
-        checkpoint: its content.
-        path: its file, for the message; its name tells whether another epoch has begun.
-        identity: of the run that continues it.
-        may_differ: the rule of the stage that the run belongs to, if it has one.
-        another_run: whether another run wrote the checkpoint, and this one branches off.
-        accepted: keys that may differ because the user says so, and all below them.
+        checkpoint: the loaded checkpoint.
+        path: its file, for the message; its name tells whether the next epoch has begun.
+        identity: the identity of the run that continues it.
+        may_differ: the stage's rule for the keys that may differ, if it has one.
+        another_run: whether another run wrote the checkpoint, from which this run branches off.
+        accepted: keys in which the user accepts differences, also in all keys below them.
 
     Returns:
-        The differences that are accepted: ``epoch``, ``key``, ``was`` and ``now`` of each.
+        The accepted differences: ``epoch``, ``key``, ``was`` and ``now`` of each.
 
     Raises:
         UserError: naming every other key that differs, with both values.

@@ -1,4 +1,4 @@
-"""Stopping a run at any iteration, and resuming it there bit for bit."""
+"""Stop a run at any iteration, and resume it there bit for bit."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from pretrain.runs.checkpoint import checkpoints, is_whole, progress
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 
-# The signals that stop a run, and the exit code that says so: 128 + the signal's number, but 75
-# (EX_TEMPFAIL, "try again") for the warning of a scheduler that the time is up.
+# The signals that stop a run, and its exit codes: 128 + the signal's number, but 75 (EX_TEMPFAIL,
+# "try again") for SIGUSR1, by which a scheduler warns that the time is almost up.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75}
 # The largest share of a run's time that checkpoints at the ends of epochs may take.
 SHARE = 0.01
@@ -31,9 +31,9 @@ _received: list[int] = []
 
 
 def stop_when_told() -> None:
-    """From now on have a signal of :data:`EXIT_CODES` stop the run at its next iteration."""
+    """From now on, a signal of :data:`EXIT_CODES` stops the run at its next iteration."""
     for number in EXIT_CODES:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _receive)
     os.register_at_fork(after_in_child=_leave_to_parent)
 
@@ -50,17 +50,17 @@ def _receive(number: int, _: object) -> None:
 
 
 def _leave_to_parent() -> None:
-    """Have a worker end at SIGTERM, as pools send it, and ignore the other signals to the run."""
+    """In a forked worker: end at SIGTERM, which pools send, and ignore the run's other signals."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is _receive:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def _start_worker(first: Callable[[int], object] | None, worker: int) -> None:
-    """Do what a loader's worker does ``first``, and have it end at its parent's SIGTERM alone.
+    """Call the loader's own ``worker_init_fn`` ``first``; then end only at the parent's SIGTERM.
 
-    A scheduler sends SIGTERM to all processes of a run. The run then saves, and torch would stop it
-    by an error as soon as a worker ended.
+    A scheduler sends SIGTERM to all processes of a run. If a worker ended then, torch would raise
+    an error in the run before it has saved.
     """
     if first:
         first(worker)
@@ -75,17 +75,19 @@ def _end_when_parent_says() -> None:
 
 
 def iterations_done(runner: Runner) -> int:
-    """Finished iterations of the present epoch; 0 between two epochs."""
+    """The number of finished iterations of the current epoch; 0 between two epochs."""
     return runner.iter - runner.epoch * len(runner.train_dataloader)
 
 
 def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
-    """Write a checkpoint ``name`` to the run's folder and read it back; every process must call it.
-    ``done`` has the finished ``epoch`` and ``iter``.
+    """Write a checkpoint ``name`` to the run's folder, verify it and return its path. Every process
+    must call this. ``done`` has the numbers of finished epochs (``epoch``) and iterations
+    (``iter``).
 
     Raises:
-        UserError: in the main process, if it cannot be written or a value is not finite. The other
-            processes then exit silently.
+        UserError: in the main process, if a value is not finite or the file is damaged.
+        OSError: in the main process, if the file cannot be written.
+        SystemExit: in the other processes, if the main process raises one of these.
     """
     path = Path(runner.work_dir) / name
     failure = None
@@ -96,7 +98,7 @@ def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
     except (UserError, OSError) as error:
         failure = error
     failed = [failure is not None]
-    broadcast_object_list(failed)  # all wait until the file is there
+    broadcast_object_list(failed)  # all processes wait until the file is written
     if failed[0]:
         raise failure or SystemExit(1)
     runner.logger.info(f'Saved {path}.')
@@ -104,15 +106,16 @@ def save(runner: Runner, name: str, done: dict[str, int]) -> Path:
 
 
 def unwrap(runner: Runner) -> nn.Module:
-    """The model without what distributes it."""
+    """The model without its distributed wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 class _Wishes:
-    """The wishes of a ``group`` of processes. The answer to them is the largest of each number.
+    """Combines the wishes of a ``group`` of processes. A wish has two numbers, the signal to stop
+    by and whether to save; the answer is the maximum of each over the processes.
 
-    They exchange them at each iteration, and read the answer at the next one, so that none waits
-    and all stop at the same iteration. A single process has no group: its own wish is the answer.
+    The processes exchange wishes at each iteration and read the answer at the next one, so that
+    none waits and all stop at the same iteration. Without a group, the own wish is the answer.
     """
 
     def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
@@ -120,7 +123,7 @@ class _Wishes:
         self.pending: tuple[torch.distributed.Work, Tensor] | None = None
 
     def exchange(self, wish: list[int], wait: bool = False) -> list[int]:
-        """Send a wish. Returns the answer to the wishes before, or with ``wait`` to these."""
+        """Send a wish; return the answer to the previous wishes, or with ``wait`` to these."""
         if self.group is None:
             return wish
         before = self.settle()
@@ -131,7 +134,7 @@ class _Wishes:
         return self.settle() if wait else before
 
     def settle(self) -> list[int]:
-        """Wait for the answer that is still to come, and take it; zeros if there is none."""
+        """Wait for the pending answer and return it; zeros if none is pending."""
         if self.pending is None:
             return [0, 0]
         work, wishes = self.pending
@@ -142,27 +145,27 @@ class _Wishes:
 
 @HOOKS.register_module()
 class SaveHook(Hook):
-    """Saves the run: at the end of an epoch as ``epoch_<e>.pth``; within the next one as
-    ``epoch_<e>_iter_<i>.pth`` when ``minutes`` have passed since the last time, or to stop.
+    """Saves checkpoints: ``epoch_<e>.pth`` at the end of epoch e, and ``epoch_<e>_iter_<i>.pth``
+    after i iterations of the next when ``minutes`` have passed since the last one, or to stop.
 
     All processes stop at the same iteration, and wait while a checkpoint is written. The end of an
-    epoch, except the last, is left out if the last checkpoint took more than ``SHARE`` of the time
-    since then.
+    epoch, except the last, is skipped if the last checkpoint took more than ``SHARE`` of the time
+    since then and ``minutes`` have not passed.
 
-    The two newest checkpoints are kept. An older one is deleted once the new one has been read
-    back. A checkpoint with a value that is not finite is not written.
+    The two newest checkpoints are kept; an older one is deleted once the new one is verified. If a
+    value is not finite, the run ends with an error instead of a checkpoint.
 
     Args:
-        minutes: the longest time between two checkpoints; a validation may add to it.
+        minutes: the longest time between two checkpoints; a validation may prolong it.
     """
 
-    # After the other hooks: the state that is saved includes what they do at the same moment.
+    # After the other hooks, so that a checkpoint includes what they do at the same point.
     priority = 'LOWEST'
 
     def __init__(self, minutes: float = 15.0) -> None:
         self.minutes = minutes
-        self.buffers: list[dict[str, Tensor]] | None = None  # of each process, within an epoch
-        self.unsaved = False  # whether an iteration was trained since the last checkpoint
+        self.buffers: list[dict[str, Tensor]] | None = None  # per process; only within an epoch
+        self.unsaved = False  # whether the model was trained since the last checkpoint
         self.spent = 0.0  # seconds that the last checkpoint took
 
     def before_run(self, runner: Runner) -> None:
@@ -190,7 +193,7 @@ class SaveHook(Hook):
         if not (stop or due):
             return
         self.wishes.settle()
-        runner.call_hook('flush', batch_idx=batch_idx)  # what the log and the record put off
+        runner.call_hook('flush', batch_idx=batch_idx)  # pending values of the log and the record
         self.buffers = self._gather(_changing_buffers(unwrap(runner)))
         done = dict(epoch=runner.epoch, iter=runner.iter + 1)
         self._save(runner, f'epoch_{runner.epoch}_iter_{batch_idx + 1}.pth', done)
@@ -208,12 +211,12 @@ class SaveHook(Hook):
             self._stop(runner, stop)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
-        if _received and not self.unsaved:  # a resumed run validates the epoch
+        if _received and not self.unsaved:  # the resumed run repeats the validation
             self._stop(runner, max(_received))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         length, meta = len(runner.train_dataloader), checkpoint['meta']
-        if (theirs := meta.get('epoch_length', length)) != length:  # earlier ones do not say
+        if (theirs := meta.get('epoch_length', length)) != length:  # old checkpoints lack it
             raise UserError(
                 f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} an '
                 f'epoch, and these data give {length}: the schedule counts iterations. Take as '
@@ -266,7 +269,7 @@ class SaveHook(Hook):
 
 
 def _changing_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers of a process that training changes: running statistics and sums."""
+    """The buffers that training changes (running statistics and sums), on the CPU."""
     return {
         f'{path}.{name}': buffer.cpu()
         for path, module in model.named_modules()

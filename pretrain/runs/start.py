@@ -1,4 +1,4 @@
-"""How a run starts: the config is checked and filled in; the run starts anew or resumes."""
+"""How a run starts: its config is checked and filled in, then it begins anew or resumes."""
 
 import argparse
 import errno
@@ -35,21 +35,22 @@ from pretrain.runs.processes import (
 from pretrain.runs.resume import choose_start, holds_run
 from pretrain.runs.saving import stop_when_told
 
-# What torchrun sets for each process that it starts.
+# The environment variables that torchrun sets for each process.
 _VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process for the run, perhaps one of many.
+    """Whether a launcher started this process as one of the run's processes.
 
     torchrun and ``tools/dist_train.sh`` set all variables that a process needs. Other launchers set
-    fewer, and may leave them in a shell.
+    only some of them, which may also remain in a shell.
     """
     return all(os.environ.get(name) for name in _VARIABLES)
 
 
 def check_alone() -> None:
-    """Make sure that this process, which no launcher started, is the only one; else UserError."""
+    """Raise a UserError if the environment says that this process, which no supported launcher
+    started, is one of several."""
     missing = ', '.join(name for name in _VARIABLES if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
@@ -62,8 +63,8 @@ def check_alone() -> None:
 
 
 def check_writable(work_dir: Path) -> None:
-    """Make sure that a run can be written to a folder, which need not exist yet; else UserError."""
-    # A link that leads nowhere is there as well: no folder can be made in its place.
+    """Raise a UserError if a run cannot be written to ``work_dir``, which need not exist yet."""
+    # lexists also finds a broken link, in whose place no folder can be made.
     place = next(path for path in (work_dir, *work_dir.absolute().parents) if os.path.lexists(path))
     try:
         tempfile.TemporaryFile(dir=place).close()
@@ -75,13 +76,14 @@ def check_writable(work_dir: Path) -> None:
 
 
 def claim(work_dir: Path) -> TextIO:
-    """Lock a run's folder for this process.
+    """Create and lock a run's folder for this process.
 
-    The operating system takes the lock back when the returned file is closed or the process ends,
-    however it ends. Loader workers do not inherit it.
+    The operating system releases the lock when the returned file is closed or the process ends for
+    any reason. Loader workers do not inherit it. If the file system has no locks, a warning is
+    printed.
 
     Raises:
-        UserError: if another process has the lock; names it.
+        UserError: if another process holds the lock; the message names that process.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     file = (work_dir / '.lock').open('a+')
@@ -107,8 +109,8 @@ def claim(work_dir: Path) -> TextIO:
 
 
 def check_node(first: dict, ours: dict) -> None:
-    """Raise a UserError if the ``first`` node has another identity than ours: other images, or
-    with ``precision='auto'`` another kind of GPU."""
+    """Raise a UserError if this node's identity ``ours`` differs from the ``first`` node's: through
+    other images or, with ``precision='auto'``, another kind of GPU."""
     if found := differences(first, ours):
         raise UserError(
             f'{socket.gethostname()} differs from the first node: '
@@ -118,8 +120,8 @@ def check_node(first: dict, ours: dict) -> None:
 
 
 def _usual_work_dir(config: Path) -> Path:
-    """Where a run lives if nobody says so: with the config that it has left there, else in
-    ``work_dirs``."""
+    """The default folder of a run: the config's if it holds a run's record (the config is then that
+    run's copy), else ``work_dirs/<config name>``."""
     of_a_run = (config.parent / 'run.json').exists()
     return config.parent if of_a_run else Path('work_dirs') / config.stem
 
@@ -134,7 +136,8 @@ def main() -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Start a run, or the processes of one, as :func:`pretrain.runs.cli.training_arguments` say."""
+    """Start a run, in this process or in several, with the arguments that
+    :func:`pretrain.runs.cli.training_arguments` defines."""
     launched = is_launched()
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
@@ -152,9 +155,9 @@ def start(args: argparse.Namespace) -> None:
 
 
 def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
-    """Start ``count`` processes, each of which calls :func:`start`; with ``--check`` none.
+    """Start ``count`` processes, each of which calls :func:`start`; with ``--check``, only check.
 
-    All is checked here first, so that a mistake is one sentence and not many tracebacks.
+    Everything is checked here first, so that a mistake is reported once and not by each process.
     """
     check_processes(count)
     nodes = number_of_nodes()
@@ -165,7 +168,7 @@ def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
 
 
 def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
-    """Train in this process, alone or with the others that a launcher has started."""
+    """Train in this process, alone or as one of several that a launcher started."""
     usable_gpus()
     if launched:
         end_with_launcher()
@@ -175,10 +178,10 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         check_alone()
         processes, first_of_node = Processes(), 0
         _tell_precision(config)
-    # Once a node: a million files are looked at.
+    # Once per node, because it may check a million files.
     config = processes.decided_by(first_of_node, partial(prepare, config, processes.count))
     first = processes.decided_by(0, config.identity.to_dict)
-    # Each process decides for itself, and one that refuses ends all.
+    # Each process checks its own node; an error in one ends all.
     processes.decided_by(processes.rank, partial(check_node, first, config.identity.to_dict()))
     if args.check is not None:
         choose_start(config, args)
@@ -193,7 +196,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
             unfinished = choose_start(config, args)
             return unfinished, config.load_from, config.resume, config.accepted_changes
 
-        # Rank 0 decides, since nodes may see different states of a shared folder.
+        # Rank 0 decides for all, since nodes may see different states of a shared folder.
         unfinished, *chosen = processes.decided_by(0, begin)
         if not unfinished:
             return
@@ -201,7 +204,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         config.launcher = 'pytorch' if launched else 'none'
         config.model_wrapper_cfg = ddp_settings(config.get('find_unused_parameters', False))
         if launched and not torch.cuda.is_available():
-            # mmengine's own start-up would ask for a CUDA device.
+            # mmengine would require a CUDA device to start the process group.
             torch.distributed.init_process_group('gloo')
         config.runner_type = config.get('runner_type', 'QuietRunner')
         stop_when_told()

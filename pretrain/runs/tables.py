@@ -1,4 +1,4 @@
-"""Records to tables: what the tables of both stages have in common."""
+"""From records to tables: code that the tables of both stages share."""
 
 import json
 import statistics
@@ -12,14 +12,14 @@ from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 
 MISSING = 'missing'
-NONE = '–'  # a number that does not exist, such as the spread of one run
+NONE = '–'  # an undefined number, such as the standard deviation of one run
 SHORTENED = 'SHORTENED, not comparable with the paper. '
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a table by row, and notes below it. The first ``texts`` columns are no numbers.
-    Printed it is Markdown that is aligned as text too.
+    """A table of strings with notes below it. ``str`` gives Markdown whose columns are also aligned
+    as plain text: the first ``texts`` columns to the left, the others (numbers) to the right.
 
     Example:
         >>> print(Table(['network', 'error'], [['ResNet-20', '33.57']], notes=['In percent.']))
@@ -44,15 +44,15 @@ class Table:
         texts: int = 1,
         notes: Sequence[str] = (),
     ) -> 'Table':
-        """A table of cells by the names of their columns, by default the columns of the first row.
-        Columns in which no row has more than a dash are left out."""
+        """Build a table from rows that map column names to cells. ``columns`` are by default those
+        of the first row. Columns that are empty or a dash in every row are left out."""
         empty = {'', NONE}
         header = [c for c in columns or rows[0] if not {row.get(c, '') for row in rows} <= empty]
         return cls(header, [[row.get(c, '') for c in header] for row in rows], texts, notes)
 
     def __str__(self) -> str:
         rule = ['---' if column < self.texts else '--:' for column in range(len(self.header))]
-        # A label may hold the character that parts the cells.
+        # A label may contain the character that separates cells.
         above, *below = (
             [text.replace('|', r'\|') for text in row] for row in (self.header, *self.rows)
         )
@@ -71,19 +71,19 @@ class Table:
 def find_records(
     source: Path, tasks: Sequence[str] = ('classification',), running: bool = False
 ) -> list[dict]:
-    """The records of the tasks in a folder or file, as :func:`pretrain.runs.record.read_records`
-    reads them: of finished runs, and with ``running`` of the others as well."""
+    """The records of ``tasks`` in a source of :func:`pretrain.runs.record.read_records`: those of
+    finished runs, and with ``running`` also those of unfinished ones."""
     records = read_records(source)
     return [r for r in records if (running or r['status'] == 'finished') and r['task'] in tasks]
 
 
 def collect_records(source: Path, out: Path, running: bool = False) -> int:
-    """Write the finished records of ``source``, and with ``running`` the others as well, to the
-    ``.jsonl`` file ``out``, one record per line, sorted by config, label and seed, and return how
-    many there are.
+    """Write the records of finished runs (with ``running``, of all runs) in ``source``, as for
+    :func:`find_records`, to the ``.jsonl`` file ``out``: one per line, sorted by config, label and
+    seed. Return their number.
 
     Raises:
-        UserError: if there is no such record, or ``out`` is not called ``.jsonl``.
+        UserError: if there is no such record, or ``out`` lacks the suffix ``.jsonl``.
     """
     if out.suffix != '.jsonl':
         raise UserError(f'{out} would not be read as records: give it the suffix .jsonl.')
@@ -99,8 +99,8 @@ def collect_records(source: Path, out: Path, running: bool = False) -> int:
 
 
 def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) -> None:
-    """Raise a UserError if runs do not belong in one table: if their ``settings`` differ in other
-    keys than ``may_differ`` and those below. The message calls the runs ``what``."""
+    """Raise a UserError if runs do not belong in one table because their ``settings`` differ in
+    keys other than ``may_differ`` and those below. The message calls the runs ``what``."""
     for other in settings[1:]:
         if found := differences(settings[0], other, may_differ):
             values = ', '.join(f'{key} ({a} and {b})' for key, (a, b) in found.items())
@@ -111,7 +111,8 @@ def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) 
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """``mean ± standard deviation`` with two decimals; the mean alone of a single value."""
+    """``mean ± sample standard deviation`` with two decimals; only the mean of a single value;
+    ``MISSING`` without values."""
     if not values:
         return MISSING
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''

@@ -1,4 +1,4 @@
-"""The training loop: it resumes at any iteration and computes a large batch in micro-batches."""
+"""The training loop: it resumes at any iteration and splits a large batch into micro-batches."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -23,19 +23,22 @@ def train_in_micro_batches(
     optim_wrapper: OptimWrapper,
     micro_batches: int,
 ) -> dict[str, Tensor]:
-    """One iteration whose gradient is that of the whole batch, with the memory of a micro-batch.
+    """One update of the weights by the gradient of the whole batch, with the memory use of one
+    micro-batch.
 
-    An iteration stays an update, unlike with mmengine's ``accumulative_counts``. Each micro-batch
-    is normalised by its own statistics.
+    Gradients and logged values are means over the micro-batches, weighted by their sizes. Unlike
+    with mmengine's ``accumulative_counts``, an iteration remains one update. Batch normalisation
+    uses the statistics of each micro-batch.
 
     Args:
-        model: a classifier, detector or segmenter, or what distributes it.
-        data: a batch of ``inputs`` and ``data_samples``, as the loader gives it.
+        model: a classifier, detector or segmenter, or its distributed wrapper.
+        data: a batch of ``inputs`` and ``data_samples``, as the loader returns it.
         optim_wrapper: the optimizer.
-        micro_batches: how many; the last is smaller if they do not divide the batch.
+        micro_batches: the largest number of micro-batches; the last one may be smaller than the
+            others.
 
     Returns:
-        The values to log, means over the batch.
+        The values to log, as scalar tensors.
     """
     distributed = is_model_wrapper(model)
     inner = model.module if distributed else model
@@ -48,7 +51,7 @@ def train_in_micro_batches(
     logs: dict[str, Tensor] = {}
     for micro_batch in split:
         share = len(micro_batch['inputs']) / total
-        # The processes exchange their gradients in the last micro-batch's backward pass.
+        # The processes exchange their gradients in the backward pass of the last micro-batch.
         wait = distributed and micro_batch is not split[-1]
         with model.no_sync() if wait else nullcontext():
             loss, values = inner.parse_losses(model(**micro_batch, mode='loss'))
@@ -63,10 +66,10 @@ def train_in_micro_batches(
 
 @LOOPS.register_module()
 class MicroBatchTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, whose iteration is :func:`train_in_micro_batches`, and which
-    resumes at an iteration and not only at an epoch.
+    """mmengine's loop over epochs, with :func:`train_in_micro_batches` as its iteration. It can
+    also resume within an epoch.
 
-    Its random numbers follow from (seed, iteration, rank), so that a stop changes none.
+    Random numbers depend only on (seed, iteration, rank), so that resuming changes none.
     """
 
     def __init__(self, *args: object, micro_batches: int = 1, **kwargs: object) -> None:
@@ -83,7 +86,7 @@ class MicroBatchTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _batches(self, done: int) -> Iterable:
-        """The epoch's batches without the first ``done``, which are not loaded."""
+        """The batches of the epoch after the first ``done``, which are not loaded."""
         loader = self.dataloader
         if not done:
             return loader
@@ -99,7 +102,7 @@ class MicroBatchTrainLoop(EpochBasedTrainLoop):
 
     def run_iter(self, idx: int, data_batch: Sequence | dict) -> None:
         runner = self.runner
-        # The last number tells this key from that of a sample: (seed, epoch, index).
+        # The last number distinguishes this key from that of a sample: (seed, epoch, index).
         seed_all(runner.seed, self._iter, get_rank(), 1)
         runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
         outputs = train_in_micro_batches(
