@@ -1,17 +1,18 @@
 """The data sets to pretrain on. To add one, import its module here: that registers it for configs.
 
-A data set is a ``torch.utils.data.Dataset`` that ``pretrain.build`` makes with ``root``, ``split``
-('train' or 'val') and ``seed``; and, if the config has an ``image_size``, with it as ``size``, and
-with the images to ``skip``. Without one its images lie on the device, and no workers load them.
-It has
+A data set is a ``torch.utils.data.Dataset``. Its constructor takes ``root``, ``split`` ('train' or
+'val') and ``seed`` and, if the config has an ``image_size``, also ``size``, which is that, and
+``skip``, the images to leave out. Without an ``image_size`` the data set holds its images on the
+device and is used without workers. It has
 
-- ``__getitem__((epoch, index))``, a dict of ``inputs``, uint8 RGB, and ``data_samples``, the class,
-  or ``__getitems__`` for whole batches. :class:`pretrain.runs.randomness.EpochSampler` gives the
-  pairs. What is random is drawn from (seed, epoch, index) alone, so that neither workers nor the
-  number of processes nor a resume changes a sample;
-- ``check(root, batch_size, processes, skip_unusable)``, the checks before a run; it returns a
-  :class:`pretrain.datasets.image_folder.Checked`, whose hashes are part of a run's identity;
-- ``file_list()``, a name for each sample, and ``metainfo['classes']``.
+- ``__getitem__((epoch, index))``, which returns a dict of ``inputs``, uint8 RGB (3, H, W), and
+  ``data_samples``, the class index; or ``__getitems__`` for whole batches.
+  :class:`pretrain.runs.randomness.EpochSampler` gives the pairs. Augmentation depends on (seed,
+  epoch, index) alone, so that workers, the number of processes and a resume change no sample;
+- ``check(root, batch_size, processes, skip_unusable)``, a static method called before a run; it
+  returns a :class:`pretrain.datasets.image_folder.Checked`, whose hashes are part of a run's
+  identity;
+- ``file_list()``, a name for each sample, and ``metainfo['classes']``, the class names.
 
 :class:`pretrain.datasets.image_folder.ClassFolder` is an example.
 """

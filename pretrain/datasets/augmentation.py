@@ -1,5 +1,5 @@
-"""The augmentation of folders of photos that the device applies to a whole batch: jitter, flip and
-rotation. The crop is in :mod:`pretrain.datasets.decode`; CIFAR's are in its own module."""
+"""Augmentation of ImageNet-style folders on the device, a whole batch at a time: jitter, flip and
+rotation. The crop is in :mod:`pretrain.datasets.decode`, CIFAR's augmentation in its module."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 MAX_ANGLE = math.radians(10)
 JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 - 0.4 to 1 + 0.4
-# RGB to luma, of ITU-R BT.601, as in torchvision.
+# ITU-R BT.601 weights from RGB to luma, as in torchvision.
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -20,7 +20,7 @@ def draw_augmentation() -> Tensor:
     """Draw the augmentation of one image from torch's generator.
 
     Returns:
-        float32 (5,): flipped (1) or not (0), the angle in radians, and the factors of brightness,
+        float32 (5,): 1 for a flip or 0, the angle in radians, and the factors of brightness,
         contrast and saturation.
     """
     flipped, angle, *factors = torch.rand(5).tolist()
@@ -32,8 +32,11 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, then contrast, then saturation, as torchvision's ``adjust_*`` do.
 
     Args:
-        images: float32 (N, 3, H, W) RGB, 0 to 255; so is the result.
-        factors: (N, 3), one for each of the three; 1 changes nothing.
+        images: float32 (N, 3, H, W) RGB, from 0 to 255.
+        factors: (N, 3), of brightness, contrast and saturation; 1 changes nothing.
+
+    Returns:
+        New images of the same shape and range.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
     weights = _luma_weights(images.device)
@@ -46,7 +49,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 @functools.cache
 def _luma_weights(device: torch.device) -> Tensor:
-    """LUMA on the device, copied once: a copy at each batch would wait for the step before."""
+    """LUMA on the device, copied once: a copy per batch would wait for the previous iteration."""
     return torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
 
 
@@ -56,9 +59,9 @@ def flip_and_rotate(images: Tensor, flipped: Tensor, angles: Tensor) -> Tensor:
     The corners that a rotation leaves empty are filled with 0.
 
     Args:
-        images: float32 (N, C, S, S).
-        flipped: (N,), 1 or 0.
-        angles: (N,), in radians, counter-clockwise.
+        images: float32 (N, C, S, S); they must be square.
+        flipped: float32 (N,), 1 for a flip or 0.
+        angles: float32 (N,), in radians, counter-clockwise.
     """
     cos, sin = angles.cos(), angles.sin()
     sign = 1 - 2 * flipped
@@ -70,11 +73,12 @@ def flip_and_rotate(images: Tensor, flipped: Tensor, angles: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class AugmentingPreprocessor(ImgDataPreprocessor):
-    """Normalises a batch as mmengine does and applies the augmentation of Section 4.2.
+    """Normalises a batch as mmengine's ``ImgDataPreprocessor`` and applies the augmentation of
+    Section 4.2.
 
-    A batch with the key ``augmentation``, one row of :func:`draw_augmentation` an image, is
-    augmented; a batch without it is only normalised. Empty corners get the grey that normalisation
-    maps to 0.
+    A batch with the key ``augmentation``, float32 (N, 5) from :func:`draw_augmentation`, is
+    augmented; a batch without it is only normalised. The corners that a rotation leaves empty get
+    the mean colour, which normalisation maps to 0.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:

@@ -1,4 +1,4 @@
-"""CIFAR-100 on the device, whole augmented batches at a time, as in Section 4.1."""
+"""CIFAR-100 on the device, augmented a whole batch at a time, as in Section 4.1."""
 
 import hashlib
 import pickle
@@ -24,7 +24,7 @@ MD5 = {
     'test': 'f0ef6b0ae62326f3e7ffdfab6717acfc',
     'meta': '7973b15100ade9c7d40fb424638fde48',
 }
-# The colour of the margin: the mean of the training images, which normalisation maps to 0.
+# The colour of the margin: the rounded mean of the training images, near 0 once normalised.
 FILL = (129, 124, 112)
 SIZE = 32
 MARGIN = 4
@@ -32,19 +32,20 @@ MARGIN = 4
 
 @DATASETS.register_module()
 class Cifar100(Dataset):
-    """CIFAR-100 as uint8 on the device that trains: a batch is one gather there.
+    """CIFAR-100 as uint8 on the training device, where one gather makes a batch.
 
     A training image gets a grey margin of 4 pixels; a random 32x32 crop is taken from the 40x40
     pixels and flipped with probability 1/2. Test images are not changed.
 
     Args:
         root: the folder ``cifar-100-python`` with the official files.
-        split: 'train' or 'val', the official test set.
-        seed: the run's seed.
-        images: train on so many images, the first ones of each class; None keeps all.
+        split: 'train' or 'val', which is the official test set.
+        seed: of the augmentation.
+        images: number of training images to keep, the first ones of each class; None keeps all.
 
     Raises:
-        UserError: if a file is missing or not the official one, or ``images`` is impossible.
+        UserError: if a file is missing or not the official one, or ``images`` is not a multiple of
+            the number of classes up to all images.
     """
 
     def __init__(self, root: str, split: str, seed: int, images: int | None = None) -> None:
@@ -65,7 +66,7 @@ class Cifar100(Dataset):
         padded[:, inner, inner] = pixels.view(-1, 3, SIZE, SIZE).permute(0, 2, 3, 1)
         self.pixels = padded.view(-1, 3)
         self.labels = torch.from_numpy(labels[kept]).to(device)
-        # Offsets of a crop's pixels from its first pixel, as they are and flipped.
+        # Offsets of a crop's pixels from its first pixel: unflipped and flipped.
         crop = torch.arange(side * side, device=device).view(side, side)[:SIZE, :SIZE]
         self.crops = torch.stack([crop, crop.flip(1)]).flatten(1)
         self.side = side
@@ -79,7 +80,8 @@ class Cifar100(Dataset):
     def check(
         root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
     ) -> Checked:
-        """As :meth:`pretrain.datasets.image_folder.ClassFolder.check`; there is nothing to skip."""
+        """Same as :meth:`pretrain.datasets.image_folder.ClassFolder.check`, with nothing to skip:
+        ``skip_unusable`` has no effect."""
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
@@ -90,16 +92,16 @@ class Cifar100(Dataset):
         return len(self.labels)
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """A batch of B pairs (epoch, index) of one epoch. Torch's loader hands it to the collate
-        function, which must be :func:`whole_batch`.
+        """A batch of the samples at B pairs (epoch, index), all of one epoch. The loader's collate
+        function must be :func:`whole_batch`.
 
         Returns:
             ``inputs``, uint8 (B, 3, 32, 32) RGB in the memory format channels_last, and
-            ``data_samples``, the classes, int64 (B,), both on the device.
+            ``data_samples``, the class indices, int64 (B,), both on the device.
         """
         epochs, indices = zip(*positions, strict=True)
         (epoch,) = set(epochs)
-        # A blocking copy would wait for the training step before.
+        # A blocking copy would wait for the previous iteration.
         index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
         first, flipped = self._draws(epoch)[:, index]
         pixels = (first[:, None] + self.crops[flipped]).flatten()
@@ -107,14 +109,14 @@ class Cifar100(Dataset):
         return {'inputs': batch.permute(0, 3, 1, 2), 'data_samples': self.labels[index]}
 
     def file_list(self) -> list[str]:
-        """The images' places in the official file, with its md5, in the order of the labels."""
+        """For each sample, '<file>-<md5>/<index>' of its image in the official file."""
         return self.files
 
     def _draws(self, epoch: int) -> Tensor:
-        """For each image, the position in ``pixels`` where its crop starts, and whether it is
-        flipped (0 or 1): int64 (2, N)."""
+        """int64 (2, N): for each image, the position in ``pixels`` where its crop starts, and
+        whether it is flipped (0 or 1)."""
         if self.drawn is None or self.drawn[0] != epoch:
-            # The length tells this key from the sampler's: stable_seed(s) equals that of (s, 0).
+            # The length keeps this key unlike the sampler's: stable_seed(s) == stable_seed(s, 0).
             seed = stable_seed(self.seed, epoch, len(self))
             generator = torch.Generator().manual_seed(seed)
             y, x, flipped = (
@@ -133,7 +135,7 @@ def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(root: Path, name: str) -> dict[str, Any]:
-    """The content of an official file."""
+    """The content of an official file; UserError if it is missing or changed."""
     path = root / name
     if not path.is_file():
         raise UserError(
@@ -151,7 +153,8 @@ def _load(root: Path, name: str) -> dict[str, Any]:
 
 
 def _first_of_each_class(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """The indices of ``count`` images in ascending order; all classes are equally frequent."""
+    """The ascending indices of ``count`` images, equally many of each class, which must be equally
+    frequent in ``labels``; UserError if ``count`` is not a multiple of the classes."""
     if not isinstance(count, int) or not 0 < count <= len(labels) or count % classes:
         raise UserError(
             f'train_dataloader.dataset.images is {count}: it must be a multiple of {classes}, the '

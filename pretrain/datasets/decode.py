@@ -1,4 +1,4 @@
-"""From an image file to the crop that a network sees, decoding no more than is needed."""
+"""Decode the crop of an image file that a network sees, at the lowest resolution that suffices."""
 
 import io
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from pretrain.datasets.image_checks import DECODE_ERRORS
 from pretrain.runs.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-CENTRE = 224 / 256  # of the shorter side: what a test crop shows
-REDUCTIONS = (8, 4, 2)  # the ones that libjpeg-turbo has fast code for
+CENTRE = 224 / 256  # side of the test crop as a share of the shorter side
+REDUCTIONS = (8, 4, 2)  # the factors for which libjpeg-turbo has fast code
 
 
 class Box(NamedTuple):
@@ -31,14 +31,14 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, area: Sequence[float]) -> Box:
-    """Draw a box that keeps a share from ``area[0]`` to ``area[1]`` of an image, as torchvision
-    does: uniform in area and log-uniform in aspect ratio, from torch's generator."""
+    """Draw a box that covers a share of the image from ``area[0]`` to ``area[1]``, as torchvision's
+    RandomResizedCrop: uniform in area and log-uniform in aspect ratio, from torch's generator."""
     shape = torch.empty(3, height, width, device='meta')
     return Box(*RandomResizedCrop.get_params(shape, area, ASPECT_RATIOS))
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The single centre crop, a square."""
+    """The square centre crop of a test image, with :data:`CENTRE` of the shorter side."""
     side = max(1, round(min(height, width) * CENTRE))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
@@ -46,8 +46,8 @@ def centre_box(height: int, width: int) -> Box:
 class EncodedImage:
     """An image file. Only its header is read until a crop is requested.
 
-    libjpeg-turbo decodes JPEGs, which nearly all of ImageNet's files are. PIL decodes other formats
-    and the JPEGs that libjpeg-turbo's interface does not cover: CMYK and rare chroma samplings.
+    libjpeg-turbo decodes JPEGs, the format of nearly all ImageNet files. PIL decodes other formats
+    and the JPEGs that libjpeg-turbo's Python interface cannot: CMYK and rare chroma samplings.
     Grey, CMYK and palette images become RGB. As in torchvision, an orientation in the EXIF data
     is not applied.
 
@@ -59,6 +59,7 @@ class EncodedImage:
 
     Raises:
         UserError: naming the file, if neither can decode it.
+        OSError: if the file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -84,10 +85,11 @@ class EncodedImage:
         self.width, self.height = self._image.size
 
     def crop(self, box: Box, size: int) -> Tensor:
-        """The box as uint8 (3, size, size) RGB, resized bilinearly with antialiasing."""
+        """The box as uint8 (3, size, size) RGB, resized bilinearly with antialiasing. Raises a
+        UserError if the file cannot be decoded."""
         if self._image is None:
-            # A half, a quarter or an eighth costs less to decode and averages the pixels; the
-            # crop must not become smaller than its output.
+            # Decoding at a half, a quarter or an eighth is faster and averages the pixels; the crop
+            # must not become smaller than the output.
             factor = next((f for f in REDUCTIONS if f * size <= min(box.height, box.width)), 1)
             try:
                 pixels = simplejpeg.decode_jpeg(
@@ -98,7 +100,7 @@ class EncodedImage:
                     strict=False,
                 )
                 box = _reduce(box, factor)
-            except ValueError:  # it reads the header of this kind of JPEG, but not its pixels
+            except ValueError:  # simplejpeg reads this file's header, but not its pixels
                 self._open()
         if self._image is not None:
             pixels = np.array(self._image)
@@ -107,7 +109,7 @@ class EncodedImage:
 
 
 def _reduce(box: Box, factor: int) -> Box:
-    """The box in the image that is ``factor`` times smaller, with sides rounded up."""
+    """The box in an image decoded at 1 / ``factor`` of its size, which libjpeg rounds up."""
     top, left = round(box.top / factor), round(box.left / factor)
     bottom = round((box.top + box.height) / factor)
     right = round((box.left + box.width) / factor)

@@ -1,7 +1,7 @@
-"""Which image files a run would fail on, found before a run that takes days.
+"""Find the image files that a run would fail on, before a run that takes days.
 
 Only the header and the end of JPEG, PNG and WebP files are read. Files of other formats, rare kinds
-of JPEG and files that do not end as they should are decoded.
+of JPEG and files with a wrong end are decoded.
 """
 
 import io
@@ -17,14 +17,14 @@ from pretrain.runs.file_checks import cached, parallel_map, paths_within
 
 # 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
 # pixels, PIL's limit.
-OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'  # judged by whoever lists the files
+OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'  # found by whoever lists the files
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
 UNUSABLE += (OTHER_FORMAT,)
-CONVERTED = ('CMYK', 'grey')  # usable, and read as RGB
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, of damage
+CONVERTED = ('CMYK', 'grey')  # usable; converted to RGB
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, if damaged
 _TAIL = 4096  # bytes
-_CHUNK = 512  # files at a time for a process
-# Nearly all JPEGs have chroma at full resolution, at half the width or at half of both.
+_CHUNK = 512  # files per task of a process
+# Nearly all JPEGs have chroma at full resolution, at half the width, or at half width and height.
 _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 
 
@@ -35,14 +35,14 @@ def check_images(
 
     Args:
         root: the folder that holds the images.
-        names: their paths relative to it.
-        state: their :func:`pretrain.runs.file_checks.fingerprint`; until it changes, the user's
-            cache directory keeps the result.
-        processes: default: as many as there are cores.
+        names: their paths relative to ``root``.
+        state: their :func:`pretrain.runs.file_checks.fingerprint`. The result is cached in the
+            user's cache directory until it changes.
+        processes: number of processes; None: one per core.
 
     Returns:
-        The sorted names of each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs; an image is of
-        one kind at most.
+        For each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs, the sorted names; an image is
+        of one kind at most.
     """
     root = root.resolve()
     paths = paths_within(root, names)
@@ -60,7 +60,7 @@ def check_images(
 
 
 def check_image(path: str | Path) -> str | None:
-    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file is; None for an ordinary image."""
+    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file belongs to; None for a usual image."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)
@@ -73,11 +73,11 @@ def check_image(path: str | Path) -> str | None:
 
 
 def _is_complete(head: bytes, tail: bytes, size: int) -> bool | None:
-    """Whether a file ends as its format does; None if its head and tail cannot tell.
+    """Whether a file ends as its format demands; None if this cannot be told from head and tail.
 
-    The pixels of a JPEG contain no marker, so an FFD9 in its tail ends them, whatever comes after.
-    A thumbnail in the header has an FFD9 too, but the FFDA that begins the pixels comes after it.
-    If the end is not in the tail, the decoder decides. Damage in the middle is not found.
+    JPEG pixel data contain no marker, so an FFD9 in the tail ends them, whatever comes after. A
+    thumbnail in the header has an FFD9 too, but the FFDA that begins the pixels comes after it. If
+    the end is not in the tail, the decoder decides. Damage in the middle is not found.
     """
     if head.startswith(b'\xff\xd8\xff'):
         return tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
@@ -95,7 +95,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
         image = Image.open(file)
         if not complete or (image.format in ('JPEG', 'MPO') and not _is_usual_jpeg(image)):
             image.load()
-        # An MPO holds several views of a photo, or a preview; it is not animated.
+        # An MPO holds several views of a photo, or a preview. It is not animated.
         animated = image.format != 'MPO' and getattr(image, 'is_animated', False)
     except Image.DecompressionBombError:
         return 'too large'
@@ -111,7 +111,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
 
 
 def _is_usual_jpeg(image: Image.Image) -> bool:
-    """Whether the header leaves no doubt that the pixels can be decoded."""
+    """Whether the header alone shows that simplejpeg can decode the pixels."""
     if not image.tile:  # no pixels follow
         return False
     luma, *chroma = [(layer[1], layer[2]) for layer in image.layer]
