@@ -1,4 +1,4 @@
-"""ImageNet-style folders, augmented as in Section 4.2 as a function of (seed, epoch, index)."""
+"""ImageNet-style folders, augmented as in Section 4.2, reproducibly from (seed, epoch, index)."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,18 +25,18 @@ from pretrain.runs.file_checks import (
 )
 from pretrain.runs.randomness import stable_seed, torch_seed
 
-# Ends of the names of images that torchvision's ImageFolder leaves out in silence.
+# File extensions of images that torchvision's ImageFolder silently skips.
 _NOT_READ = b'.avif', b'.gif', b'.heic', b'.heif', b'.jfif', b'.jp2', b'.jpe', b'.jxl', b'.tga'
 
 
 class ImageList(NamedTuple):
-    """The images of a split in arrays: loader workers would each copy a million Python objects.
+    """The images of a split, in arrays, because each loader worker would copy Python objects.
 
     Attributes:
         classes: the sorted names of the class folders.
-        paths: (N,) of bytes, the files relative to the root, such as b'train/n01/a.JPEG'.
-        labels: (N,) int32, the index of each image's class.
-        others: images of formats that are not read, as strings.
+        paths: (N,) of bytes, the paths relative to the root, such as b'train/n01/a.JPEG'.
+        labels: (N,) int32, the class index of each image.
+        others: paths relative to the root of images in formats that are not read.
     """
 
     classes: tuple[str, ...]
@@ -49,9 +49,10 @@ class Checked(NamedTuple):
     """What the check of a data set returns.
 
     Attributes:
-        classes: their number.
+        classes: number of classes.
         skip: the images to leave out, sorted paths relative to the root.
-        content: reads all images for a hash of each split's names and bytes.
+        content: a function that returns a hash of the names and bytes of each split. It may have
+            to read all images.
     """
 
     classes: int
@@ -61,12 +62,12 @@ class Checked(NamedTuple):
 
 def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
     """List the images in ``root/<split>/<class>/`` at any depth, in the order of torchvision's
-    ImageFolder, without those in ``skip``, paths relative to ``root``.
+    ImageFolder, except those whose paths relative to ``root`` are in ``skip``.
 
     Raises:
-        UserError: if there is no class, a class has no image, an image lies outside the classes,
-            a folder cannot be read, is hidden or is a link to one that holds it, or a name is not
-            UTF-8.
+        UserError: if there is no class, a class has no image, an image lies outside the class
+            folders, a folder is unreadable, hidden or a link to one of its parents, or a name is
+            not UTF-8.
     """
     folder, left_out = root / split, set(map(os.fsencode, skip))
     if not folder.is_dir():
@@ -84,7 +85,7 @@ def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
             f'{folder} has {counted(loose, "images")} outside the class folders: move each to '
             'the folder of its class, or delete it.'
         )
-    # Bytes cost half the time of strings and sort in the same order.
+    # Bytes take half the time of strings and sort in the same order.
     extensions, top = tuple(map(str.encode, IMG_EXTENSIONS)), os.fsencode(root) + b'/'
     paths, counts, others = [], [], []
     for name in classes:
@@ -108,7 +109,7 @@ def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Each folder within ``folder``, through links, with the names of its files."""
+    """``folder`` and each folder below it, links included, with the names of its files."""
     for parent, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         path = Path(os.fsdecode(parent))
         if path.name.startswith('.'):
@@ -122,7 +123,7 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """``os.walk`` would leave the folder out."""
+    """Raise a UserError for a folder that ``os.walk`` would silently leave out."""
     raise UserError(
         f'{os.fsdecode(error.filename)} cannot be read ({error.strerror}): make it readable, or '
         'remove it.'
@@ -130,7 +131,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None:
-    """Both splits must have the same classes, in folders of their own; else UserError."""
+    """Raise a UserError unless both splits have the same classes, in different folders."""
     only = {'train': {*train}.difference(val), 'val': {*val}.difference(train)}
     if any(only.values()):
         found = (
@@ -149,18 +150,23 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
 
 @DATASETS.register_module()
 class ClassFolder(Dataset):
-    """``root/<split>/<class>/<image>``; a sample is ``inputs``, uint8 (3, size, size) RGB, and
-    ``data_samples``, the class index. A sample to train on has ``augmentation`` as well, for
-    :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
+    """The images ``root/<split>/<class>/<image>``.
+
+    A sample is a dict of ``inputs``, uint8 (3, size, size) RGB, and ``data_samples``, the class
+    index. With a random crop it also has ``augmentation``, float32 (5,), which
+    :class:`pretrain.datasets.augmentation.AugmentingPreprocessor` applies.
 
     Args:
         root: the folder that holds the splits.
         split: 'train' or 'val'.
         seed: of the augmentation.
-        size: side of the output in pixels.
-        crop_area: the least and the greatest share of an image that a random crop keeps; None for
-            the centre crop.
-        skip: images to leave out, by their paths relative to ``root``.
+        size: height and width of a sample in pixels.
+        crop_area: the smallest and the largest share of the image's area that a random crop keeps;
+            None for the centre crop without augmentation.
+        skip: images to leave out, as paths relative to ``root``.
+
+    Raises:
+        UserError: as :func:`list_images`.
     """
 
     def __init__(
@@ -209,13 +215,13 @@ class ClassFolder(Dataset):
 
         Args:
             root: the folder that holds both splits.
-            batch_size: the least number of training images.
-            processes: the least number of test images.
-            skip_unusable: print which images cannot be trained with instead of raising an error.
-            workers: processes that look at the images; without it as many as there are cores.
+            batch_size: over all processes; there must be at least as many training images.
+            processes: number of processes; there must be at least as many test images.
+            skip_unusable: skip and print the unusable images instead of raising an error.
+            workers: number of processes that check the images; None: one per core.
 
         Raises:
-            UserError: naming what is missing, differs between the splits or cannot be used.
+            UserError: naming what is missing, differs between the splits or is unusable.
         """
         train, val = (list_images(root, split) for split in ('train', 'val'))
         _check_classes(root, train.classes, val.classes)
@@ -245,5 +251,5 @@ class ClassFolder(Dataset):
         return Checked(len(train.classes), skip, content)
 
     def file_list(self) -> list[str]:
-        """The images' paths relative to the split's folder, in the order of the labels."""
+        """The path of each image relative to the split's folder, in the order of the samples."""
         return [path.decode().removeprefix(f'{self.split}/') for path in self.paths.tolist()]

@@ -1,4 +1,4 @@
-"""Is a folder the data set that the paper used? For tools/prepare_data.py."""
+"""Check whether a folder holds the data set that the paper used, for tools/prepare_data.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,11 @@ from pretrain.runs.errors import UserError, number_of
 
 
 def require_paths(sources: Mapping[Path, str]) -> None:
-    """Check that files and folders exist. ``sources`` says of each what to unpack to get it.
+    """Check that files and folders exist. ``sources`` maps each path to what must be unpacked for
+    it.
 
     Raises:
-        UserError: with a line for each one that is missing.
+        UserError: with one line per missing path.
     """
     missing = [f'No {path}: unpack {what}.' for path, what in sources.items() if not path.exists()]
     if missing:
@@ -20,7 +21,8 @@ def require_paths(sources: Mapping[Path, str]) -> None:
 
 
 def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None:
-    """Print the number of images of each split, and whether it is the paper's; it need not be."""
+    """Print the number of images of each split and whether the paper has as many. A difference is
+    no error."""
     for split, count in counts.items():
         other = f"not the paper's data, which has {official[split]:,}"
         verdict = 'as in the paper' if count == official[split] else other
@@ -28,11 +30,11 @@ def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None
 
 
 def check_imagenet(root: Path, processes: int | None = None) -> None:
-    """Check all images of ImageNet's classification challenge of 2012, in ``train/<class>/`` and
-    ``val/<class>/``, and print how many there are. Default ``processes``: one a core.
+    """Check all images of ILSVRC2012 in ``train/<class>/`` and ``val/<class>/`` and print how many
+    there are, in ``processes`` processes (None: one per core).
 
     Raises:
-        UserError: naming each folder that is missing and each image that is damaged.
+        UserError: naming the missing folders or the unusable images.
     """
     source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder a class'
     require_paths({root / split: source.format(split) for split in ('train', 'val')})
@@ -47,7 +49,7 @@ def check_cifar100(root: Path) -> None:
     how many images they hold.
 
     Raises:
-        UserError: naming each file that is missing, or one that is not the official one.
+        UserError: naming each missing file, or the first one that is not the official one.
     """
     source = 'cifar-100-python.tar.gz of the CIFAR page of the University of Toronto'
     require_paths({root / name: source for name in MD5})

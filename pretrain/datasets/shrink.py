@@ -1,4 +1,4 @@
-"""A one-off copy of an ImageNet-style root with smaller images, which are faster to read."""
+"""Make a copy of an ImageNet-style root with smaller images, which are faster to read."""
 
 import io
 import json
@@ -18,13 +18,18 @@ from pretrain.runs.file_checks import parallel_map
 
 
 def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | None = None) -> None:
-    """Copy an ImageNet-style root to ``out``, shrinking images whose shorter side is over
-    ``shorter_side`` pixels. To continue a stopped call, repeat it. ``processes`` default to one a
-    core. Both numbers are at least 1.
+    """Copy an ImageNet-style root to ``out`` and shrink the images whose shorter side exceeds
+    ``shorter_side`` pixels. A repeated call continues a stopped one.
+
+    Args:
+        root: holds ``train/<class>/`` and ``val/<class>/``.
+        out: a new or empty folder, or that of a stopped call with the same arguments.
+        shorter_side: in pixels, at least 1.
+        processes: number of processes, at least 1; None: one per core.
 
     Raises:
-        UserError: if ``root`` is no such folder or has unusable images, ``out`` holds anything
-            else, or one lies inside the other.
+        UserError: if ``root`` is not such a folder or has unusable images, ``out`` holds anything
+            else, or one folder lies inside the other.
     """
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
@@ -52,7 +57,7 @@ def _begin(out: Path, record: str) -> None:
 
 
 def _shrink_file(root: Path, out: Path, shorter_side: int, name: str) -> tuple[str, int, int]:
-    """Return what was done with an image, and its size in bytes before and after."""
+    """Shrink or copy one image; return what was done and its size in bytes before and after."""
     source, target = root / name, out / name
     old = source.stat().st_size
     if target.exists():
@@ -67,11 +72,11 @@ def _shrink_file(root: Path, out: Path, shorter_side: int, name: str) -> tuple[s
 
 
 def shrink_image(data: bytes, shorter_side: int) -> bytes:
-    """Turn an image file into an RGB JPEG whose shorter side has at most ``shorter_side`` pixels.
-    A JPEG, of any colours, that is small enough is returned as it is.
+    """Convert the bytes of an image file to those of an RGB JPEG whose shorter side has at most
+    ``shorter_side`` pixels. A JPEG that is small enough is returned unchanged, in any colour space.
 
-    Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is not progressive, which
-    would take longer to decode. The EXIF data is left out: training ignores its orientation too.
+    Quality 90 with 4:2:0 is about that of ImageNet's own files. The JPEG is baseline, since a
+    progressive one takes longer to decode. EXIF data are dropped: training ignores the orientation.
     """
     image = Image.open(io.BytesIO(data))
     width, height = image.size
@@ -81,7 +86,7 @@ def shrink_image(data: bytes, shorter_side: int) -> bytes:
     if scale < 1:
         size = round(width * scale), round(height * scale)
         # A huge JPEG is decoded at a fraction of its size, but at least at twice the new size, so
-        # that the filter decides on the quality and not the decoder.
+        # that the resampling filter determines the quality.
         image.draft(None, (2 * size[0], 2 * size[1]))
         image = image.convert('RGB').resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -13,16 +13,16 @@ DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, 
 
 @MODELS.register_module('CifarResNet')
 def build_cifar_resnet(depth: int, num_classes: int, width: int = 16) -> nn.Sequential:
-    """A CIFAR ResNet: (N, 3, 32, 32) normalised images to (N, num_classes) logits.
+    """A CIFAR ResNet, from normalised images (N, 3, 32, 32) to logits (N, num_classes).
 
-    Stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels; average pooling, and not a
-    stride, halves them. Names, blocks and initialisation are those of torchvision's ResNet. With
-    100 classes, depths 20 and 110 have 275,572 and 1,733,812 parameters.
+    By default, stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels. Average pooling
+    halves the resolution, not a stride. Names, blocks and initialisation are those of torchvision's
+    ResNet. With 100 classes, depths 20 and 110 have 275,572 and 1,733,812 parameters.
 
     Args:
-        depth: 8, 14, 20, 32, 56 or 110: (depth - 2) / 6 blocks a stage, two convolutions a block.
+        depth: 8, 14, 20, 32, 56 or 110; each stage has (depth - 2) / 6 blocks of two convolutions.
         num_classes: number of logits.
-        width: channels of the first stage; each later stage has twice those of the one before.
+        width: channels of the first stage; they double with each later stage.
 
     Raises:
         UserError: for another depth.
@@ -48,7 +48,7 @@ def build_cifar_resnet(depth: int, num_classes: int, width: int = 16) -> nn.Sequ
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    # On a batch of images ZeroPad3d appends channels of zeros, which need no parameters.
+    # On a 4-D batch ZeroPad3d appends channels of zeros, a shortcut without parameters.
     widen = nn.ZeroPad3d((0, 0, 0, 0, 0, outputs - inputs)) if outputs > inputs else None
     rest = (BasicBlock(outputs, outputs) for _ in range(blocks - 1))
     return nn.Sequential(BasicBlock(inputs, outputs, downsample=widen), *rest)
@@ -56,13 +56,14 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 
 @MODELS.register_module('CifarDenseNet')
 def build_cifar_densenet(depth: int, num_classes: int) -> torchvision.models.DenseNet:
-    """A CIFAR DenseNet-BC: (N, 3, 32, 32) normalised images to (N, num_classes) logits.
+    """A CIFAR DenseNet-BC, from normalised images (N, 3, 32, 32) to logits (N, num_classes).
 
-    torchvision's DenseNet with three blocks, at 32x32, 16x16 and 8x8 pixels, behind a bare 3x3
-    convolution. With 100 classes, depths 100 and 190 have 800,032 and 25,821,620 parameters.
+    It is torchvision's DenseNet with three blocks, at 32x32, 16x16 and 8x8 pixels; its stem is a
+    single 3x3 convolution. With 100 classes, depths 100 and 190 have 800,032 and 25,821,620
+    parameters.
 
     Args:
-        depth: 100 or 190: (depth - 4) / 6 layers a block, two convolutions a layer.
+        depth: 100 or 190; each block has (depth - 4) / 6 layers of two convolutions.
         num_classes: number of logits.
 
     Raises:
@@ -77,6 +78,6 @@ def build_cifar_densenet(depth: int, num_classes: int) -> torchvision.models.Den
         num_classes=num_classes,
     )
     network.features.conv0 = nn.Conv2d(3, base_width, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.features.conv0.weight)  # as torchvision's own
+    nn.init.kaiming_normal_(network.features.conv0.weight)  # as torchvision does
     del network.features.norm0, network.features.relu0, network.features.pool0
     return network

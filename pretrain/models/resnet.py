@@ -18,19 +18,19 @@ SE_REDUCTION = 16  # of reference [20]
 
 @MODELS.register_module('ResNet')
 def build_resnet(depth: int, num_classes: int, width: int = 64) -> torchvision.models.ResNet:
-    """A torchvision ResNet: (N, 3, H, W) normalised images to (N, num_classes) logits.
+    """A torchvision ResNet, from normalised images (N, 3, H, W) to logits (N, num_classes).
 
-    The 7x7 stem ('v1') and the stride on the 3x3 convolution ('pytorch' style) make its layers
-    before the final pooling the very backbone that Faster R-CNN and DeepLabv3 build (Section 4.3).
+    It has the 7x7 stem ('v1') and the stride on the 3x3 convolution ('pytorch' style), so that its
+    layers before the final pooling are the backbone of Faster R-CNN and DeepLabv3 (Section 4.3).
 
     Args:
         depth: 18, 34, 50, 101 or 152 (Section 4.2 uses the last two).
         num_classes: number of logits.
         width: channels of the 3x3 convolution of the first bottleneck; 128 gives torchvision's
-            Wide ResNet. Depths 18 and 34 have no bottlenecks.
+            Wide ResNet. It must be 64 for depths 18 and 34, which have no bottlenecks.
 
     Raises:
-        UserError: for another depth or width.
+        UserError: for another depth, or another width of depth 18 or 34.
     """
     check_depth(depth, DEPTHS)
     if width != 64 and depth < 50:
@@ -44,7 +44,7 @@ def build_resnet(depth: int, num_classes: int, width: int = 64) -> torchvision.m
 
 
 class SEBottleneck(Bottleneck):
-    """torchvision's bottleneck whose residual a squeeze-and-excitation module scales."""
+    """torchvision's bottleneck with a squeeze-and-excitation module that scales the residual."""
 
     def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
@@ -61,9 +61,9 @@ class SEBottleneck(Bottleneck):
 
 @MODELS.register_module('SEResNet')
 def build_se_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
-    """A ResNet with squeeze-and-excitation, '+S' of Table 4; shapes as :func:`build_resnet`.
+    """A ResNet with squeeze-and-excitation, '+S' in Table 4; shapes as in :func:`build_resnet`.
 
-    With 1,000 classes depths 50, 101 and 152 have 28,088,024, 49,326,872 and 66,821,848
+    With 1,000 classes, depths 50, 101 and 152 have 28,088,024, 49,326,872 and 66,821,848
     parameters.
 
     Args:
@@ -78,7 +78,7 @@ def build_se_resnet(depth: int, num_classes: int) -> torchvision.models.ResNet:
 
 
 def check_depth(depth: int, known: Collection[int]) -> None:
-    """Raise a UserError if a network has no version of this depth."""
+    """Raise a UserError if ``depth`` is not in ``known``."""
     if depth not in known:
         choice = ', '.join(map(str, known))
         raise UserError(f'model.network.depth is {depth}: choose one of {choice}.')

@@ -1,4 +1,4 @@
-"""Any classifier of timm, by its name."""
+"""Any classifier of timm, by name."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from pretrain.runs.errors import UserError
 
 @MODELS.register_module('Timm')
 def build_timm(name: str, num_classes: int, **arguments: Any) -> nn.Module:
-    """A network of timm's, with new weights.
+    """A network of timm, with randomly initialised weights.
 
     Args:
-        name: as ``timm.list_models()`` has it, such as ``'vit_small_patch16_224'``.
-        num_classes: C of its logits (N, C).
-        arguments: of ``timm.create_model``, such as ``img_size=64``.
+        name: one of ``timm.list_models()``, such as ``'vit_small_patch16_224'``.
+        num_classes: number of logits.
+        arguments: passed to ``timm.create_model``, such as ``img_size=64``.
 
     Raises:
         UserError: if timm is not installed or has no such network.
