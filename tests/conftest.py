@@ -24,12 +24,12 @@ from pretrain.runs.config import load_config
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.resume import choose_start
 
-# Runs are compared bit for bit on the CPU. The operators' tests run on a GPU that is asked for:
+# Runs are compared bit for bit on the CPU. To test the mmcv operators on a GPU, make it visible:
 # CUDA_VISIBLE_DEVICES=0 bash tools/test.sh tests/downstream/test_mmcv_ops_parity.py
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
-    'precision=float32',  # runs are compared to the bit, and with torch alone
+    'precision=float32',  # runs are compared bit for bit, and with plain torch
     'image_size=32',
     'batch_size=8',
     'epochs=3',
@@ -41,7 +41,7 @@ TINY = (
 
 @MODELS.register_module()
 class TinyNet(nn.Sequential):
-    """Two convolutions with batch normalisation: a student that trains in no time."""
+    """Two convolutions with batch norm: a student that trains in a moment."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(
@@ -64,13 +64,13 @@ def deterministic() -> None:
 
 @pytest.fixture(scope='session', autouse=True)
 def installed() -> None:
-    """What ``pretrain.runs.start`` does for a run that a command starts."""
+    """Call ``install``, as ``pretrain.runs.start`` does for a command's run."""
     install()
 
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps what is known of scanned folders out of the user's cache, in child processes too."""
+    """Keep the results of file checks out of the user's cache, also in child processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         yield
@@ -78,7 +78,7 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope='session', autouse=True)
 def metafiles() -> Iterator[None]:
-    """mmengine reads all metafiles of mmdet or mmseg for each config that inherits from theirs."""
+    """Cache metafiles: mmengine reads all of mmdet's or mmseg's for each config that inherits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
         yield
@@ -86,7 +86,7 @@ def metafiles() -> Iterator[None]:
 
 @pytest.fixture(scope='session', autouse=True)
 def names_of_runs() -> Iterator[None]:
-    """Two Runners of one name that start within one second would share a logger and a folder."""
+    """Number the Runners: two of one name in the same second would share a logger and a folder."""
     set_up, number = Runner.setup_env, itertools.count()
 
     def numbered(runner: Runner, settings: dict) -> None:
@@ -100,13 +100,13 @@ def names_of_runs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long this machine takes to write a file."""
+    """Save every epoch, however long this machine takes to write a file."""
     monkeypatch.setattr(saving, 'SHARE', 1e9)
 
 
 @pytest.fixture(autouse=True)
 def default_scope() -> Iterator[None]:
-    """A Runner of mmdet or mmseg leaves its registry in use, for the tests after it as well."""
+    """Restore the default scope, which a Runner of mmdet or mmseg leaves set for later tests."""
     before = DefaultScope._instance_dict.copy()
     yield
     DefaultScope._instance_dict.clear()
@@ -115,7 +115,7 @@ def default_scope() -> Iterator[None]:
 
 @pytest.fixture
 def tf32() -> Iterator[None]:
-    """A process in which a GPU would compute float32 as TF32."""
+    """Let a GPU of this process compute float32 as TF32."""
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -142,15 +142,15 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(image_folder: Path) -> Callable[..., Config]:
-    """``tiny_config('sd', work_dir, 'key=value', ...)``: a demo config at test size,
-    with TinyNet, prepared."""
+    """``tiny_config('sd', work_dir, 'key=value', ...)``: a prepared demo config of test size with
+    TinyNet."""
 
     def make(method: str, work_dir: Path, *options: str) -> Config:
         path = ROOT / f'configs/demo/r18_{method}.py'
         config = load_config(path, [f'data_root={image_folder}', *TINY, *options])
         config.model.network = dict(type='TinyNet', num_classes=4)
         config.work_dir = str(work_dir)
-        # mmengine tells runs of one process apart by their names, which else hold the second.
+        # mmengine tells runs of a process apart by their names, by default the time in seconds.
         config.experiment_name = f'{method}-{work_dir}'
         return prepare(config)
 
@@ -186,7 +186,7 @@ paper = dict(metric='top1_error')
 
 @pytest.fixture
 def tiny_file(image_folder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """``tiny_file('sd', generations=2, ...)``: a config file of four tiny epochs."""
+    """``tiny_file('sd', generations=2, ...)``: a config file for four epochs of TinyNet."""
 
     def write(stem: str, **algorithm: object) -> Path:
         path = tmp_path / f'{stem}.py'
@@ -199,7 +199,7 @@ def tiny_file(image_folder: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """Runs of a Launcher go on in this process, where TinyNet is known; what was launched."""
+    """Run a Launcher's runs in this process, where TinyNet is registered; the list of them."""
     runs = []
 
     def launch(self: Launcher, run: Run) -> None:

@@ -33,7 +33,7 @@ PROVENANCE = {
 
 @lru_cache(maxsize=1)
 def backbone_weights(depth: int) -> dict[str, torch.Tensor]:
-    """Of a random ResNet without its classifier; no statistic is a default."""
+    """The weights of a random ResNet without its classifier; no BN statistic is a default."""
     torch.manual_seed(0)
     weights = getattr(torchvision.models, f'resnet{depth}')().state_dict()
     return {
@@ -71,8 +71,8 @@ def backbone_file_152(tmp_path_factory) -> str:
 
 
 def write_voc(root: Path, count: int = 8) -> Path:
-    """Images of one rectangle each, a 'cat' or, every other one, a 'dog': ``count`` to train on
-    and copies of them, under other names, to test on."""
+    """Write ``count`` training images of one rectangle each, alternately a 'cat' and a 'dog', and
+    copies of them under other names as test images."""
     rng = np.random.default_rng(0)
     names = [f'{i:06d}' for i in range(count)]
     tests = [f'1{name[1:]}' for name in names]
@@ -133,7 +133,7 @@ TINY = {
 
 
 class Finished(NamedTuple):
-    """A finished run: its config file, the options without the backbone, and its folder."""
+    """A finished run: its config file, its options except ``backbone_file``, and its folder."""
 
     config: str
     options: list[str]
@@ -146,7 +146,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope='session', params=DEMOS)
 def finished(request, voc, backbone_file, tmp_path_factory) -> Finished:
-    """One epoch of a tiny detector or segmenter."""
+    """A run of one epoch of a tiny detector or segmenter."""
     task, folder = request.param, tmp_path_factory.mktemp('finished')
     options = [f'data_root={voc}', 'precision=float32', 'train_cfg.max_epochs=1']
     options += ['train_cfg.val_interval=1', 'param_scheduler=[]', *TINY[task]]

@@ -108,7 +108,7 @@ def test_another_config_is_an_error_before_the_run(option, message, voc, backbon
 
 
 def test_the_libraries_own_bases_would_not_pass(provenance):
-    """mmdet's C4 is caffe style and BGR, mmseg's DeepLabv3 has the deep stem."""
+    """mmdet's C4 base is caffe style and BGR; mmseg's DeepLabv3 base has a deep stem."""
     caffe = load_config(DEMOS[0]).model
     caffe.data_preprocessor = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])
     with pytest.raises(UserError, match='channel_order'):

@@ -40,7 +40,7 @@ def with_files(config, voc, backbone_file, *options):
 
 
 class Images(Dataset):
-    """So many images, as far as a sampler can tell."""
+    """A data set of ``count`` items, for a sampler only."""
 
     def __init__(self, count):
         self.count = count
@@ -64,7 +64,7 @@ def iterations_per_epoch(config, images):
 
 
 def learning_rates(config, epoch_length):
-    """The rate of every iteration, by the scheduler that the config builds."""
+    """The learning rate of every iteration, from the config's scheduler."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = OPTIMIZERS.build(config.optim_wrapper.optimizer.to_dict() | {'params': [parameter]})
     (settings,) = (scheduler.to_dict() for scheduler in config.param_scheduler)
@@ -131,7 +131,7 @@ def test_segmentation_is_the_papers_recipe(voc, backbone_file_152):
     total = 50 * length
     rates = list(learning_rates(config, length))
     assert len(rates) == total
-    expected = [0.007 * (1 - i / (total - 1)) ** 0.9 for i in range(total)]  # 0 at the last
+    expected = [0.007 * (1 - i / (total - 1)) ** 0.9 for i in range(total)]  # 0 at the end
     assert rates == pytest.approx(expected, rel=1e-6)
 
     splits = [dataset.ann_file for dataset in config.train_dataloader.dataset.dataset.datasets]
@@ -174,7 +174,7 @@ def test_only_batch_normalisation_is_ever_frozen(config, voc, backbone_file_152)
 
 
 def test_scale_keeps_vocs_images_at_their_size(voc, backbone_file_152):
-    """At ratio 1, a 500 x 375 image is not resampled."""
+    """A 500 x 375 image is not resampled when the random ratio is 1."""
     from mmcv.transforms import RandomResize
 
     config = prepare(with_files(SEGMENTATION, voc, backbone_file_152))
@@ -229,7 +229,7 @@ def test_difficult_objects_are_ignored(voc, backbone_file):
 
 @pytest.fixture
 def on_gpus(monkeypatch):
-    """As if GPUs were there: each process then has its share of the statistics."""
+    """Pretend that there are GPUs, so that SyncBN averages statistics over the processes."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
 
 
@@ -266,7 +266,7 @@ def test_pieces_share_a_batch(config, voc, backbone_file, on_gpus):
 
 
 class Updates(Hook):
-    """Counts the optimizer's steps."""
+    """Counts the steps of the optimizer."""
 
     count = 0
 
@@ -279,7 +279,7 @@ class Updates(Hook):
 
 @pytest.mark.parametrize('config', DEMOS)
 def test_an_iteration_is_an_update_whatever_the_pieces(config, voc, backbone_file, tmp_path):
-    """So log, schedule and epochs count updates."""
+    """The log, the schedule and the epochs count updates, not micro-batches."""
     options = ['batch_size=4', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=2']
     options += ['param_scheduler=[]', 'optim_wrapper.optimizer.lr=1e-5', 'micro_batches=2']
     options += [option for option in SMALL[config] if 'param_scheduler' not in option]
@@ -381,7 +381,7 @@ def test_all_that_is_wrong_is_named_at_once(voc, backbone_file, tmp_path):
     with pytest.raises(UserError) as error:
         prepare(with_files(DEMO_SEGMENTATION, root, backbone_file))
     masks, aug = str(error.value).splitlines()
-    assert '1 unknown class id: 200 (2, first in 000003.png)' in masks  # in train and val
+    assert '1 unknown class id: 200 (2, first in 000003.png)' in masks  # one in train, one in val
     assert 'SegmentationClassAug lacks 1 file (000005.png)' in aug
 
 
@@ -403,11 +403,11 @@ SMALL = {
 
 @pytest.fixture
 def cells(voc, tmp_path):
-    """The images of VOC2007 in BCCD's layout and classes. The box of number 4 is empty.
+    """The images of VOC2007 in BCCD's layout and with its classes. The box of number 4 is empty.
 
-    From a folder called VOC2007 mmdet's VOCDataset takes the names of VOC's classes."""
+    The folder is called VOC2007 because mmdet's VOCDataset would use VOC's class names there."""
     root = Path(shutil.copytree(voc / 'VOC2007', tmp_path / 'VOC2007'))
-    for path in (root / 'Annotations').iterdir():  # of eight to train on and eight to test on
+    for path in (root / 'Annotations').iterdir():  # of 8 training and 8 test images
         i = int(path.stem) % 10
         tree = ElementTree.parse(path)
         tree.find('object/name').text = ('RBC', 'WBC', 'Platelets')[i % 3]
@@ -425,7 +425,7 @@ def test_other_classes_are_trained_and_evaluated(cells, backbone_file, tmp_path)
     config.work_dir = str(tmp_path / 'run')
     runner = RUNNERS.build(config)
     runner.train()
-    assert runner.model.roi_head.bbox_head.fc_cls.out_features == 4  # with the background
+    assert runner.model.roi_head.bbox_head.fc_cls.out_features == 4  # 3 classes and background
     assert math.isfinite(runner.message_hub.get_scalar('val/pascal_voc/mAP').current())
 
 
@@ -493,7 +493,7 @@ def test_images_of_different_sizes_are_tested_one_by_one(voc, backbone_file):
 
 
 def test_other_masks_are_trained_and_evaluated(voc, backbone_file, tmp_path):
-    """Masks of three classes that VOC has not, in one folder, by lists of one's own."""
+    """Masks of three classes that are not VOC's, in one folder, with the user's own lists."""
     root = Path(shutil.copytree(voc / 'VOC2012', tmp_path / 'mine'))
     for path in (root / 'SegmentationClass').iterdir():
         Image.open(path).point(lambda i: {8: 1, 12: 2}.get(i, i)).save(path)
@@ -532,7 +532,7 @@ def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
         ignored = [
             i for i, sample in enumerate(dataset) if sample['data_samples'].ignored_instances
         ]
-        assert ignored == [0, 4]  # 0 is difficult
+        assert ignored == [0, 4]  # 0 is difficult, 4 is empty
     config.drop_invalid_boxes = False
     with pytest.raises(UserError, match=r'1 inverted or empty box \(000004.xml: WBC'):
         prepare(config)
@@ -544,12 +544,12 @@ def test_invalid_boxes_are_ignored_if_asked_for(cells, backbone_file):
 def test_trains_evaluates_and_resumes(
     config, metric, voc, backbone_file, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Stopped after the first iteration and resumed, it is bit for bit the run without a stop."""
+    """A run that is stopped after one iteration and resumed equals the whole run bit for bit."""
     options = ['batch_size=4', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
-    # A random backbone with frozen statistics has huge activations.
+    # A low rate: a random backbone with frozen BN statistics has huge activations.
     options += ['optim_wrapper.optimizer.lr=1e-5', *SMALL[config]]
     options += ['param_scheduler.0.milestones=[1]'] if config == DEMO_DETECTION else []
-    # The log puts off what it shows by up to three iterations.
+    # The log is written up to three iterations late.
     options += ['micro_batches=2', 'default_hooks.logger.interval=3']
     config = prepare(with_files(config, voc, backbone_file, *options))
 
@@ -578,7 +578,7 @@ def test_trains_evaluates_and_resumes(
     end = run('cut', 1).train().backbone.conv1.weight.detach()
     assert_same_run(tmp_path / 'whole', tmp_path / 'cut', 'epoch_2.pth')
     start = load_backbone_file(backbone_file)['conv1.weight']
-    # The run went on at the checkpoint, not at the backbone file once more.
+    # The run resumed from the checkpoint and did not start from the backbone file again.
     assert 0 < (end - middle).norm() < (end - start).norm()
 
 
@@ -605,7 +605,7 @@ CHANGES = {
 
 @pytest.fixture(scope='module')
 def identity(voc, backbone_file):
-    """``identity(config, 'key=value', ...)``: what a resumed run keeps."""
+    """``identity(config, 'key=value', ...)``: the identity, which must not change on resuming."""
     return cache(
         lambda config, *options: prepare(
             with_files(config, voc, backbone_file, *options)
@@ -625,7 +625,7 @@ def test_a_resumed_run_keeps_each_setting(config, change, identity):
 @pytest.mark.faults
 @pytest.mark.parametrize('config', DEMOS)
 def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_file, tmp_path):
-    """Another image may have the name and the size of the one that it replaces."""
+    """A replaced image is noticed even if its name and size are the same."""
     root = Path(shutil.copytree(voc, tmp_path / 'VOCdevkit'))
     config, split = with_files(config, root, backbone_file), root / SPLITS[config]
     one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
@@ -648,7 +648,7 @@ def test_a_resumed_run_keeps_its_processes_and_its_data(config, voc, backbone_fi
 def test_the_config_in_the_folder_of_a_run_is_the_same_run(
     config: str, voc: Path, backbone_file: Path, tmp_path: Path
 ) -> None:
-    """It is the prepared one, with what the start of a run adds."""
+    """That file holds the prepared config and what the start of a run adds to it."""
     begun = prepare(with_files(config, voc, backbone_file))
     begun.model_wrapper_cfg = ddp_settings(False)
     begun.dump(tmp_path / 'run.py')

@@ -1,4 +1,4 @@
-"""The built-in images, and that mmdetection and mmsegmentation read them as PASCAL VOC."""
+"""The built-in images, and how mmdet and mmseg read them as PASCAL VOC."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def scenes(split: str, count: int) -> list[list[builtin.SceneObject]]:
-    """The objects that the generator says are in the images of a split of seed 0."""
+    """The objects in the first ``count`` images of a split, from the generator with seed 0."""
     return [draw_scene(VOC['size'], stream(0, f'{split}/{i}'))[1] for i in range(count)]
 
 
@@ -81,10 +81,10 @@ def test_mmdet_reads_the_boxes_of_what_is_visible(devkit, split, count):
             assert image.size == (info['width'], info['height'])
         for instance, item in zip(info['instances'], objects, strict=True):
             rows, columns = np.nonzero(item.visible)
-            corners = [columns.min(), rows.min(), columns.max(), rows.max()]  # mmdet's start at 0
+            corners = [columns.min(), rows.min(), columns.max(), rows.max()]  # 0-based, as in mmdet
             assert instance['bbox'] == corners
             assert instance['bbox_label'] == CLASSES.index(item.kind)
-            assert instance['ignore_flag'] == (item.visibility < 0.5)  # VOC's "difficult"
+            assert instance['ignore_flag'] == (item.visibility < 0.5)  # difficult in VOC's XML
             ignored += instance['ignore_flag']
     assert ignored or split == 'test'
 

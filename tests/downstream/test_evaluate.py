@@ -1,4 +1,4 @@
-"""A checkpoint tested again gives what its run's record says; each class has its own row."""
+"""Testing a checkpoint gives the metrics of its run's record, and a row for each class."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ CLASSIFIER = 'configs/demo/r18_bl.py'
 
 
 def rows(text: str) -> dict[str, tuple[str, str]]:
-    """Count and metric of each class of a table."""
+    """The count and metric of each class in the table of a report."""
     return {name: (count, value) for name, *_, count, value in table(text)[2:]}
 
 
@@ -38,13 +38,13 @@ def table(text: str) -> list[list[str]]:
 
 
 def numbers(text: str) -> dict[str, float]:
-    """The metrics of the first line."""
+    """The metrics in the first line of a report."""
     pairs = re.findall(r'([\w ]+) ([\d.]+)', text.splitlines()[0])
     return {name.strip(): float(value) for name, value in pairs}
 
 
 def images_of_classes(finished: Finished) -> dict[str, int]:
-    """Counted file by file, as VOC lays them out; difficult objects are not learned."""
+    """The training images of each class, counted in VOC's files without difficult objects."""
     root = Path(next(o for o in finished.options if o.startswith('data_root=')).partition('=')[2])
     images = Counter()
     if 'faster_rcnn' in str(finished.config):
@@ -71,7 +71,7 @@ def test_mean_over_classes_that_have_enough_training_images() -> None:
 
 
 def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
-    options = [*finished.options, 'batch_size=4096']  # more than there are training images
+    options = [*finished.options, 'batch_size=4096']  # above the number of training images
     text = evaluate(finished.config, finished.checkpoint, options)
     last = read_record(finished.folder / 'run.json')['generations'][-1]['last']
     if 'mAP' in last:
@@ -104,7 +104,7 @@ def test_classifier_gives_what_its_record_says(
 
 def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 50)  # of four classes the last has no image
+    labels = generator.integers(0, 3, 50)  # the last of four classes has no image
     wrong = generator.random((50, 2)) < 0.4
     metric = METRICS.build(dict(type='TopKError'))
     metric.results = [(bool(top1),) for top1, _ in wrong]
@@ -119,7 +119,7 @@ def test_classes_of_a_classifier_are_counted_one_by_one() -> None:
 
 
 def scenes(generator: np.random.Generator, classes: int) -> list[tuple[dict, list[np.ndarray]]]:
-    """Truth and detections of ten images, as VOCMetric keeps them: some overlap, some do not."""
+    """The results of VOCMetric for ten images: some detections overlap an object, some do not."""
     found = []
     for _ in range(10):
         corners = generator.integers(0, 50, (4, 2)).astype(np.float32)
@@ -135,7 +135,7 @@ def scenes(generator: np.random.Generator, classes: int) -> list[tuple[dict, lis
 
 
 def of_class(label: int, results: list) -> list:
-    """The same, of a single class."""
+    """The same results for a single class, as class 0."""
     kept = []
     for truth, detections in results:
         mine = {
@@ -170,7 +170,7 @@ def test_classes_of_a_segmenter_are_counted_pixel_by_pixel() -> None:
     import mmseg.evaluation  # noqa: F401
 
     generator = torch.Generator().manual_seed(0)
-    truths = torch.randint(0, 3, (5, 8, 9), generator=generator)  # of four classes
+    truths = torch.randint(0, 3, (5, 8, 9), generator=generator)  # class 3 of four is absent
     guesses = torch.where(torch.rand(5, 8, 9, generator=generator) < 0.6, truths, truths.flip(2))
     truths[:, :2] = 255  # ignored
     with METRICS.switch_scope_and_registry('mmseg') as metrics:

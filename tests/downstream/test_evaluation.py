@@ -1,14 +1,15 @@
-"""mmdet's and mmseg's metrics, as the configs use them, against VOC's rules written out slowly.
+"""mmdet's and mmseg's metrics, as the configs use them, against a slow version of VOC's rules.
 
-What differs from the rules, and moves VOC's own test sets by little or nothing:
+The libraries differ from the rules in these points, which change VOC's own test sets hardly or not
+at all:
 
-- A class without objects, or with difficult ones alone, is left out of the mean AP, and a class
-  that is in neither masks nor predictions out of the mean IoU.
-- mmdet's steps of a tenth are binary fractions, as in py-faster-rcnn, of which three are a hair too
-  large: a recall of exactly 0.3, 0.6 or 0.7 does not reach its step. Small sets show it.
-- Among equal scores mmdet's order is that of an unstable sort.
-- Where an object and a difficult one overlap a detection equally, mmdet takes the object, VOC the
-  first of the file.
+- The mean AP leaves out classes without objects or with difficult ones only; the mean IoU leaves
+  out classes that are in neither the masks nor the predictions.
+- mmdet's recall steps of 0.1 are binary fractions, as in py-faster-rcnn. Three of them are slightly
+  too large: a recall of exactly 0.3, 0.6 or 0.7 does not reach its step. Small sets show it.
+- mmdet orders equal scores by an unstable sort.
+- If an ordinary and a difficult object overlap a detection equally, mmdet takes the ordinary one,
+  VOC the first in the file.
 - mmseg sums pixels in float32 and rounds to 0.01 points.
 """
 
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:Pascal VOC2007 uses `11points`')
 
 
 class Truth(NamedTuple):
-    box: tuple[int, int, int, int]  # the first and the last pixel of a side, as VOC has it
+    box: tuple[int, int, int, int]  # inclusive corners, as in VOC
     label: int
     difficult: bool
 
@@ -67,10 +68,11 @@ def iou(a: Sequence[int], b: Sequence[int]) -> Fraction:
 
 
 def judge(scenes: Sequence[Scene], label: int) -> list[tuple[float, bool]]:
-    """Score and right or wrong of each detection of a class, from the highest score.
+    """(score, whether it is right) of each detection of a class, by descending score.
 
-    A detection belongs to the object that it overlaps most, if by half or more. The first of an
-    object is right and each other one wrong; those of difficult objects are dropped.
+    A detection is assigned to the object with the highest IoU, if that is at least 0.5. The first
+    detection of an object is right and all others are wrong; those of difficult objects are
+    dropped.
     """
     found = set()
     judged = []
@@ -87,8 +89,8 @@ def judge(scenes: Sequence[Scene], label: int) -> list[tuple[float, bool]]:
 
 
 def average_precision(right: Sequence[bool], objects: int, mode: str) -> Fraction:
-    """The mean over recalls of the best precision at that recall or a higher one: over 0, 0.1, ...,
-    1 (VOC2007), or over each object that is there to be found (VOC2012's area)."""
+    """The mean over recalls of the best precision at that recall or above: the recalls 0, 0.1, ...,
+    1 (VOC2007, '11points'), or k / ``objects`` for each object (VOC2012, 'area')."""
     found = 0
     points = []
     for count, hit in enumerate(right, 1):
@@ -101,7 +103,8 @@ def average_precision(right: Sequence[bool], objects: int, mode: str) -> Fractio
 
 
 def mean_ap(scenes: Sequence[Scene], mode: str, ties: bool | None = None) -> float:
-    """Over the classes with objects; ``ties`` puts the right or the wrong of equal scores first."""
+    """The mean over classes with objects; of equal scores, ``ties`` puts the right ones first if
+    True and the wrong ones if False."""
     objects = defaultdict(int)
     for truth in (truth for scene in scenes for truth in scene.truths if not truth.difficult):
         objects[truth.label] += 1
@@ -115,7 +118,7 @@ def mean_ap(scenes: Sequence[Scene], mode: str, ties: bool | None = None) -> flo
 
 
 class Evaluation:
-    """The val loader, preprocessor and metric of a config, between which a model would stand."""
+    """The validation of a config without its model: data set, preprocessor and metric."""
 
     def __init__(self, config: Config) -> None:
         with MODELS.switch_scope_and_registry(config.default_scope):
@@ -125,7 +128,7 @@ class Evaluation:
         self.evaluator.dataset_meta = self.dataset.metainfo
 
     def samples(self) -> list[BaseDataElement]:
-        """The data samples as the model receives them, and gives them back with predictions."""
+        """The data samples that a model receives, to which it would add predictions."""
         loader = DataLoader(self.dataset, batch_size=1, collate_fn=pseudo_collate)
         batches = [self.preprocessor(batch, training=False) for batch in loader]
         return [sample for batch in batches for sample in batch['data_samples']]
@@ -138,7 +141,7 @@ class Evaluation:
 
 @pytest.fixture(scope='module')
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn scenes with difficult objects, and masks with a palette and a border of 255."""
+    """Drawn scenes with difficult objects, and palette masks with a border of 255."""
     root = tmp_path_factory.mktemp('scenes') / 'VOCdevkit'
     write_vocdevkit(root, trainval=4, test=30, size=64)
     return root
@@ -155,7 +158,7 @@ def evaluation(config: str, *options: str) -> Evaluation:
 
 @pytest.fixture(scope='module', params=['11points', 'area'])
 def detection(request, files: list[str]) -> Iterator[Evaluation]:
-    """Without the four processes that the metric starts for each of hundreds of tiny sets."""
+    """Use a thread in place of the four processes that the metric starts for each tiny set."""
     mode = f'val_evaluator.eval_mode={request.param}'
     prepared = evaluation('faster_rcnn_r18_voc07.py', *files, mode)
     import mmdet.evaluation.functional.mean_ap as module
@@ -201,7 +204,7 @@ def random_box(rng: Generator) -> tuple[int, int, int, int]:
 
 
 def near(box: Sequence[int], rng: Generator) -> tuple[int, int, int, int]:
-    """The box itself, one that overlaps it by exactly a half, or one a few pixels away."""
+    """The box itself, one of IoU 0.5 with it, or one with corners moved by up to 3 pixels."""
     x1, y1, x2, y2 = box
     match rng.integers(4):
         case 0:
@@ -214,14 +217,14 @@ def near(box: Sequence[int], rng: Generator) -> tuple[int, int, int, int]:
 
 
 def random_scenes(rng: Generator, scores: Sequence[float]) -> list[Scene]:
-    """One to four images with objects of some classes and detections of some, usual and difficult
-    ones alike. Each detection takes its score from the shuffled ``scores``."""
+    """One to four images with objects of some classes and detections of some, of ordinary and
+    difficult objects. The scores of the detections are drawn from ``scores`` without repetition."""
     classes = rng.permutation(20).tolist()
     left = iter(rng.permutation(scores).tolist())
     images = rng.integers(1, 5)
     truths: list[list[Truth]] = [[] for _ in range(images)]
     for label in classes[:4]:
-        usual = rng.choice([0, 1, 2, 3, 4, 6, 7, 8, 9])  # of 5, mmdet would not see 3 as 0.6
+        usual = rng.choice([0, 1, 2, 3, 4, 6, 7, 8, 9])  # not 5: mmdet would miss the recall 3 / 5
         for difficult, count in ((False, usual), (True, rng.integers(0, 4))):
             for image in rng.integers(0, images, count):
                 truths[image].append(Truth(random_box(rng), label, difficult))
@@ -267,20 +270,20 @@ def test_voc_ap_lies_between_the_orders_of_equal_scores(detection: Evaluation) -
 
 
 BOX = (10, 10, 19, 19)  # 10 by 10 pixels
-HALF = (10, 10, 19, 29)  # twice as many
+HALF = (10, 10, 19, 29)  # twice as high
 FAR = (40, 40, 49, 49)
 
 
 @pytest.mark.parametrize(
     ('scenes', 'expected'),
     [
-        # The second find of an object is wrong, but all has been found before.
+        # The second detection of an object is wrong, but recall is already 1.
         ([Scene([Truth(BOX, 3, False)], [Detection(BOX, 3, 0.8), Detection(BOX, 3, 0.9)])], 1.0),
         ([Scene([Truth(BOX, 3, False)], [Detection(FAR, 3, 0.9), Detection(BOX, 3, 0.8)])], 0.5),
-        # 100 pixels of 200 are half. Without VOC's pixel more a side it would be 81 of 171.
+        # IoU is 100 / 200. Without VOC's extra pixel on each side it would be 81 / 171.
         ([Scene([Truth(BOX, 3, False)], [Detection(HALF, 3, 0.9)])], 1.0),
         ([Scene([Truth(BOX, 3, False)], [Detection((10, 10, 19, 30), 3, 0.9)])], 0.0),
-        # What is difficult is neither to be found nor wrong when found, however often.
+        # Difficult objects need not be found, and no detection of them is wrong.
         (
             [
                 Scene(
@@ -290,15 +293,15 @@ FAR = (40, 40, 49, 49)
             ],
             1.0,
         ),
-        # Another class's object does not count, nor does a class without objects.
+        # Neither the objects of another class nor classes without objects count.
         (
             [Scene([Truth(BOX, 3, False), Truth(FAR, 4, True)], [Detection(BOX, 5, 0.9)])],
             0.0,
         ),
         ([Scene([Truth(BOX, 3, False)], [Detection(BOX, 3, 0.8), Detection(BOX, 5, 0.9)])], 1.0),
-        # A class that is never detected counts with 0.
+        # A class that is never detected counts as 0.
         ([Scene([Truth(BOX, 3, False), Truth(FAR, 4, False)], [Detection(BOX, 3, 0.8)])], 0.5),
-        # In an image without objects every detection is wrong; its score decides.
+        # In an image without objects all detections are wrong, and lower the AP by their score.
         (
             [
                 Scene([], [Detection(BOX, 3, 0.9)]),
@@ -315,8 +318,8 @@ def test_voc_ap_by_hand(detection: Evaluation, scenes: list[Scene], expected: fl
 
 
 def test_recall_of_exactly_three_tenths(detection: Evaluation) -> None:
-    """Three of ten objects: the steps 0, 0.1, 0.2 and 0.3 are reached, mmdet sees the first three.
-    The most this can cost is one step of one class, 0.45 points of VOC's mean over 20."""
+    """Three of ten objects reach the steps 0, 0.1, 0.2 and 0.3, but mmdet misses the last. Losing
+    one step of one class costs at most 0.45 points of VOC's mean over 20 classes."""
     boxes = [(10 * i, 0, 10 * i + 5, 5) for i in range(10)]
     found = [Detection(box, 3, 0.9 - 0.1 * i) for i, box in enumerate(boxes[:3])]
     scenes = [Scene([Truth(box, 3, False) for box in boxes], found)]
@@ -337,9 +340,9 @@ def read_truths(path: Path, classes: Sequence[str]) -> list[Truth]:
     return sorted(truths, key=lambda truth: truth.difficult)
 
 
-@pytest.mark.parametrize('detection', ['area'], indirect=True)  # there are classes of 5 objects
+@pytest.mark.parametrize('detection', ['area'], indirect=True)  # some classes have 5 objects
 def test_voc_ap_from_the_annotation_files(detection: Evaluation, voc: Path) -> None:
-    """The val pipeline's resizing leaves the truth in pixels of the file, counted from 0."""
+    """The val pipeline resizes images, but keeps the ground truth in 0-based file pixels."""
     rng = np.random.default_rng(2)
     classes = detection.dataset.metainfo['classes']
     scores = iter(rng.permutation(400).tolist())
@@ -360,8 +363,8 @@ def test_voc_ap_from_the_annotation_files(detection: Evaluation, voc: Path) -> N
 
 
 def mean_iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """In percent, over the classes of a truth or a prediction; pixels whose truth is 255 are not
-    there."""
+    """The mean IoU in percent over the classes in a mask or a prediction; pixels that are 255 in
+    the mask are ignored."""
     confusion = [[0] * 21 for _ in range(21)]
     for truth, prediction in pairs:
         for true, predicted in zip(truth.flat, prediction.flat, strict=True):
@@ -399,7 +402,7 @@ def test_mean_iou_on_random_masks(segmentation: Evaluation) -> None:
     rng = np.random.default_rng(3)
     absent = 0
     for _ in range(60):
-        # Some classes are in the truth alone, some in the prediction alone, some in neither.
+        # Some classes are only in the truth, some only in the prediction, and some in neither.
         there, predicted = (rng.choice(21, rng.integers(1, 12)) for _ in range(2))
         pairs = []
         for _ in range(rng.integers(1, 4)):
@@ -416,11 +419,11 @@ def test_mean_iou_on_random_masks(segmentation: Evaluation) -> None:
 def test_mean_iou_by_hand(segmentation: Evaluation) -> None:
     truth = np.array([[0, 0, 0, 7], [0, 255, 255, 20]])
     prediction = np.array([[0, 0, 7, 7], [5, 20, 3, 20]])
-    # Class 0: 2 of 4. Class 7: 1 of 2. Class 20: 1 of 1, the border not counted, so that class 3
-    # is nowhere. Class 5, in the prediction alone: 0 of 1. The other 17 are left out.
+    # Class 0: 2 / 4. Class 7: 1 / 2. Class 20: 1 / 1. Class 5, only predicted: 0 / 1. Class 3 is
+    # predicted only on the border, which is ignored. It and the other 16 are left out.
     expected = 100 * (2 / 4 + 1 / 2 + 1 + 0) / 4
     assert segmentation(to_masks([(truth, prediction)]))['mIoU'] == pytest.approx(expected)
-    # A class of the truth alone counts with 0 as well.
+    # A class that is only in the truth counts as 0 as well.
     nothing = np.zeros_like(truth)
     expected = 100 * (4 / 6 + 0 + 0) / 3
     found = segmentation(to_masks([(truth, nothing)]))['mIoU']
@@ -428,7 +431,7 @@ def test_mean_iou_by_hand(segmentation: Evaluation) -> None:
 
 
 def test_mean_iou_from_the_mask_files(segmentation: Evaluation, voc: Path) -> None:
-    """The val pipeline gives class ids and not colours, at the size of the image."""
+    """The val pipeline gives class ids, not colours, at the size of the image."""
     rng = np.random.default_rng(4)
     samples = segmentation.samples()
     pairs = []
@@ -446,7 +449,7 @@ def test_mean_iou_from_the_mask_files(segmentation: Evaluation, voc: Path) -> No
 
 
 def test_mean_iou_of_as_many_pixels_as_voc_has(segmentation: Evaluation) -> None:
-    """2.6e8 pixels in float32, whose whole numbers end at 1.7e7."""
+    """They are 2.6e8, but float32 holds all integers only up to 1.7e7."""
     rng = np.random.default_rng(5)
     shares = np.array([0.73, *[0.27 / 20] * 20])
     areas = rng.multinomial(500 * 375, shares, 1449)

@@ -1,4 +1,4 @@
-"""Files and values that no one foresaw: whatever they hold, they work or give one sentence."""
+"""Random and damaged files and values: each works or gives an error of one sentence."""
 
 import io
 import json
@@ -34,7 +34,7 @@ quick = settings(
 
 @st.composite
 def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """``text`` with a few pieces that are lost, given twice, or other bytes."""
+    """``text`` with a few pieces deleted, doubled or replaced, and possibly cut off."""
     for _ in range(draw(st.integers(1, 3))):
         start, length = draw(st.integers(0, len(text))), draw(st.integers(0, 12))
         piece = draw(
@@ -70,7 +70,7 @@ def test_lists(tmp_path: Path, content: bytes) -> None:
 @quick
 @given(data=st.data())
 def test_annotations(voc: Path, tmp_path: Path, data: st.DataObject) -> None:
-    """The objects of what is accepted have classes."""
+    """All objects of an accepted annotation have a class."""
     whole = (voc / 'VOC2007/Annotations/000001.xml').read_bytes()
     (tmp_path / '000001.xml').write_bytes(data.draw(damaged(whole)))
     problems, classes, _ = _check_boxes(tmp_path / '000001.xml', '000001.jpg', 64, 48)
@@ -166,7 +166,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 
 def old_checkpoint() -> bytes:
-    """As torch wrote it before 2020: pickles with no checksum of any kind."""
+    """A checkpoint in torch's format of before 2020: pickles without a checksum."""
     content, file = {'weight': torch.ones(2)}, io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=False)
     return file.getvalue()

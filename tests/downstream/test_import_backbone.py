@@ -22,7 +22,7 @@ BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_trac
 
 
 def state_dict(network: str) -> dict[str, Tensor]:
-    """A value of its own in each tensor of a torchvision network, so that files stay small."""
+    """A torchvision network's state dict; each tensor repeats one value, so files stay small."""
     with torch.device('meta'):
         layout = torchvision.models.get_model(network, num_classes=4).state_dict()
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def resnet18() -> dict[str, Tensor]:
 
 
 def deep_stem(weights: dict[str, Tensor], names: str) -> dict[str, Tensor]:
-    """The same network with three convolutions in place of the first, under either name."""
+    """The same network with a deep stem under the names of 'timm' or 'openmmlab'."""
     layers = {
         'timm': ('conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1'),
         'openmmlab': ('stem.0', 'stem.1', 'stem.3', 'stem.4', 'stem.6', 'stem.7'),
@@ -57,7 +57,7 @@ def deep_stem(weights: dict[str, Tensor], names: str) -> dict[str, Tensor]:
 
 
 def averaging(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same network with an average pooling before the convolution of each shortcut."""
+    """The same network with average pooling before the convolution of each shortcut (v1d)."""
     return {
         name.replace('downsample.1', 'downsample.2').replace('downsample.0', 'downsample.1'): tensor
         for name, tensor in weights.items()
@@ -65,7 +65,7 @@ def averaging(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mmpretrain(weights: dict[str, Tensor], **changes: object) -> dict:
-    """A checkpoint as mmpretrain's Runner writes it; the config is mmengine's own print."""
+    """A checkpoint as mmpretrain's Runner writes it, with the config as mmengine prints it."""
     model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=50, style='pytorch'))
     preprocessor = dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=4
@@ -224,7 +224,7 @@ def test_timms_folder_tells_everything(resnet50, tmp_path: Path) -> None:
 
 
 def test_another_architecture_in_timms_folder(resnet50, tmp_path: Path) -> None:
-    """It differs in layers without weights: nothing else can tell."""
+    """It differs in layers without weights, which only ``config.json`` shows."""
     timm_config(tmp_path, 'resnetblur50')
     with pytest.raises(UserError, match=r'those of resnet50, .* is of resnetblur50'):
         imported(resnet50, tmp_path, **IMAGENET)
@@ -396,7 +396,7 @@ def test_no_state_dict_is_an_error(content, message, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_our_classifier_in_another_run(prefix, resnet18, tmp_path: Path) -> None:
-    """Its snapshots hold a teacher too, and no identity."""
+    """Its snapshots also hold a teacher, but no identity."""
     weights = {f'{prefix}student.{name}': tensor for name, tensor in resnet18.items()}
     weights |= {f'{prefix}teacher.{name}': -tensor for name, tensor in resnet18.items()}
     ours = imported({'state_dict': weights}, tmp_path, preprocessing='imagenet-rgb')
@@ -405,7 +405,7 @@ def test_our_classifier_in_another_run(prefix, resnet18, tmp_path: Path) -> None
 
 
 def test_detector_of_a_run_of_mmengine(resnet50, tmp_path: Path) -> None:
-    """Its config tells how it was trained; its neck and heads are left out."""
+    """Its config has style and preprocessing; its neck and heads are left out."""
     content = mmpretrain(resnet50)
     content['state_dict'] |= {'neck.lateral.weight': torch.ones(1), 'rpn_head.a': torch.ones(1)}
     ours = imported(content, tmp_path)

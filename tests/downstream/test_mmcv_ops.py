@@ -1,8 +1,8 @@
-"""The torchvision stand-in for ``mmcv._ext``, called through mmcv's own public wrappers.
+"""The torchvision stand-in for ``mmcv._ext``, called through mmcv's public wrappers.
 
-References are plain loops. They run in float64 and are compared in float64 within 1e-12 (sums of
-a few hundred terms of order 1), in float32 within 1e-5, in float16 within 2e-3 (the output, of
-order 1, is rounded once to 11 bits).
+The references are plain loops in float64. Results in float64 must agree within 1e-12 (sums of a few
+hundred terms of order 1), in float32 within 1e-5, and in float16 within 2e-3 (outputs of order 1
+are rounded once to 11 bits).
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ def reference_iou(a, b, offset):
 def random_detections(seed, clusters=12, per_cluster=10):
     """Boxes jittered around shared centres, so that many overlap, with distinct scores.
 
-    Coordinates are whole, which makes areas exact in float32: no order of operations can move an
+    Coordinates are integers, so areas are exact in float32 and no order of operations can move an
     IoU across a threshold.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -82,7 +82,7 @@ def test_nms_matches_the_reference(offset, threshold, device):
 
 
 def test_nms_offset_changes_the_outcome():
-    # Overlap 1x2 of two 2x2 squares: IoU 2/6. With inclusive pixels: 2x3 of two 3x3, 6/12.
+    # Two 2 x 2 squares overlap by 1 x 2: IoU 2/6. With inclusive pixels, 3 x 3 by 2 x 3: 6/12.
     boxes = torch.tensor([[0, 0, 2, 2], [1, 0, 3, 2]]).float()
     scores = torch.tensor([0.9, 0.8])
     assert mmcv.ops.nms(boxes, scores, 0.4, offset=0)[1].tolist() == [0, 1]
@@ -91,7 +91,7 @@ def test_nms_offset_changes_the_outcome():
 
 @pytest.mark.parametrize('threshold', [0.1, 0.2, 0.5])
 def test_nms_keeps_a_box_at_the_threshold_itself(threshold):
-    # IoU = threshold in float32, which for 0.1 and 0.2 is more than the threshold in float64.
+    # The IoU equals the threshold in float32; for 0.1 and 0.2 it exceeds the float64 threshold.
     boxes = torch.tensor([[0, 0, 10, 1], [0, 0, 10 * threshold, 1]])
     assert mmcv.ops.nms(boxes, torch.tensor([0.9, 0.8]), threshold)[1].tolist() == [0, 1]
 
@@ -114,7 +114,7 @@ def test_nms_takes_numpy():
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_nms_takes_scores_of_less_precision_than_the_boxes(dtype, device):
-    # As under autocast: boxes decoded in float32, scores from a half precision head.
+    # As under autocast: boxes decoded in float32, scores from a half-precision head.
     boxes, scores = (x.to(device) for x in random_detections(0))
     scores = scores.to(dtype)
     kept = mmcv.ops.nms(boxes, scores, 0.5)[1]
@@ -156,7 +156,7 @@ def test_nms_of_nothing(device):
 
 
 def reference_roi_align(features, rois, size, scale, sampling_ratio, aligned):
-    """RoIAlign as a matrix: output is ``weights @ features``, the gradient ``weights.T @ grad``.
+    """RoIAlign as a matrix: ``weights @ features``, with the gradient ``weights.T @ grad``.
 
     Returns the output ``(K, C, size, size)`` and ``weights (K * size**2, B * H * W)``.
     """
@@ -181,7 +181,7 @@ def reference_roi_align(features, rois, size, scale, sampling_ratio, aligned):
 
 
 def bilinear(y, x, height, width):
-    """The pixels and weights of one sample; a sample over a pixel outside the map has none."""
+    """The pixels and weights of a sample; it has none if it is over a pixel outside the map."""
     if not (-1 <= y <= height and -1 <= x <= width):
         return
     y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
@@ -192,9 +192,9 @@ def bilinear(y, x, height, width):
 
 
 SCALE = 1 / 16
-# Image pixels; the maps of 9 x 12 span 144 x 192. No sample falls on a border of the region that
-# has samples (-1, height, width), where a rounding error would turn a value into 0. Every number
-# is exact in float16.
+# In image pixels, of which the 9 x 12 maps span 144 x 192. No sample lies on the limits of sampling
+# (-1, height, width), where a rounding error would turn a value into 0. All numbers are exact in
+# float16.
 ROIS = torch.tensor(
     [
         [0, 20, 10, 150, 100],  # inside
@@ -237,7 +237,7 @@ def test_roi_align_matches_the_reference(aligned, sampling_ratio, dtype, device)
 
 
 def test_roi_align_adds_to_the_gradient_that_is_there():
-    """mmcv's wrapper hands over zeros; the operator's contract is to add to what it is given."""
+    """mmcv's wrapper passes zeros, but the operator must add to whatever it receives."""
     x = features().requires_grad_()
     grad = torch.ones(len(ROIS), 2, 3, 3, dtype=torch.float64)
     (alone,) = torch.autograd.grad(mmcv.ops.RoIAlign(3, SCALE, 2)(x, ROIS), x, grad)
@@ -270,7 +270,7 @@ def test_roi_align_under_autocast():
         output.sum().backward()
     exact = layer(half.float(), ROIS.to(torch.bfloat16).float())
     assert output.dtype == torch.bfloat16
-    assert torch.equal(output, exact.to(torch.bfloat16))  # one rounding, of the result
+    assert torch.equal(output, exact.to(torch.bfloat16))  # only the result is rounded
     assert x.grad.dtype == torch.float32 and x.grad.abs().sum() > 0
 
 
@@ -300,7 +300,7 @@ def test_another_operator_is_refused_by_name_when_called():
         mmcv.ops.sigmoid_focal_loss(logits, target)
     with pytest.raises(NotImplementedError, match="'softnms'"):
         mmcv.ops.soft_nms(torch.zeros(1, 4), torch.zeros(1))
-    assert not hasattr(mmcv._ext, '__path__')  # a dunder is no operator
+    assert not hasattr(mmcv._ext, '__path__')  # dunder names are not operators
 
 
 # --- how the module is found ---
@@ -311,7 +311,7 @@ def test_the_module_has_a_real_spec():
     spec = importlib.util.find_spec('mmcv._ext')
     assert (spec.name, spec.origin) == ('mmcv._ext', 'torchvision')
     assert sys.modules['mmcv._ext'].__spec__.loader is spec.loader
-    if sys.version_info < (3, 14):  # mmcv and mmengine ask this one
+    if sys.version_info < (3, 14):  # mmcv and mmengine call it
         assert pkgutil.find_loader('mmcv._ext') is spec.loader
 
 
@@ -329,7 +329,7 @@ def test_compiler_versions_are_those_of_collect_env_without_ops():
 
 @pytest.fixture
 def compiled(tmp_path):
-    """A folder with a ``_ext`` that has every operator, and whose nms keeps number 1."""
+    """A folder with an ``_ext`` module that has every operator; its nms always keeps box 1."""
     (tmp_path / '_ext.py').write_text(
         'def nms(boxes, scores, iou_threshold, offset):\n'
         '    return boxes.new_tensor([1]).long()\n'
@@ -343,10 +343,10 @@ def compiled(tmp_path):
 
 @shim_only
 def test_a_compiled_module_wins(compiled, monkeypatch):
-    monkeypatch.setattr(mmcv, '_ext', mmcv._ext)  # to be put back, as the import below replaces it
+    monkeypatch.setattr(mmcv, '_ext', mmcv._ext)  # restores it after the import below
     monkeypatch.delitem(sys.modules, 'mmcv._ext')
     monkeypatch.setattr(mmcv, '__path__', [*mmcv.__path__, compiled])
-    assert install() is False  # though the finder is in place
+    assert install() is False  # although the finder is installed
     extension = mmcv.utils.ext_loader.load_ext('_ext', ['nms', 'roi_align_forward'])
     assert extension.nms(torch.zeros(2, 4), torch.ones(2), 0.5, 0).tolist() == [1]
 
@@ -363,7 +363,7 @@ def test_nothing_is_installed_beside_a_compiled_module(compiled, monkeypatch):
 
 
 def run_python(code, *args):
-    """Run in a fresh interpreter, which has not imported mmcv, with our warnings as errors."""
+    """Run code in a fresh interpreter without mmcv imported, with our warnings as errors."""
     return subprocess.run(
         [sys.executable, '-W', 'error:::downstream.mmcv_ops', '-c', textwrap.dedent(code), *args],
         env={**os.environ, 'PYTHONPATH': str(ROOT)},

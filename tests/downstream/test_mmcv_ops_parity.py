@@ -1,25 +1,25 @@
 """The torchvision stand-in for ``mmcv._ext`` against stored outputs of mmcv's compiled kernels.
 
-``data/mmcv_ops.npz`` holds what ``CALLS`` gave with mmcv 2.1.0 on a CPU. Its compiled module was
-built by g++ 12 for x86-64 and torch 2.14, from the source distribution's unchanged
+``data/mmcv_ops.npz`` holds the outputs of ``CALLS`` with mmcv 2.1.0 on a CPU. Its compiled module
+was built by g++ 12 for x86-64 and torch 2.14, from the source distribution's unchanged
 ``mmcv/ops/csrc/pytorch/{nms,roi_align}.cpp`` and ``.../pytorch/cpu/{nms,roi_align}.cpp``, with the
 three declarations and definitions of ``pybind.cpp`` that belong to them. The calls went through
-mmcv's own Python. Where compiled mmcv is installed, this records them again:
+mmcv's Python wrappers. Where compiled mmcv is installed, this command records them again:
 
     PYTHONPATH=. python tests/downstream/test_mmcv_ops_parity.py
 
-Inputs are computed, not stored: they are made of the raw bits of NumPy's PCG64, which no version
-of NumPy changes.
+Inputs are computed, not stored: they come from the raw bits of NumPy's PCG64, which are the same
+in all versions of NumPy.
 
 Kept indices are compared exactly. RoIAlign is compared within a fraction of the largest value:
-1e-5 in float32 and 1e-12 in float64, since a compiler may fuse a multiplication and an addition,
-which moves a sample by a unit in the last place of its coordinate; 0.02 in float16, in which the
-compiled kernel makes every step and the stand-in only the last.
+1e-5 in float32 and 1e-12 in float64, because a compiler may fuse a multiplication and an addition,
+which moves the coordinate of a sample by one unit in the last place; 0.02 in float16, which the
+compiled kernel uses in every step and the stand-in only in the last.
 
-The compiled CPU kernels take less: nms only float32, RoIAlign no bfloat16, and it reads a map in
-channels_last as if it were contiguous. So the half precisions are compared with the stand-in's own
-float32, within one rounding. Equal scores are left out: the compiled nms orders them by torch's
-unstable sort, which may differ between processors.
+The compiled CPU kernels accept fewer inputs: nms takes only float32, RoIAlign takes no bfloat16 and
+reads a channels_last map as if it were contiguous. Half precision is therefore compared with the
+stand-in's own float32 results, within one rounding. Equal scores are left out: the compiled nms
+orders them by torch's unstable sort, which may differ between processors.
 """
 
 import functools
@@ -47,7 +47,7 @@ TOLERANCE = {'float64': 1e-12, 'float32': 1e-5, 'float16': 0.02}
 
 
 def whole_numbers(seed, shape, below):
-    """Integers from 0 to ``below`` - 1, the same ones in every version of NumPy."""
+    """Integers from 0 to ``below`` - 1, the same in every version of NumPy."""
     raw = np.random.PCG64(seed).random_raw(math.prod(shape)) % below
     return raw.astype(np.int64).reshape(shape)
 
@@ -56,10 +56,10 @@ def whole_numbers(seed, shape, below):
 
 
 def random_detections(seed, count, extent, side, unit):
-    """Boxes with sides up to ``side * unit``, scores of which no two are equal, and five labels.
+    """Boxes with sides up to ``side * unit``, distinct scores, and labels of five classes.
 
-    Where ``unit`` is a power of two, areas and their sums are exact in float32, so that every
-    processor finds the same IoU.
+    If ``unit`` is a power of two, areas and their sums are exact in float32, so every processor
+    finds the same IoU.
     """
     corner = whole_numbers(seed, (count, 2), extent) - 1
     size = whole_numbers(seed + 1, (count, 2), side + 1)
@@ -69,7 +69,7 @@ def random_detections(seed, count, extent, side, unit):
     return boxes.astype(np.float32), ((order + 1) / 4096).astype(np.float32), labels
 
 
-DETECTIONS = {  # 'ties' are ties of an IoU with a threshold
+DETECTIONS = {  # 'ties': an IoU equals a threshold
     'thousands': functools.partial(random_detections, 10, 4000, 2400, 1023, 1 / 8),
     'ties': functools.partial(random_detections, 20, 300, 12, 12, 1.0),
     'rounded': functools.partial(random_detections, 30, 1000, 1000, 700, 0.37),
@@ -91,8 +91,8 @@ DESIGNED_ROIS = [
     [0, 64, 32, 64, 32],  # empty
     [1, 64, 32, 64, 96],  # without width
     [1, 30.5, 40, 94.5, 41],  # flat
-    # With four bins of two samples, some lie on -1 and on the height 9, the outermost that count,
-    # and with aligned=False so does the first box, with True the second.
+    # With four bins of two samples, some samples lie on -1 and on the height 9, the outermost that
+    # count: those of the first box with aligned=False, those of the second with True.
     [0, -24, -24, 104, 104],
     [0, -16, -16, 112, 112],
     [1, 64, 24, 192, 152],
@@ -119,7 +119,7 @@ ROIS = {
 
 
 def feature_values(seed, shape):
-    """Values from -3.9 to 3.9 that are exact in float16."""
+    """Random values from -3.9 to 3.9 that are exact in float16."""
     return (whole_numbers(seed, shape, 2001) - 1000) / 256
 
 
@@ -186,7 +186,7 @@ def batched_nms_calls():
         {'iou_threshold': 0.5},
         {'iou_threshold': 0.5, 'class_agnostic': True},
         {'iou_threshold': 0.5, 'max_num': 20},
-        {'iou_threshold': 0.5, 'split_thr': 300},  # class by class from this number of boxes
+        {'iou_threshold': 0.5, 'split_thr': 300},  # from 300 boxes, class by class
         {'iou_threshold': 0.5, 'split_thr': 301},
         {'iou_threshold': 0.5, 'split_thr': 1, 'max_num': 20},
         {'iou_threshold': 0.3, 'offset': 1, 'score_threshold': 0.02},
@@ -219,9 +219,9 @@ def roi_align_calls():
         yield {'rois': 'none', 'output_size': 7, **options}
         if ratio == 2:
             yield {'rois': 'thousands', 'output_size': 1, **options}
-        if not aligned:  # refused where aligned, else given sides of 1
+        if not aligned:  # raises if aligned, else sides become 1
             yield {'rois': 'inverted', 'output_size': 7, **options}
-    # The C4 detector's own, and a ratio below zero.
+    # The arguments of the C4 detector, and a negative sampling ratio.
     for size, ratio in ((14, 0), (7, -1)):
         yield {
             'rois': 'designed',
@@ -273,7 +273,7 @@ def test_the_file_holds_these_calls_and_no_others(recorded):
 
 
 def float32_ious(detections, offset):
-    """IoU of each pair of two boxes."""
+    """The IoU of every pair of boxes."""
     boxes, _, _ = DETECTIONS[detections]()
     x1, y1, x2, y2 = boxes.T
     width = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1) + np.float32(offset)
@@ -291,7 +291,7 @@ def test_detections_do_and_do_not_lie_at_the_threshold(offset):
     ties, rounded = float32_ious('ties', offset), float32_ious('rounded', offset)
     for threshold in TIED_THRESHOLDS:
         assert (ties == np.float32(threshold)).any()
-    for threshold in (0.5, 0.7):  # no processor's rounding can decide about a box
+    for threshold in (0.5, 0.7):  # no IoU is within rounding of these
         assert abs(rounded - threshold).min() > 1e-6
 
 

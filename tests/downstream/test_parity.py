@@ -1,4 +1,4 @@
-"""From an image file to feature maps: what downstream computes is what torchvision computes."""
+"""From image file to feature maps, downstream models compute the same as torchvision's."""
 
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,12 @@ CONFIGS = {
     ('segmentation', 18): 'configs/demo/deeplabv3_r18_voc12.py',
     ('segmentation', 50): 'configs/downstream/deeplabv3_r50_voc12aug.py',
 }
-SIZE = (96, 64)  # width and height, multiples of 32, so that nothing is padded
+SIZE = (96, 64)  # width and height: multiples of 32, so no padding
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VOCdevkit whose images are smooth colours, so that the channels differ."""
+    """A VOCdevkit with images of smooth colours, whose channels differ."""
     root = write_voc(tmp_path_factory.mktemp('parity') / 'VOCdevkit', count=4)
     rng = np.random.default_rng(0)
     for year in ('VOC2007', 'VOC2012'):
@@ -49,7 +49,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def randomise(network: nn.Module) -> None:
-    """Trained-like statistics: none is a default, and signals keep their size."""
+    """Give norms random parameters and statistics that are no defaults and keep activations in
+    range."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -63,7 +64,7 @@ def randomise(network: nn.Module) -> None:
 
 
 def reference(depth: int, stem: str = 'v1', style: str = 'pytorch') -> torchvision.models.ResNet:
-    """torchvision's ResNet, made over to another stem or style by hand."""
+    """torchvision's ResNet, changed by hand to the given stem and style."""
     torch.manual_seed(0)
     network = torchvision.models.get_model(f'resnet{depth}')
     if stem != 'v1':
@@ -90,8 +91,8 @@ def reference(depth: int, stem: str = 'v1', style: str = 'pytorch') -> torchvisi
 
 
 def dilate(network: torchvision.models.ResNet) -> None:
-    """Output stride 16: what ``replace_stride_with_dilation=[False, False, True]`` does to
-    bottlenecks, which torchvision does not offer for basic blocks and other stems."""
+    """Dilate ``layer4`` for output stride 16, as ``replace_stride_with_dilation=[False, False,
+    True]`` does; torchvision offers that only for bottlenecks with its own stem."""
     for index, block in enumerate(network.layer4):
         wide = block.conv2 if hasattr(block, 'conv3') else block.conv1
         for module in block.modules():
@@ -104,7 +105,7 @@ def dilate(network: torchvision.models.ResNet) -> None:
 
 
 def features(images: Tensor, *networks: nn.Module) -> dict[str, Tensor]:
-    """What comes out of layer1 to layer4 of networks of which each goes on with the last's."""
+    """The outputs of layer1 to layer4 of networks that are run one after the other."""
     outputs, hooks = {}, []
     for network in networks:
         for name, stage in network.named_children():
@@ -125,11 +126,12 @@ def _keep(outputs: dict, name: str, module: nn.Module, inputs: tuple, output: Te
 
 
 def downstream_features(task: str, depth: int, root: Path, backbone_file: Path):
-    """By the config's own data set, pipeline, preprocessor and model; and the image's file."""
+    """The features of the first test image from the config's data set, pipeline, preprocessor and
+    model; and the path of that image."""
     path = CONFIGS[task, depth]
     provenance = load_backbone_file(backbone_file).provenance
     options = [f'data_root={root}', f'backbone_file={backbone_file}', 'batch_size=2']
-    options.append(f'image_scale={SIZE}')  # its own size: resizing is not what is compared
+    options.append(f'image_scale={SIZE}')  # no resizing, which is not compared here
     options += fitting_options(load_config(path), provenance)
     config = prepare(load_config(path, options))
     with MODELS.switch_scope_and_registry(config.default_scope) as models:
@@ -146,7 +148,7 @@ def downstream_features(task: str, depth: int, root: Path, backbone_file: Path):
 
 
 def normalised(path: str, mean: list[float], std: list[float], order: str) -> Tensor:
-    """(1, 3, H, W), by Pillow and NumPy; ``mean`` and ``std`` in 0-255 units."""
+    """A (1, 3, H, W) tensor made with Pillow and NumPy; ``mean`` and ``std`` are for 0-255."""
     pixels = np.asarray(Image.open(path).convert('RGB'), dtype=np.float64)
     pixels = pixels if order == 'RGB' else pixels[..., ::-1]
     return torch.tensor((pixels - mean) / std).permute(2, 0, 1)[None].float()
@@ -180,7 +182,7 @@ def test_feature_maps_are_torchvisions(task, depth, images, tmp_path) -> None:
         torch.testing.assert_close(ours[stage], theirs[stage], rtol=1e-4, atol=1e-4)
 
     swapped = features(normalised(image, *IMAGENET[:2], 'BGR'), network)
-    for stage in STAGES:  # so that this test would see another order of the channels
+    for stage in STAGES:  # another channel order would fail above
         assert (swapped[stage] - theirs[stage]).abs().max() > 0.01
 
 

@@ -19,11 +19,11 @@ from downstream.pictures import SCORE_THRESHOLD
 from pretrain.runs.config import load_config
 from tests.conftest import ROOT
 
-CAT = 7  # in VOC's order, from aeroplane; a mask counts the background as well
+CAT = 7  # 0-based index in VOC's classes; masks have 8, after the background
 
 
 def boxes(sample: BaseDataElement) -> None:
-    """A box in the lower left corner, and one that is too unsure in the upper right."""
+    """A box in the lower left corner, and one with a low score in the upper right."""
     sample.pred_instances = InstanceData(
         bboxes=torch.tensor([[4.0, 30.0, 20.0, 44.0], [40.0, 4.0, 60.0, 20.0]]),
         scores=torch.tensor([0.9, 0.2]),
@@ -43,8 +43,8 @@ TASKS = [('faster_rcnn_r18_voc07.py', boxes), ('deeplabv3_r18_voc12.py', masks)]
 
 @pytest.fixture(params=TASKS, ids=['detection', 'segmentation'])
 def evaluate(request, voc: Path, backbone_file: str, tmp_path: Path) -> Callable[..., list[Path]]:
-    """``evaluate(epoch, paths)``: the pictures drawn after one of a run's three epochs. No model
-    runs; ``paths`` replaces the data set's images."""
+    """``evaluate(epoch, paths)``: the pictures drawn after ``epoch`` of a run of three epochs,
+    without a model; ``paths`` replaces the images of the data set."""
     name, predict = request.param
     options = [f'data_root={voc}', f'backbone_file={backbone_file}']
     config = prepare(load_config(ROOT / 'configs/demo' / name, options))
@@ -101,14 +101,14 @@ def test_truth_is_on_the_left_and_prediction_on_the_right(evaluate) -> None:
         truth, prediction = halves(path)
         differing = np.abs(truth - prediction).sum(axis=2) > 60
         assert differing[30:44, 4:20].any()  # predicted
-        assert differing[:26, 14:30].any()  # true: all of the squares lie about here
-        assert not differing[10:20, 56:].any()  # predicted with a score of 0.2
+        assert differing[:26, 14:30].any()  # ground truth: all squares overlap this area
+        assert not differing[10:20, 56:].any()  # the prediction with score 0.2
 
 
 def test_only_the_last_evaluation_is_drawn(evaluate, tmp_path: Path) -> None:
     assert evaluate(1) == evaluate(2) == []
     (tmp_path / 'pictures').mkdir()
-    (tmp_path / 'pictures/100003.png').write_bytes(b'half a pict')  # of a run that was stopped
+    (tmp_path / 'pictures/100003.png').write_bytes(b'half a pict')  # of a stopped run
     assert len(evaluate(3)) == 8
     halves(tmp_path / 'pictures/100003.png')
 
@@ -144,7 +144,7 @@ def test_red_stays_red(evaluate, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('evaluate', TASKS[:1], indirect=True)
 def test_boxes_without_extent_and_classes_without_colour(evaluate, tmp_path: Path) -> None:
-    """An invalid box that a config tolerates; more classes than the palette has."""
+    """An invalid box that the config tolerates, and more classes than palette colours."""
     from mmdet.structures import DetDataSample
 
     Image.new('RGB', (64, 48)).save(tmp_path / 'black.png')

@@ -1,4 +1,4 @@
-"""Detectors and segmenters in bf16, computed by the CPU's autocast."""
+"""Detectors and segmenters in bf16 under CPU autocast."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SEGMENTER = ('configs/demo/deeplabv3_r18_voc12.py', ())
 
 @pytest.fixture
 def build(voc, backbone_file, tmp_path):
-    """``build(config, options, precision)``: a Runner with the weights of seed 0."""
+    """``build(config, options, precision)``: a Runner with initialised weights."""
     install()
 
     def make(path, options, precision):
@@ -45,7 +45,7 @@ def build(voc, backbone_file, tmp_path):
         runner.model.init_weights()
         for module in runner.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                # Or random weights with frozen statistics have activations of a million.
+                # Else random weights with frozen BN statistics give activations of a million.
                 torch.nn.init.constant_(module.weight, 0.2)
         return runner
 
@@ -54,7 +54,7 @@ def build(voc, backbone_file, tmp_path):
 
 @pytest.fixture(autouse=True)
 def any_precision(monkeypatch):
-    """As if this processor had bfloat16; autocast computes with it anywhere."""
+    """Pretend that this processor has bfloat16; autocast emulates it anywhere."""
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
 
 
@@ -66,7 +66,7 @@ def batch_of(runner):
 
 
 def dtypes(model, name, seen):
-    """Record the types of all tensors that go in and come out of a part."""
+    """Record the dtypes of all input and output tensors of a submodule in ``seen``."""
 
     def look(_, args, output):
         flat, _ = torch.utils._pytree.tree_flatten((args, output))
@@ -135,8 +135,8 @@ def test_segmenter_computes_losses_in_float32(build):
 
 @pytest.mark.parametrize('case', [*DETECTORS.values(), SEGMENTER], ids=[*DETECTORS, 'DeepLabv3'])
 def test_bf16_is_close_to_float32(case, build):
-    """The losses before any region is chosen, of the same weights and images; bf16 has 8 bits.
-    Both compute in channels_last."""
+    """Compare losses that do not depend on the sampled RoIs, for the same weights and images; bf16
+    has a precision of 8 bits. Both precisions use channels_last."""
     values = []
     for precision in ('float32', 'bf16'):
         runner = build(*case, precision)
@@ -179,5 +179,5 @@ def test_cudnn_searches_while_training_on_crops_of_one_size(voc, backbone_file, 
 
 @pytest.mark.parametrize('path', [SEGMENTER[0], DETECTORS['C4'][0], 'configs/demo/r18_sd.py'])
 def test_metrics_are_collected_by_messages(path):
-    """Files in the working directory need a file system that all nodes share."""
+    """Collecting them in files would need a file system that all nodes share."""
     assert load_config(path).val_evaluator.collect_device == 'gpu'

@@ -1,4 +1,4 @@
-"""What a checkpoint finds in images of the user's own."""
+"""Predictions of a checkpoint on the user's own images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def classifier(train: Callable, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """One of three colours, one grey; of other sizes than the network's."""
+    """A colour and a greyscale image, in other sizes than the network's input."""
     generator = np.random.default_rng(0)
     (tmp_path / 'photos').mkdir()
     pixels = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ def test_a_gpu_predicts_in_the_float32_of_the_run(tf32: None, classifier: Path) 
 def test_classifier_sees_what_it_is_tested_on(
     classifier: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    """An image is prepared as a test image of the run."""
+    """Images are preprocessed like the test images of the run."""
     from pretrain.datasets.image_folder import ClassFolder
 
     dataset = ClassFolder(str(image_folder), 'val', 0, 32)
@@ -94,7 +94,7 @@ def test_detector_or_segmenter_draws_what_it_finds(
         assert source == photo
         drawn, original = Image.open(file), Image.open(photo)
         assert drawn.size == original.size
-        if original.mode == 'RGB':  # red stays red beside what is drawn
+        if original.mode == 'RGB':  # red and blue are not swapped
             ours, theirs = (np.asarray(image).astype(int) for image in (drawn, original))
             assert abs(ours - theirs).mean() < abs(ours - theirs[..., ::-1]).mean()
         if found:  # a tiny detector may find nothing
@@ -125,7 +125,7 @@ def test_only_a_classifier_takes_a_thin_image(
 
 def test_a_segmenter_scores_a_class_by_its_own_pixels() -> None:
     logits = 3 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    logits[2] = -10  # a class that is nowhere
+    logits[2] = -10  # a class without pixels
     result = SimpleNamespace(
         seg_logits=PixelData(data=logits), pred_sem_seg=PixelData(data=logits.argmax(0)[None])
     )

@@ -1,4 +1,4 @@
-"""k-NN on frozen features: against a slow reference, and as a run like any other."""
+"""The k-NN probe against a slow reference, and as a run like any other."""
 
 import math
 from argparse import Namespace
@@ -29,7 +29,7 @@ CONFIG = Path('configs/small/knn_r18.py')
 
 
 def slow_knn(bank, bank_labels, queries, labels, neighbours, temperature) -> float:
-    """The vote written out, in float64 and one pair at a time."""
+    """The weighted vote in float64, one pair at a time."""
 
     def cosine(a: list[float], b: list[float]) -> float:
         dot = sum(x * y for x, y in zip(a, b, strict=True))
@@ -66,7 +66,7 @@ def test_vote_is_the_slow_one(
 
 
 def test_neighbours_and_temperature_matter() -> None:
-    """Two distant neighbours of one class outvote a near one, unless T is small."""
+    """Two distant neighbours of one class outvote a near one of another, unless T is small."""
     bank = torch.tensor([[1.0, 0.1], [1.0, 0.9], [0.9, 1.0]])
     votes = [
         knn_accuracy(
@@ -79,7 +79,7 @@ def test_neighbours_and_temperature_matter() -> None:
 
 @pytest.fixture
 def run(image_folder: Path, tmp_path: Path):
-    """``run(backbone_file, 'key=value', ...)``: a probe's runner that has run."""
+    """``run(backbone_file, 'key=value', ...)``: the ProbeRunner of a finished run."""
 
     def start(file: str, *options: str) -> ProbeRunner:
         settings = [f'data_root={image_folder}', 'image_size=32', f'backbone_file={file}']
@@ -121,7 +121,7 @@ def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> No
     assert find_records(tmp_path, TASKS) == [first]
     accuracy = first['generations'][-1]['last']['top1_accuracy']
     assert 0 <= accuracy <= 100
-    run(backbone_file, 'loader.batch_size=3')  # changes no result
+    run(backbone_file, 'loader.batch_size=3')  # does not change the result
     again = read_record(tmp_path / 'run/run.json')
     assert again['generations'] == first['generations']
     assert again['identity'] == first['identity']
@@ -160,7 +160,7 @@ def test_what_cannot_be_probed_is_one_sentence(backbone_file: str, image_folder:
 def test_probe_has_its_rows_in_the_transfer_table(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run a backbone, whatever the seeds: nothing is random."""
+    """Each backbone has one run, however many seeds are given: a probe is deterministic."""
     launched = []
 
     def launch(_: Launcher, run) -> None:

@@ -1,4 +1,4 @@
-"""Splits with everything that may be wrong with them and, where it is, the real BCCD."""
+"""Checks of splits with every kind of fault, and of the real BCCD where it is available."""
 
 import os
 import shutil
@@ -88,7 +88,7 @@ def test_sound_splits_are_counted(year: Path, masks: Path, capsys: pytest.Captur
 BOXES = {
     (1, 1, 64, 48): '',
     (1, 1, 2, 2): '',
-    ('63.9', 47, '64.9', '48.5'): '',  # the fractions are cut off
+    ('63.9', 47, '64.9', '48.5'): '',  # fractions are cut off
     (0, 1, 64, 48): 'box outside the image, whose first pixel is 1,1',
     (1, -3, 64, 48): 'box outside the image, whose first pixel is 1,1',
     (1, 1, 65, 48): 'box outside the image, whose first pixel is 1,1',
@@ -286,7 +286,7 @@ def _small_mask(year: Path) -> None:
 
 
 def _broken_mask(year: Path) -> None:
-    """Between a whole header and a whole end."""
+    """Damage the data between an intact header and an intact end."""
     path = year / 'SegmentationClass/000003.png'
     data = bytearray(path.read_bytes())
     data[50:60] = bytes(10)
@@ -303,7 +303,7 @@ def _no_mask(year: Path) -> None:
 
 
 def _few_bits(year: Path) -> None:
-    """PIL reads the value 1 of two bits of grey as 85."""
+    """PIL reads the value 1 of a 2-bit greyscale PNG as 85."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data).to_bytes(4, 'big')
@@ -316,7 +316,7 @@ def _few_bits(year: Path) -> None:
 
 
 def _other_palettes(year: Path) -> None:
-    """A tool chose the ids of two masks by their colours."""
+    """Two masks whose ids a tool assigned by the colours in each."""
     for name, colour in (('000002', 'red'), ('000003', 'blue')):
         mask = Image.new('RGB', (64, 48), 'white')
         mask.paste(colour, (9, 9, 30, 30))
@@ -384,7 +384,7 @@ def test_bad_segmentation_data(damage: Callable, message: str, masks: Path) -> N
     ],
 )
 def test_lists(content: str | bytes, message: str, year: Path) -> None:
-    """As other tools write them; mmdet takes each line as it is."""
+    """Lists as other tools write them; mmdet uses every line unchanged."""
     path = year / 'ImageSets/Main/trainval.txt'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     if message:
@@ -523,11 +523,11 @@ def test_a_class_without_object_is_told(year: Path, capsys: pytest.CaptureFixtur
     assert first == f'warning: {boxes(year).list_file}: {what} are not learned: cow.'
     assert second.endswith(f'test.txt: {what} are left out of the mean: dog, cow.')
     check_detection([boxes(year)], [boxes(year, 'test')], ('cat', 'dog', 'cow'))
-    assert not capsys.readouterr().err  # a command that checks the data of many runs says it once
+    assert not capsys.readouterr().err  # warns once, not for every run
 
 
 def test_a_class_without_pixel_is_told(masks: Path, capsys: pytest.CaptureFixture) -> None:
-    """Its IoU is 0 as soon as it is predicted, and then part of mmseg's mean."""
+    """Where it is predicted, its IoU is 0 and counts in mmseg's mean."""
     from mmseg.evaluation import IoUMetric
 
     lists, folders = masks / 'ImageSets/Segmentation', (masks / 'JPEGImages',)
@@ -570,7 +570,7 @@ def remove_objects(text: str) -> str:
 def test_a_split_without_an_object_that_counts_is_refused(
     change: Callable, split: str, year: Path
 ) -> None:
-    """The mean over no class is 0, after a training on nothing."""
+    """Training would learn nothing, and the mean over no class would be 0."""
     ignore(year, boxes(year, split).list_file.read_text().split(), change)
     with pytest.raises(UserError, match=rf'^\S*{split}.txt names no image with an object that'):
         check_detection([boxes(year)], [boxes(year, 'test')], CLASSES)
@@ -579,7 +579,7 @@ def test_a_split_without_an_object_that_counts_is_refused(
 def test_only_objects_that_count_make_a_class_present(
     year: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """mmdet learns and tests neither difficult objects nor dropped boxes."""
+    """mmdet neither trains nor tests on difficult objects and dropped boxes."""
     dogs = [f'00000{i}' for i in (1, 3, 5, 7)]
     ignore(year, dogs[1:], make_difficult)
     set_box(year, dogs[0], 9, 9, 9, 20)
@@ -592,7 +592,7 @@ def test_only_objects_that_count_make_a_class_present(
 
 @pytest.mark.parametrize('suffix', ['.JPG', '.png'])
 def test_another_suffix_is_told(suffix: str, year: Path, masks: Path) -> None:
-    """OpenCV goes by the content, mmdet and mmseg by the suffix."""
+    """OpenCV reads a file by its content; mmdet and mmseg find it by its suffix."""
     for root, check in ((year, detect), (masks, segment)):
         for path in (root / 'JPEGImages').iterdir():
             path.rename(path.with_suffix(suffix))
@@ -612,7 +612,7 @@ def test_another_suffix_is_told(suffix: str, year: Path, masks: Path) -> None:
 
 
 def test_names_may_have_folders(year: Path, masks: Path) -> None:
-    """As CVAT writes them, and ImageNet's detection challenge."""
+    """CVAT and ImageNet's detection challenge have such names."""
     for root, labels in ((year, 'Annotations'), (masks, 'SegmentationClass')):
         for folder in (root / 'JPEGImages', root / labels):
             (folder / 'camera 1').mkdir()
@@ -629,7 +629,7 @@ def test_names_may_have_folders(year: Path, masks: Path) -> None:
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 60), (60, 1), (2, 201), (2, 200), (2, 2)])
 def test_images_too_thin_to_be_resized(size: tuple, year: Path, masks: Path) -> None:
-    """mmseg drops the dimension of one pixel; resizing leaves none of a thin side."""
+    """mmseg drops a dimension of one pixel, and resizing rounds a thin side to 0."""
     for root in (year, masks):
         Image.new('RGB', size).save(root / 'JPEGImages/000003.jpg')
     (year / 'Annotations/000003.xml').write_text('<annotation></annotation>')
@@ -649,7 +649,7 @@ def _exif(image: Path, format: str = 'JPEG') -> None:
 
 
 def _xmp(image: Path) -> None:
-    """PIL takes an orientation from here as well, OpenCV does not."""
+    """An XMP orientation, which PIL uses and OpenCV does not."""
     orientation = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     Image.open(image).copy().save(image, xmp=orientation.encode())
 
@@ -709,7 +709,7 @@ def test_images_and_labels_may_share_a_folder(year: Path, masks: Path) -> None:
     ('ids', 'held'), [((0, 255), '0 alone'), ((0,), '0 alone'), ((255,), 'no class')]
 )
 def test_masks_without_a_class_are_refused(ids: tuple, held: str, masks: Path) -> None:
-    """Trained on masks of 0 and 255 a network is right everywhere, since 255 does not count."""
+    """With masks of 0 and 255 only, a constant 0 is always right, because 255 is ignored."""
     pixels = np.resize(np.array(ids, np.uint8), (48, 64))
     for path in (masks / 'SegmentationClass').iterdir():
         Image.fromarray(pixels).save(path)
@@ -817,7 +817,7 @@ def test_processes_find_the_same(year: Path, monkeypatch: pytest.MonkeyPatch) ->
     set_box(year, '000030', 9, 9, 9, 20)
     set_box(year, '000012', 9, 9, 9, 99)
     messages = []
-    for chunk in (32, 1):  # in this process, in several
+    for chunk in (32, 1):  # in one process, then in several
         monkeypatch.setattr(module, '_CHUNK', chunk)
         monkeypatch.setenv('XDG_CACHE_HOME', str(year / f'cache{chunk}'))
         with pytest.raises(UserError, match='names 40 images') as error:

@@ -1,4 +1,4 @@
-"""VOC and SBD on drawn scenes: SBD's masks are those of the drawn aug split, as .mat files."""
+"""VOC and SBD on drawn scenes; the masks of the drawn aug split, as .mat files, are SBD's."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from pretrain.runs.errors import UserError
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VOC2007: 8 and 3 images; VOC2012: 2 of train, 6 of aug, 3 of val."""
+    """VOC2007 with 8 trainval and 3 test images; VOC2012 with 2 train, 6 aug and 3 val images."""
     root = tmp_path_factory.mktemp('drawn') / 'VOCdevkit'
     write_vocdevkit(root, trainval=8, test=3, size=64)
     return root
@@ -23,7 +23,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def devkit(drawn: Path, tmp_path: Path) -> Path:
-    """A copy without SBD's part."""
+    """A copy of ``drawn`` without SBD's masks and list."""
     root = Path(shutil.copytree(drawn, tmp_path / 'VOCdevkit'))
     shutil.rmtree(root / 'VOC2012/SegmentationClassAug')
     (root / 'VOC2012/ImageSets/Segmentation/aug.txt').unlink()
@@ -36,7 +36,7 @@ def names(root: Path, split: str) -> list[str]:
 
 @pytest.fixture
 def sbd(drawn: Path, tmp_path: Path) -> Path:
-    """SBD, whose own lists mix the images of VOC2012's train and val with the others."""
+    """SBD, whose lists mix images of VOC2012's train and val with others."""
     root = tmp_path / 'benchmark_RELEASE'
     (root / 'dataset/cls').mkdir(parents=True)
     aug = names(drawn, 'aug')
@@ -63,7 +63,7 @@ def test_counts_of_voc07(drawn: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_bad_files_of_voc07_are_all_named(drawn: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(drawn, tmp_path / 'VOCdevkit'))
-    for name in ('000002', '000009'):  # of trainval and of test
+    for name in ('000002', '000009'):  # in trainval and in test
         (root / f'VOC2007/Annotations/{name}.xml').write_text('')
     with pytest.raises(UserError) as error:
         check_voc07(root)
@@ -115,7 +115,7 @@ def test_sbd_becomes_aug(
         assert mask.mode == 'P'
         for i in (*range(21), 255):
             assert mask.getpalette()[3 * i : 3 * i + 3] == palette[3 * i : 3 * i + 3]
-    check_voc12aug(devkit)  # and now without SBD
+    check_voc12aug(devkit)  # now without SBD
 
 
 def test_nothing_is_overwritten(devkit: Path, sbd: Path, capsys: pytest.CaptureFixture) -> None:

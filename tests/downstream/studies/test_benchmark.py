@@ -1,4 +1,4 @@
-"""Fine-tuning against the libraries' own runs: what is compared; no time is tested."""
+"""The benchmark of fine-tuning: which runs it compares. No times are tested."""
 
 from pathlib import Path
 

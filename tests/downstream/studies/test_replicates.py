@@ -1,7 +1,7 @@
-"""Spreads and tests against the mixed model, written out as matrices and sums of squares.
+"""Spreads and t-tests against the mixed model, written out as matrices and sums of squares.
 
-y[arm, pretraining, fine-tuning] = arm + pretraining + arm x pretraining + fine-tuning, of which all
-but the first are random. Everything is float64.
+y[arm, pretraining, fine-tuning] = arm + pretraining + arm x pretraining + fine-tuning, where all
+terms but the first are random. Everything is float64.
 """
 
 import math
@@ -16,7 +16,7 @@ from pretrain.runs.errors import UserError
 
 
 def measurements(pretrainings: int, tunings: int, seed: int = 0) -> np.ndarray:
-    """Of two arms, whose pretrainings with the same seed have something in common."""
+    """(2, pretrainings, tunings) values: pretrainings with the same seed share an effect."""
     rng = np.random.default_rng(seed)
     arm = np.array([70.0, 71.5])[:, None, None]
     pretraining = rng.normal(0, 2.0, (1, pretrainings, 1))
@@ -25,13 +25,13 @@ def measurements(pretrainings: int, tunings: int, seed: int = 0) -> np.ndarray:
 
 
 def as_values(arm: np.ndarray, first: int = 0) -> dict[int, dict[int, float]]:
-    """Pretraining seed, from ``first`` on, to fine-tuning seed to value."""
+    """``Values`` of an arm; the pretraining seeds start at ``first``."""
     return {first + p: dict(enumerate(runs)) for p, runs in enumerate(arm.tolist())}
 
 
 @pytest.mark.parametrize('counts', [[3, 3, 3], [2, 2], [4, 2, 3, 1], [1, 5]])
 def test_spreads_are_the_variance_components(counts: list[int]) -> None:
-    """The mean squares equal their expectations, traces of the model's covariance."""
+    """With them, the mean squares equal their expectations, traces of the model's covariance."""
     rng = np.random.default_rng(len(counts))
     groups = [rng.normal(70 + 3 * k, 1.0, count) for k, count in enumerate(counts)]
     y = np.concatenate(groups)
@@ -49,7 +49,7 @@ def test_spreads_are_the_variance_components(counts: list[int]) -> None:
 
 
 def test_spreads_at_their_limits() -> None:
-    # Means 1.5 and 1.5: nothing between, where the estimate would be below 0.
+    # Both means are 1.5: between is 0, where the estimate of its variance is negative.
     assert spreads([[1.0, 2.0], [2.0, 1.0]]) == (0.0, pytest.approx(math.sqrt(0.5)))
     assert spreads([[1.0, 2.0, 3.0]]) == (None, pytest.approx(1.0))
     assert spreads([[1.0], [3.0]]) == (pytest.approx(math.sqrt(2.0)), None)
@@ -58,7 +58,7 @@ def test_spreads_at_their_limits() -> None:
 
 @pytest.mark.parametrize(('pretrainings', 'tunings'), [(3, 3), (2, 4), (5, 1)])
 def test_paired_test_is_the_mixed_models(pretrainings: int, tunings: int) -> None:
-    """F of the arms against arm x pretraining, in a balanced design."""
+    """It is the F-test of the arms against arm x pretraining in a balanced design."""
     y = measurements(pretrainings, tunings)
     grand, arms, blocks, cells = y.mean(), y.mean((1, 2)), y.mean((0, 2)), y.mean(2)
     of_arms = sum(pretrainings * tunings * (arms[a] - grand) ** 2 for a in (0, 1))
@@ -107,7 +107,7 @@ def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
 
 
 def test_replicates_without_a_common_seed_are_not_paired() -> None:
-    """Welch's test of replicate means, which may differ in number and in variance."""
+    """They get Welch's test: the arms may differ in their number of replicates and variance."""
     baseline, ours = measurements(3, 2)[0], 3 * measurements(5, 2, seed=1)[1]
     variances = [arm.mean(1).var(ddof=1) / len(arm) for arm in (ours, baseline)]
     free = sum(variances) ** 2 / (variances[0] ** 2 / 4 + variances[1] ** 2 / 2)
@@ -123,7 +123,7 @@ def test_replicates_without_a_common_seed_are_not_paired() -> None:
 
 
 def test_replicates_with_one_common_seed_are_not_paired() -> None:
-    """A single pair has no spread, and would leave the other replicates out."""
+    """A single pair has no variance, and the other replicates would be left out."""
     y = measurements(3, 2)
     result = Comparison.of(as_values(y[1], first=2), as_values(y[0]))
     assert result == Comparison.of(as_values(y[1], first=7), as_values(y[0]))
@@ -131,7 +131,7 @@ def test_replicates_with_one_common_seed_are_not_paired() -> None:
 
 
 def test_one_replicate_against_several() -> None:
-    """Paired with the one that has its seed, or compared with their mean; no claim either way."""
+    """It is paired with the one of its seed, or compared with the mean; neither tests methods."""
     y = measurements(3, 3)
     result = Comparison.of(as_values(y[1]), {1: as_values(y[0])[1]})
     assert (result.difference, result.method) == (pytest.approx((y[1, 1] - y[0, 1]).mean()), False)
@@ -153,7 +153,7 @@ def test_what_one_arm_lacks_is_left_out_and_said() -> None:
     assert (result.difference, result.p) == (expected.difference, expected.p)
     said = '2 pretraining seeds × 2 fine-tuning seeds that both have, 2 other runs left out, p'
     assert said in result.verdict()
-    del baseline[0][1]  # so that the mean of each replicate is over the same fine-tuning seeds
+    del baseline[0][1]  # all replicates must then have the same fine-tuning seeds
     result = Comparison.of(ours, baseline)
     assert result.difference == pytest.approx((y[1, :2, 0] - y[0, :2, 0]).mean())
     said = '2 pretraining seeds × 1 fine-tuning seed that both have, 5 other runs left out, p'
@@ -171,7 +171,7 @@ def test_replicates_are_of_one_pretraining() -> None:
         {'depth': 50},
         {'algorithm': {'generations': [3, 3]}},
         {'data': {'count': 8}},
-        {'batch_size': 4},  # the other does not say
+        {'batch_size': 4},  # the other lacks this fact
     ):
         (fact,) = other
         for pair in (

@@ -1,5 +1,4 @@
-"""The report: every table and figure is on the page, says what the records say, and works in a
-browser."""
+"""The report page: every table and figure is there, agrees with the records, works in a browser."""
 
 import base64
 import io
@@ -31,7 +30,7 @@ RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
 class Page(HTMLParser):
-    """The elements of a page: (name, attributes, text right behind the tag)."""
+    """The elements of a page: (name, attributes, text right after the tag)."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,8 +62,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope='module')
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of committed records, with logs of the pretraining runs and pictures of the
-    fine-tuning runs: red truths beside blue predictions."""
+    """Runs with the committed records; pretraining runs have logs, and fine-tuning runs have
+    pictures: red ground truth beside blue predictions."""
     root = tmp_path_factory.mktemp('work')
     for number, record in enumerate([*RECORDS, *METHODS]):
         folder = root / f'run{number:02}'
@@ -138,7 +137,7 @@ def test_tables_say_what_the_records_say(html: str) -> None:
 
 
 def test_a_label_is_any_text(tmp_path: Path) -> None:
-    """A column of the page may have the same name; in Markdown it may part two cells."""
+    """A label may be the name of a column, or hold the cell separator of Markdown."""
     labels = {'BL': 'setting', 'SD': 'a|b', 'random': 'random'}
     named = [r | {'label': labels[r['label']]} for r in RECORDS]
     (tmp_path / 'set.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in named))
@@ -152,7 +151,7 @@ def test_a_label_is_any_text(tmp_path: Path) -> None:
 
 
 def test_extra_cost_against_plain_sums() -> None:
-    """One epoch of three has a teacher; its iterations take 0.5 s and not 0.4 s."""
+    """One epoch of three has a teacher; its iterations take 0.5 s instead of 0.4 s."""
     algorithm = {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}
     record = {
         'identity': {'algorithm': algorithm | {'taught_after': 2}},
@@ -169,7 +168,7 @@ def test_extra_cost_against_plain_sums() -> None:
     claimed, measured = extra_cost(record)
     assert claimed == pytest.approx(1 / 9)
     assert measured == pytest.approx((20 * 0.4 + 10 * 0.5) / (30 * 0.4) - 1)
-    # No teacher; one that teaches from the start, such as another run's; whole generations.
+    # No teacher; a teacher from the start, such as another run's snapshot; whole generations.
     for other in ({'teacher_weight': 0.0}, {'taught_after': 0}, {'fresh_student': True}):
         record['identity']['algorithm'] = algorithm | {'taught_after': 2} | other
         assert extra_cost(record) is None
@@ -207,7 +206,7 @@ def test_runs_of_one_label_and_two_lengths_have_curves_each(tmp_path: Path) -> N
 
 @pytest.mark.parametrize('lost', ['the time of an epoch', 'an epoch', 'everything'])
 def test_a_finished_run_without_its_whole_cost_is_named(lost: str, tmp_path: Path) -> None:
-    """It began with a checkpoint beside which no record lay, so its own begins in the middle."""
+    """It started from a checkpoint without a record, so its own record lacks earlier epochs."""
     records = [json.loads(json.dumps(r)) for r in PRETRAINED if r['label'] in ('BL', 'SD')]
     for record in records:
         if record['label'] == 'SD' or lost == 'everything':
@@ -265,7 +264,7 @@ def test_pictures_are_of_the_first_run_that_has_some(tmp_path: Path) -> None:
 
 def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:
     page = Page(html)
-    assert set(re.findall(r'https?://[^"/]+', html)) == {'http://www.w3.org'}  # namespaces
+    assert set(re.findall(r'https?://[^"/]+', html)) == {'http://www.w3.org'}  # XML namespaces
     assert not page.all('script')
     sources = [found['src'] for found, _ in page.all('img')]
     assert all(source.startswith('data:') for source in sources)
@@ -282,14 +281,14 @@ def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:
 
 @pytest.fixture
 def records_file(tmp_path: Path) -> Path:
-    """Fine-tuning runs alone, as a file of records."""
+    """A .jsonl file with the records of fine-tuning runs."""
     path = tmp_path / 'records.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in FINE_TUNED))
     return path
 
 
 def test_a_set_of_records_and_a_run_that_has_just_begun(records_file: Path, tmp_path: Path) -> None:
-    """Neither has pictures or logs; what was found twice is shown once."""
+    """Neither has pictures or logs; a run in two sources is shown once."""
     record = PRETRAINED[0] | {'status': 'running', 'history': [], 'generations': []}
     (tmp_path / 'begun').mkdir()
     (tmp_path / 'begun/run.json').write_text(json.dumps(record))
@@ -323,7 +322,7 @@ def test_a_run_that_goes_on_shows_the_mini_generations_that_have_ended(tmp_path:
 
 
 def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) -> None:
-    """The rest of the page is written all the same."""
+    """The page has the error in place of the table, and is written."""
     records_file.write_text(records_file.read_text() * 2)
     write_report([records_file], tmp_path / 'out.html')
     assert 'the same seed: keep one of them' in (tmp_path / 'out.html').read_text()
@@ -354,7 +353,7 @@ def test_runs_stand_in_the_order_of_the_tables(records_file: Path) -> None:
     assert list(dict.fromkeys(labels))[:2] == ['BL', 'SD']
 
 
-# A window of Chromium has 500 pixels at least, a frame in it has any width.
+# Chromium's windows are at least 500 pixels wide; a frame inside can have any width.
 FRAMES = """<!DOCTYPE html>
 <body style="margin: 0">
 <script>
@@ -382,7 +381,7 @@ srcdoc="{page}"></iframe>"""
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
 @pytest.mark.parametrize(('widths', 'dark'), [((1280, 360), False), ((800,), True)])
 def test_page_in_a_browser(widths: tuple[int, ...], dark: bool, html: str, tmp_path: Path) -> None:
-    """No error, nothing hidden, no sideways scrolling of the page, ink that differs from paper."""
+    """No errors, nothing hidden, no horizontal scrolling, text in contrast to the background."""
     frames = (IFRAME.format(width=width, page=escape(html)) for width in widths)
     (tmp_path / 'page.html').write_text(FRAMES + ''.join(frames))
     result = subprocess.run(

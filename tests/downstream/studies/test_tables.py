@@ -46,7 +46,7 @@ def rows(table: object) -> list[list[str]]:
 
 
 def named(table: str) -> list[dict[str, str]]:
-    """The cells of each row by their column."""
+    """For each row, its cells by column name."""
     header, _, *body = rows(table)
     return [dict(zip(header, row, strict=True)) for row in body]
 
@@ -79,7 +79,7 @@ def test_table_against_plain_statistics() -> None:
 
 
 def test_replicates_of_both_kinds() -> None:
-    """Two pretrainings, each fine-tuned twice: means 70, 72 and 71, 75."""
+    """Two pretrainings of each label, fine-tuned twice: means 70, 72 and 71, 75."""
     values = {'BL': [(69.5, 70.5), (71.0, 73.0)], 'SD': [(70.0, 72.0), (74.5, 75.5)]}
     records = [
         record(label, seed, value / 100, pretrained=pretrained)
@@ -89,7 +89,7 @@ def test_replicates_of_both_kinds() -> None:
     ]
     table = str(transfer_table(records))
     baseline, distilled = named(table)
-    # Within: variances 0.5 and 2.0, mean 1.25. Between: that of the means, less 1.25 / 2.
+    # Within: variances 0.5 and 2.0, mean 1.25. Between: variance of the means minus 1.25 / 2.
     assert (baseline['mean'], baseline['n']) == ('71.00', '2 × 2')
     assert baseline['within'] == distilled['within'] == f'{math.sqrt(1.25):.2f}'
     assert baseline['between'] == f'{math.sqrt(2.0 - 0.625):.2f}'
@@ -121,13 +121,13 @@ def test_errors_of_pretraining_stand_beside() -> None:
         own['top1_error'] = 30.0 + own['seed']
     table = str(transfer_table([*records, record('random', 0, 0.1)]))
     assert [row['top-1 error'] for row in named(table)] == ['30.50 ± 0.71', '']
-    assert [*named(table)[0]][-1] == 'top-1 error'  # after what the table is for
+    assert [*named(table)[0]][-1] == 'top-1 error'  # the results come first
     assert 'The top-1 error is that of pretraining.' in table
 
 
 def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
-    """What the table says of these values, seed to points, after 'detection, SD against BL: ' and
-    before what it covers. Where there is no test, with the gain of the row."""
+    """The verdict of the table on these values (points by seed), from after 'detection, SD against
+    BL: ' to the semicolon. Without a test, the gain in the row comes first."""
     cells = {'BL': baseline, 'SD': ours}
     records = [record(b, s, v / 100) for b, values in cells.items() for s, v in values.items()]
     table = str(transfer_table(records, ['BL', 'SD']))
@@ -145,7 +145,7 @@ def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
 @pytest.mark.parametrize('sign', [1, -1])
 def test_a_difference_is_better_or_worse_or_neither(sign: int) -> None:
     baseline = {0: 70.0, 1: 74.0, 2: 66.0}
-    # The baseline's spread of 4 points is shared by each pair: 1.8, 2.0 and 2.2 apart.
+    # Both values of a pair share the baseline's spread of 4 points; they are 1.8 to 2.2 apart.
     ours = {seed: value + sign * (1.8 + 0.2 * seed) for seed, value in baseline.items()}
     t = 2 / math.sqrt(0.04 / 3)
     p = 1 - t / math.sqrt(t**2 + 2)
@@ -189,7 +189,7 @@ def test_only_shared_seeds_are_paired() -> None:
 
 def test_where_no_test_is_possible() -> None:
     assert sentence({0: 70.0}, {0: 69.5}) == '-0.50 over 1 fine-tuning seed: no test is possible'
-    # 0.1 twice, as far as binary fractions can say so.
+    # 0.1 twice, up to rounding in binary.
     same = sentence({0: 70.1, 1: 71.3}, {0: 70.2, 1: 71.4})
     assert same == '+0.10 over 2 fine-tuning seeds, the same with each: no test is possible'
     assert sentence({0: 70.0}, {}) == 'no seed in common: no comparison is possible.'

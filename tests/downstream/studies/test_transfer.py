@@ -35,7 +35,7 @@ PROVENANCE = {
 }
 
 
-load_once = functools.cache(load_config)  # reading one takes longer than all the rest
+load_once = functools.cache(load_config)  # reading configs takes most of the time
 
 
 def _frozen(argument: Path | list[str]) -> Path | tuple[str, ...]:
@@ -50,7 +50,7 @@ def write_backbone(path: Path, value: float, **facts: object) -> Path:
 
 
 def prepared(config: Config, _: int) -> Config:
-    """As far as a Launcher looks at it; the data are not there."""
+    """A stand-in for a prepared config with the keys that a Launcher reads; there is no data."""
     identity = {key: config[key] for key in ('randomness', 'batch_size')}
     if 'backbone_file' in config:
         identity['backbone'] = torch.load(config.backbone_file, weights_only=True).provenance
@@ -59,7 +59,7 @@ def prepared(config: Config, _: int) -> Config:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runs that were started; each leaves the record that a real one would."""
+    """The titles of the runs that were started; each writes a record like that of a real run."""
     titles = []
 
     def launch(self: Launcher, run: Run) -> None:
@@ -171,7 +171,7 @@ def test_impossible_comparisons_stop_before_anything_runs(
 def test_network_without_a_detector_stops_before_anything_runs(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
-    """A week of pretraining would end in a backbone that nothing can take."""
+    """Otherwise a week of pretraining would end in a backbone that no detector can use."""
     squeezed, wide = Path('configs/pretrain/ser152_sd.py'), tmp_path / 'wide.py'
     bases = [str(ROOT / f'configs/_base_/{name}.py') for name in ('runtime', 'pretrain/demo')]
     wide.write_text(f'_base_ = {bases}\nmodel = dict(network=dict(depth=50, width=128))\n')
@@ -200,7 +200,7 @@ def test_missing_backbone_stops_before_anything_runs(
 
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> list[Run]:
-    """The runs that were started, whole."""
+    """The ``Run`` objects that were started."""
     runs = []
     launch = Launcher._launch
     monkeypatch.setattr(Launcher, '_launch', lambda *args: (runs.append(args[1]), launch(*args)))
@@ -210,7 +210,7 @@ def options(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> list[Run]:
 def test_each_run_is_fitted_to_its_backbone(
     transfer: Transfer, options: list[Run], tmp_path: Path, capsys
 ) -> None:
-    """Backbones with different preprocessing stand in one table."""
+    """One table can compare backbones with different preprocessing."""
     caffe = {'style': 'caffe', 'channel_order': 'BGR', 'mean': [103.53, 116.28, 123.675]}
     write_backbone(tmp_path / 'SD.pth', 2, seed=4, **caffe)
     assert str(replace(transfer, seeds=[0]).run()).count('| SD ') == 2
@@ -254,7 +254,7 @@ def test_a_foreign_file_that_tells_everything_is_imported(
     assert f'backbone_file={transfer.work_dir}/MM/pretraining0/backbone.pth' in options[-1].options
     assert 'model.data_preprocessor.mean=[1.0, 2.0, 3.0]' in options[-1].options
     replace(foreign).run()
-    assert len(options) == 3  # imported again, the finished run still fits it
+    assert len(options) == 3  # still valid after another import
 
 
 def test_a_foreign_file_that_does_not_tell_is_asked_about(
@@ -272,7 +272,7 @@ def test_a_foreign_file_that_does_not_tell_is_asked_about(
 def test_files_of_one_name_are_replicates(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:
-    """The runs of the first pretraining of all come first."""
+    """The first replicate of every label is fine-tuned before the second ones."""
     backbones = {
         label: [
             write_backbone(tmp_path / f'{label}{seed}.pth', number + 10 * seed, seed=seed)
@@ -331,7 +331,7 @@ def test_each_config_is_pretrained_with_each_seed(
     image_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SD begins with the first generation that SE computed with the same seed."""
+    """SD starts from the first mini-generation of SE with the same seed."""
 
     def export(checkpoint: Path, out: Path) -> None:
         assert checkpoint.name == 'snapshot_1.pth'  # the last generation of the record
