@@ -59,8 +59,9 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     ``data_root`` (a VOCdevkit folder), ``batch_size`` (over all processes), ``image_scale``,
     ``scale_range``, ``crop_size``, ``train_list`` and ``val_list`` set the data loaders;
     ``classes`` sets the loaders and the heads; ``backbone_file`` sets the model's ``init_cfg``;
-    ``train_cfg.max_epochs`` sets the schedule. The key ``identity`` is added, which must not
-    change when the run resumes (:mod:`pretrain.runs.identity`).
+    ``train_cfg.max_epochs`` sets the schedule. A probe reads ``data_root`` as an ImageNet-style
+    folder. The new key ``identity`` must not change when a run resumes, see
+    :mod:`pretrain.runs.identity`.
 
     Args:
         config: as :func:`pretrain.runs.config.load_config` returns it; it is not changed.
@@ -87,7 +88,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
 
 
 def prepare_without_backbone(config: Config, world_size: int = 1) -> Config:
-    """Like :func:`prepare`, but leave out the backbone file, the data hashes and the identity."""
+    """Check and complete a config as :func:`prepare` does, but without backbone and identity."""
     return _fill(config, world_size)[0]
 
 

@@ -223,12 +223,8 @@ def stream(seed: int, name: str) -> Generator:
 
 def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None:
     """Write ``contents``, pairs of a file name and an image or text, into ``root``, all or nothing.
-
-    Write nothing if ``root/builtin.json`` shows that an earlier call had these parameters.
-
-    Raises:
-        UserError: if ``root`` holds anything else.
-    """
+    If ``root/builtin.json`` holds the same parameters, they are there already. UserError if
+    ``root`` holds anything else."""
     record = json.dumps({'version': 2, **parameters}, indent=2) + '\n'  # 3 once images change
     if root.exists():
         path = root / 'builtin.json'
@@ -252,13 +248,8 @@ def _write_once(root: Path, parameters: dict, contents: Iterable[tuple]) -> None
 def write_imagenet_folder(
     root: Path, *, train_per_class: int, val_per_class: int, size: int, seed: int = 0
 ) -> None:
-    """Write ``train/<class>/<class>_0000.jpg`` ... and ``val/...`` into ``root`` if not yet there.
-
-    ``size`` is the side of the square images in pixels, at least 32.
-
-    Raises:
-        UserError: if ``root`` holds anything else.
-    """
+    """Write square images of ``size`` pixels (at least 32), ``train/<class>/<class>_0000.jpg`` ...
+    and ``val/...``, unless they exist. UserError if ``root`` holds anything else."""
     counts = {'train': train_per_class, 'val': val_per_class}
 
     def contents() -> Iterator[tuple]:
@@ -272,18 +263,11 @@ def write_imagenet_folder(
 
 def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: int = 0) -> None:
     """Write VOC2007 (scenes with boxes) and VOC2012 (other scenes with masks) into ``root``, unless
-    they exist.
+    they exist. UserError if ``root`` holds anything else.
 
-    Args:
-        root: the VOCdevkit folder.
-        trainval: number of training images in each year; in VOC2012 a quarter is train and the
-            rest is aug, with masks like SBD's.
-        test: number of test images in each year.
-        size: longer side of an image in pixels, at least 64; the shorter side is 3/4 of it.
-        seed: seed of all images.
-
-    Raises:
-        UserError: if ``root`` holds anything else.
+    Each year has ``trainval`` training images and ``test`` test images with sides of ``size`` (at
+    least 64) and 3/4 ``size`` pixels. In VOC2012 a quarter of the training images is train and the
+    rest is aug, with masks like SBD's.
     """
     train, total = -(-trainval // 4), trainval + test
     lists = {

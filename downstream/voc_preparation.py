@@ -20,7 +20,7 @@ from pretrain.runs.file_checks import parallel_map
 _LISTS = 'ImageSets/Segmentation'
 _BORDER = (224, 224, 192)  # VOC's colour for id 255
 _MASKS = ('SegmentationClass', 'SegmentationClassAug', 'SegmentationClass')  # train, aug, val
-# What loadmat raises for damaged files; NotImplementedError if it misreads the format version.
+# Raised for damaged files; NotImplementedError if loadmat misreads the format version.
 _DAMAGES = (
     OSError,
     ValueError,
