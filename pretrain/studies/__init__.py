@@ -1,6 +1,6 @@
-"""Many pretraining runs, one result.
+"""Results of many pretraining runs.
 
-- Errors: ``sweep`` trains configs with seeds, ``paper_tables`` says which are the rows of a table,
-  ``tables`` fills it, ``curves`` draws Figure 1, ``similarity`` is Table 2.
-- Speed: ``benchmark``, ``kernels``, and ``libraries`` beside other libraries.
+- Errors: ``sweep`` trains configs with seeds, ``similarity`` trains the runs of Table 2,
+  ``paper_tables`` lists the rows of each table, ``tables`` fills them, ``curves`` draws Figure 1.
+- Speed: ``benchmark``, ``kernels``, and ``libraries`` for a comparison with other libraries.
 """

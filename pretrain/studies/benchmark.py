@@ -1,4 +1,4 @@
-"""How fast pretraining is, as ratios that are measured within one run of the benchmark."""
+"""The speed of pretraining, as ratios of times that one run of the benchmark measures."""
 
 import copy
 import json
@@ -37,8 +37,8 @@ from pretrain.runs.saving import save
 from pretrain.runs.tables import Table
 
 GPU = torch.cuda.is_available()
-# Steps between two synchronisations. A GPU computes while Python is already at a later step, and a
-# benchmark that waits after each step would hide how much that saves; a CPU has no such queue.
+# Steps between two synchronisations. A GPU runs behind Python, and a benchmark that waited after
+# each step would hide the time that this saves; a CPU has no such queue.
 STRETCH = 20 if GPU else 1
 
 
@@ -49,7 +49,7 @@ def row(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> dict:
-    """A line of the report, with its goal if it has one, such as '≤ 1.26'."""
+    """A row of the report; with a limit, also its goal, such as '≤ 1.26', and whether it is met."""
     goal, met = None, None
     if at_most is not None:
         goal, met = f'≤ {at_most:g}', value <= at_most
@@ -59,7 +59,7 @@ def row(
 
 
 def show(rows: Iterable[dict]) -> Table:
-    """A table of rows, those with a goal first."""
+    """A table of rows; those with a goal come first."""
     cells = []
     for line in sorted(rows, key=lambda line: line['goal'] is None):
         value = f'{line["value"]:.4g} {line["unit"]}'.rstrip()
@@ -70,10 +70,10 @@ def show(rows: Iterable[dict]) -> Table:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows that :func:`report` has written to a file.
+    """The rows in a JSON file of :func:`report`.
 
     Raises:
-        UserError: if it holds none.
+        UserError: if the file holds none.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def report(rows: Sequence[dict], path: Path | None) -> None:
-    """Print rows and the machine that they were measured on; write them to a JSON file as well."""
+    """Print rows and the machine on which they were measured; write both to ``path`` as JSON."""
     device = torch.cuda.get_device_name() if GPU else 'no GPU'
     machine = {'torch': torch.__version__, 'device': device, 'cores': os.cpu_count()}
     print(', '.join(f'{key} {value}' for key, value in machine.items()), show(rows), sep='\n\n')
@@ -94,17 +94,18 @@ def report(rows: Sequence[dict], path: Path | None) -> None:
 
 
 def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) -> None:
-    """Run benchmarks in turn, each in a process of its own, and write the rows of all to one file.
+    """Run benchmarks one after the other, each in its own process, and collect all rows in a file.
 
-    The file is written after each of them. One that fails does not stop the others.
+    The file is written after each benchmark. A failure does not stop the other benchmarks.
 
     Args:
-        commands: each without its ``--json FILE``, in the order of what matters most.
-        minutes: for all of them together; the one that runs then is killed, and no other begins.
+        commands: a command line per benchmark, without ``--json FILE``, the most important first.
+        minutes: the time limit for all of them; the benchmark that exceeds it is killed, and the
+            later ones give no rows.
         path: the JSON file, which is replaced.
 
     Raises:
-        UserError: at the end, if one failed or the time was over before it had ended.
+        UserError: at the end, if a benchmark failed or exceeded the time limit.
     """
     end, rows, missing = time.monotonic() + 60 * minutes, [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,14 +124,14 @@ def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) ->
 
 
 def synchronize() -> None:
-    """Wait until the GPU, if there is one, has finished."""
+    """Wait for the GPU, if there is one."""
     if GPU:
         torch.cuda.synchronize()
 
 
 def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each step. They take turns of ``STRETCH`` steps, so that all share the
-    machine's slow times; the first turn does not count."""
+    """The median time of a call of each step, in seconds, over ``rounds`` rounds after one to warm
+    up. The steps take turns of ``STRETCH`` calls, so that a slow phase of the machine hits all."""
     times = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -144,15 +145,18 @@ def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The medians of three measurements of several things, which take turns within each."""
+    """Call ``measure`` three times; return the median of each of its values."""
     turns = [measure() for _ in range(3)]
     return {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
 
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
-    """The greatest power of two up to ``wanted`` with which ResNet-152 can be measured here: 4
-    images of 224 x 224 for each gigabyte of a GPU, or 8 on a CPU, and fewer if they have more
-    ``pixels``; but at least ``least``, as the network needs."""
+    """``wanted``, or a smaller batch size with which ResNet-152 can be measured on this machine.
+
+    That is the largest power of two with at most 4 images per GiB of GPU memory, or 8 images on a
+    CPU; these limits are for 224 x 224 pixels and scale inversely with ``pixels``. It is at least
+    ``least``, the smallest batch that the network can train on.
+    """
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
     return min(wanted, max(least, fitting))
@@ -160,8 +164,9 @@ def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
 
 @DATASETS.register_module()
 class OneBatch(Dataset):
-    """Gives the same random batch at each iteration, ready on the device, at no cost. ``root`` is
-    the number of classes; with a ``size`` the batch also says how the device augments it."""
+    """Returns the same random batch at each iteration, already on the device, so that loading costs
+    nothing. ``root`` is the number of classes. With a ``size``, the batch has images of that side
+    and the random augmentation that the device applies."""
 
     def __init__(self, root: str, split: str, seed: int, size: int | None = None, skip: Any = ()):
         self.classes, self.size = int(root), size
@@ -192,8 +197,8 @@ class OneBatch(Dataset):
 
 
 def without_data(path: str | Path, options: Sequence[str]) -> Config:
-    """A config of pretraining as its run prepares it, but on one random batch, which fits this
-    machine unless ``options`` have a ``batch_size``."""
+    """Prepare a pretraining config and torch as for a run, but with one random batch as the data.
+    Unless ``options`` set ``batch_size``, the batch is reduced to fit this machine."""
     config = load_config(path, options)
     if not any(option.startswith('batch_size=') for option in options):
         config.batch_size = fitting_batch(config.batch_size, config.get('image_size', 32) ** 2)
@@ -209,7 +214,8 @@ def without_data(path: str | Path, options: Sequence[str]) -> Config:
 
 
 def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]:
-    """The baseline and the SD config of ``path``, without data; UserError if it has no teacher."""
+    """The config ``path`` as BL and as SD, both :func:`without_data`; UserError if it has no
+    teacher."""
     distilled = without_data(path, options)
     if not distilled.algorithm.teacher_weight > 0:
         raise UserError(f'{path} has no teacher: give the config of an SD row.')
@@ -217,7 +223,7 @@ def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]
 
 
 def batch_of(config: Config) -> dict[str, Tensor]:
-    """The batch of a config without data, with nothing for the device to augment."""
+    """The batch of a config :func:`without_data`, leaving out its augmentation."""
     batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
     return {key: batch[key] for key in ('inputs', 'data_samples')}
 
@@ -228,8 +234,9 @@ def bare_step(
     memory_format: torch.memory_format = torch.channels_last,
     amp: torch.dtype = torch.bfloat16,
 ) -> Callable[[], object]:
-    """A network in plain PyTorch, with optimizer, precision and batch of a config without data:
-    forward, backward, SGD, nothing else. A GPU computes in ``amp`` where the config has bf16."""
+    """A training step in plain PyTorch with the optimizer, precision and batch of a config
+    :func:`without_data`: forward, backward, SGD, nothing else. If the config has bf16, a GPU
+    computes in ``amp``."""
     device = get_device()
     network = network.to(device, memory_format=memory_format)
     options = {key: v for key, v in config.optim_wrapper.optimizer.items() if key != 'type'}
@@ -251,7 +258,8 @@ def bare_step(
 
 
 def our_step(config: Config, teaching: bool) -> Callable[[], object]:
-    """An iteration of the suite's on the batch of a config without data, as the Runner calls it."""
+    """A training step of the suite on the batch of a config :func:`without_data`, as the Runner
+    calls it."""
     model = MODELS.build(config.model).to(get_device()).train()
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     batch = batch_of(config)
@@ -260,7 +268,7 @@ def our_step(config: Config, teaching: bool) -> Callable[[], object]:
 
 
 def peak_megabytes(step: Callable[[], object]) -> float:
-    """The peak memory of a step on a GPU; the steps before let cuDNN choose its algorithms."""
+    """The peak GPU memory of a step in MB (10^6 bytes), after cuDNN has chosen its algorithms."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()
@@ -271,7 +279,7 @@ def peak_megabytes(step: Callable[[], object]) -> float:
 
 
 def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """BL against SD with its teacher, and the bare loop."""
+    """Compare a step of SD with its teacher, a step of BL and the bare loop."""
     baseline, distilled = bl_and_sd(path, options)
     title = f'{Path(path).stem}, batch {distilled.batch_size}'
     rows = []
@@ -311,7 +319,7 @@ class Enough(Exception):  # noqa: N818 - no error
 
 
 class Until(Hook):
-    """Ends a run when ``enough``, which is called after each iteration, is true."""
+    """Ends a run when ``enough``, called after each iteration, returns True."""
 
     priority = 'LOWEST'
 
@@ -324,7 +332,7 @@ class Until(Hook):
 
 
 def run_until(config: Config, enough: Callable[[Runner], bool]) -> None:
-    """Run a prepared config in a scratch folder until ``enough`` is true, see :class:`Until`."""
+    """Run a prepared config in a temporary folder until ``enough`` (see :class:`Until`)."""
     config = copy.deepcopy(config)
     config.log_level = 'WARNING'
     config.optim_wrapper.optimizer.lr = 0.0  # the loss on random images stays finite
@@ -338,8 +346,8 @@ def run_until(config: Config, enough: Callable[[Runner], bool]) -> None:
 
 
 def run_seconds(config: Config, rounds: int) -> float:
-    """The median iteration of a run of the config in seconds, all between two iterations included:
-    of ``rounds`` stretches, after one to warm up."""
+    """The seconds per iteration of a run of the config, including everything between iterations:
+    the median of ``rounds`` stretches, after one to warm up."""
     ticks: list[float] = []
 
     def enough(runner: Runner) -> bool:
@@ -353,8 +361,8 @@ def run_seconds(config: Config, rounds: int) -> float:
 
 
 def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """The time in which a checkpoint is written, flushed to the disk and read back, while all
-    processes wait, and its share of a run."""
+    """The time to write a checkpoint, flush it to disk and read it back, while all processes wait,
+    and its share of the time between two checkpoints."""
     config = without_data(path, [*options, 'batch_size=2'])
     spent, sizes = [], []
 
@@ -377,8 +385,8 @@ def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
 
 
 def write_images(root: Path, classes: int, count: int) -> None:
-    """An ImageNet-style folder of at least ``count`` training images of 500 x 375 pixels, which
-    are links to a few dozen files."""
+    """Create ``root``, an ImageNet-style folder with at least ``count`` training images of 500 x
+    375 pixels, which are hard links to 32 files."""
     root.mkdir()
     for number in range(32):
         noise = Image.effect_noise((63, 47), 80).resize((500, 375)).convert('RGB')
@@ -392,8 +400,9 @@ def write_images(root: Path, classes: int, count: int) -> None:
 
 
 def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """A run against the bare loop and, where no worker loads, the share of the data path.
-    CIFAR-100 must be there; images are written in ImageNet's place."""
+    """Compare a run with the bare loop; if it loads data without workers, also measure the share of
+    the data path. CIFAR-100 must exist in the config's ``data_root``; images that replace ImageNet
+    are generated."""
     alone = without_data(path, options)
     title = f'{Path(path).stem}, batch {alone.batch_size}'
     options = [*options, f'batch_size={alone.batch_size}']

@@ -1,4 +1,4 @@
-"""Curves of training, from run records and the scalars that runs log (Figure 1)."""
+"""Training curves from run records and from the scalars that runs log (Figure 1)."""
 
 import io
 import json
@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from pretrain.runs.errors import UserError
 
-# Distinguishable without colour vision as well (Okabe and Ito).
+# Also distinguishable for colour-blind readers (Okabe and Ito).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#999999')
-STYLES = {'train': '--', 'cross-entropy': '--', 'teacher': '--', 'KL divergence': ':'}  # or solid
+# Other curves are solid.
+STYLES = {'train': '--', 'cross-entropy': '--', 'teacher': '--', 'KL divergence': ':'}
 FONT = {'font.size': 9}
 
 Points = tuple[list[float], list[float]]  # epochs and values
@@ -25,22 +26,22 @@ Runs = Mapping[str, Mapping[str, Points]]  # by the label of a run and the name 
 
 
 def curves(record: dict) -> dict[str, Points]:
-    """The epochs and top-1 errors (percent) of a run: ``train``, the mean over the batches of an
-    epoch while the weights change, and ``test``, after the epoch."""
+    """The epochs and top-1 errors (percent) of a run: ``train``, the mean over an epoch's batches
+    while the weights change, and ``test``, measured after the epoch."""
     train = ((e['epoch'], e['train']['error']) for e in record['history'] if 'train' in e)
     test = ((e['epoch'], e['metrics']['top1_error']) for e in record['history'] if 'metrics' in e)
     return {'train': _points(train), 'test': _points(test)}
 
 
 def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Points]]:
-    """What else tells how a run went: by the title of an axis, its curves.
+    """Further curves of a run, by the label of their y axis.
 
     Args:
-        record: of the run.
-        scalars: of :func:`read_scalars`; without them there are no losses and no learning rate.
+        record: the run's record.
+        scalars: from :func:`read_scalars`; if empty, the losses and the learning rate are empty.
     """
     epochs = record['history']
-    # An epoch that another run has trained may have no entry of them.
+    # Entries of epochs that another run trained may lack them.
     iterations = next((e['iterations'] for e in epochs if 'iterations' in e), 1)
 
     def logged(key: str) -> Points:
@@ -59,13 +60,13 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
 
 
 def read_scalars(work_dir: Path) -> list[dict]:
-    """What a run has logged of its training, in the order of its iterations.
+    """The scalars that a run logged in training, in the order of its iterations.
 
-    Each session has written its own file; of an iteration that is in two, the later one counts.
+    Each session wrote its own file. If two files have the same iteration, the later one counts.
     """
     found = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        lines = path.read_text().split('\n')[:-1]  # the last may not be whole yet
+        lines = path.read_text().split('\n')[:-1]  # the last line may be incomplete
         found |= {entry['iter']: entry for entry in map(json.loads, lines) if 'iter' in entry}
     return [found[iteration] for iteration in sorted(found)]
 
@@ -73,11 +74,11 @@ def read_scalars(work_dir: Path) -> list[dict]:
 def error_figure(
     records: Mapping[str, dict], first_epoch: int | None = None, stacked: bool = False
 ) -> Figure:
-    """The curves of several runs by their labels, as in Figure 1: all epochs on the left, from
-    ``first_epoch`` on magnified on the right (default: the last third); or, ``stacked``, below.
+    """The error curves of up to seven runs, by label, as in Figure 1: all epochs on the left, and
+    on the right (``stacked``: below) the epochs from ``first_epoch`` on, by default the last third.
 
     Raises:
-        UserError: if a run, or the magnified part, has no epochs.
+        UserError: if a run lacks a curve, or the magnified part has no epochs.
     """
     runs = {label: curves(record) for label, record in records.items()}
     for label, run in runs.items():
@@ -110,8 +111,8 @@ def error_figure(
 
 
 def line_figure(runs: Runs, ylabel: str, ends: Sequence[int]) -> Figure:
-    """Curves over the epochs, and ``ends`` of mini-generations. A run without curves keeps its
-    colour."""
+    """Curves over the epochs, with lines at the ``ends`` of mini-generations. A run without points
+    still takes a colour, so that each run has the same one in all figures."""
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(4.6, 2.4), layout='constrained')
         axes = figure.subplots()
@@ -133,8 +134,8 @@ def generation_ends(records: Mapping[str, dict]) -> list[int]:
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """A figure as an ``<svg>`` element of an HTML page, whose ink has the colour of the page's. A
-    screen reader reads its ``title``, which differs from those of the page's other figures."""
+    """A figure as an ``<svg>`` element for an HTML page, with black replaced by the page's text
+    colour. Screen readers read its ``title``, which must be unique on the page."""
     text = io.StringIO()
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title}):
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
@@ -168,7 +169,7 @@ def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
 
 
 def _add_legend(figure: Figure, axes: Axes, in_rows: bool) -> None:
-    """Above the axes; ``in_rows`` of two entries, for which the figure grows."""
+    """Add a legend above the axes; with ``in_rows``, two entries per row, and the figure grows."""
     handles, names = axes.get_legend_handles_labels()
     place = dict(loc='outside upper center', ncols=2 if in_rows else 6, frameon=False)
     figure.legend(handles, names, **place)

@@ -1,9 +1,8 @@
-"""Kernels that an iteration launches and the times that it waits for the device.
+"""Count the kernels that an iteration launches and how often it waits for the device.
 
-Both are counted without a GPU, in a run that goes through the Runner and all its hooks. On a CPU
-the images are tiny, which changes no count, and the run computes in bf16 as on a GPU. An
-operator that launches several kernels, as the fused SGD does for a long list of weights, counts
-once.
+Both can be counted without a GPU, in a run with the Runner and all its hooks. On a CPU the images
+are tiny, which changes no count, and the run computes in bf16 as on a GPU. An operator that
+launches several kernels, such as the fused SGD for many weights, counts once.
 """
 
 import time
@@ -24,7 +23,7 @@ from pretrain.runs.config import load_config
 from pretrain.studies.benchmark import GPU, bl_and_sd, row, run_until
 
 WARM_UP, PROFILED = 2, 20  # iterations
-ALLOWED = 520  # of SD beyond BL: a forward pass of ResNet-152, folded, and the loss
+ALLOWED = 520  # extra kernels of SD: a forward pass of the folded ResNet-152, and the loss
 aten = torch.ops.aten
 ALLOCATIONS = (aten.empty, aten.empty_like, aten.empty_strided)
 ALLOCATIONS += (aten.new_empty, aten.new_empty_strided)
@@ -34,10 +33,10 @@ class Counter(TorchDispatchMode):
     """Counts operators while it is active.
 
     Attributes:
-        kernels: one for an operator that computes or copies; a convolution has one more for its
-            bias, its backward pass one for each gradient, and a view has none.
-        waits: values that are read (``item``, ``tolist``, ``cpu``, ``if``), and tensors made of
-            Python numbers, which a GPU takes in a blocking copy.
+        kernels: one per operator that computes or copies; one more for the bias of a convolution;
+            one per gradient in its backward pass; none for a view.
+        waits: reads of values by the host (``item``, ``tolist``, ``cpu``, ``if``), and tensors made
+            of Python numbers, which are copied to a GPU while the host waits.
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Counter(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # In inference mode compound operators arrive whole.
+        with self:  # In inference mode, composite operators arrive undecomposed.
             if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return result
         operator = func.overloadpacket
@@ -63,7 +62,7 @@ class Counter(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def waiting(self, name: str) -> Callable[..., Any]:
-        """A method of tensors that waits, and counts it."""
+        """Wrap a method of tensors that waits, so that each call is counted."""
         method = getattr(torch.Tensor, name)
 
         def call(*args: object, **kwargs: object) -> Any:
@@ -74,7 +73,7 @@ class Counter(TorchDispatchMode):
 
 
 def count(config: Config, iterations: int) -> tuple[float, float]:
-    """Kernels and waits of an iteration of a prepared config's run, between two log lines."""
+    """Run a prepared config; return the kernels and waits per iteration between two log lines."""
     counter, totals = Counter(), []
 
     def enough(runner: Runner) -> bool:
@@ -82,7 +81,7 @@ def count(config: Config, iterations: int) -> tuple[float, float]:
         return len(totals) == WARM_UP + iterations
 
     with ExitStack() as stack:
-        for name in ('cpu', 'numpy', 'tolist'):  # no operator, if the tensor is a CPU's
+        for name in ('cpu', 'numpy', 'tolist'):  # dispatch no operator if the tensor is on the CPU
             stack.enter_context(mock.patch.object(torch.Tensor, name, counter.waiting(name)))
         if not GPU:
             config.model.precision = 'bf16'  # as ``prepare`` sets it on a GPU
@@ -94,11 +93,12 @@ def count(config: Config, iterations: int) -> tuple[float, float]:
 
 
 class Profile:
-    """Profiles a run on a GPU until it is called after the last iteration that counts: kernels an
-    iteration, and the share of the time in which the GPU computes."""
+    """An ``enough`` for :func:`run_until` that profiles ``PROFILED`` iterations on a GPU after as
+    many to warm up: ``kernels`` per iteration, and ``utilisation``, the share of the time in which
+    the GPU computes."""
 
     def __call__(self, runner: Runner) -> bool:
-        if runner.iter + 1 == PROFILED:  # As many have warmed up.
+        if runner.iter + 1 == PROFILED:  # the warm-up is over
             torch.cuda.synchronize()
             self.profiler = profile(activities=[ProfilerActivity.CUDA])
             self.profiler.start()
@@ -114,13 +114,13 @@ class Profile:
 
 
 def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """Kernels and waits of a BL and of an SD iteration, and how busy they keep a GPU."""
+    """Kernels and waits per iteration of BL and of SD; on a GPU also its utilisation."""
     if not GPU:
         tiny = ['image_size=32'] if 'image_size' in load_config(path) else []
         options = [*options, 'batch_size=2', *tiny]
     rows, kernels = [], []
     for name, config in zip(('BL', 'SD'), bl_and_sd(path, options), strict=True):
-        config.default_hooks.snapshot.taught_after = 0  # The teacher teaches from the start.
+        config.default_hooks.snapshot.taught_after = 0  # the teacher teaches from the start
         title = f'{Path(path).stem}: {name}'
         launched, waits = count(config, rounds)
         kernels.append(launched)

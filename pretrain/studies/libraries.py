@@ -1,4 +1,4 @@
-"""Speed beside other libraries: of a training step, and of loading photos."""
+"""Speed compared with other libraries: of a training step, and of loading photos."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ TIMM = find_spec('timm') is not None
 
 
 def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """A BL step and those of torchvision's references and of timm, where it is installed."""
+    """Compare a BL step with bare loops on the networks of torchvision and, if installed, timm."""
     config = without_data(path, options)
     depth, classes = config.model.network.depth, config.model.network.num_classes
     network = torchvision.models.get_model(f'resnet{depth}', num_classes=classes)
@@ -42,24 +42,24 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
 
 
 def ours(path: Path) -> tuple[Tensor, Tensor]:
-    """A crop, and the augmentation that the device applies to it."""
+    """Our loading: a crop, and the random augmentation that the device will apply to it."""
     image = EncodedImage(path)
     return image.crop(random_box(image.height, image.width, AREA), SIZE), draw_augmentation()
 
 
 def opened(transform: Callable[[Image.Image], object]) -> Callable[[Path], object]:
-    """PIL decodes, a library's transforms do the rest."""
+    """Decode with PIL; a library's ``transform`` does the rest."""
     return lambda path: transform(Image.open(path).convert('RGB'))
 
 
 def torchvision_pipeline(*more: v2.Transform) -> Callable[[Path], object]:
-    """As in torchvision's reference scripts."""
+    """The transforms of torchvision's reference scripts, and ``more`` after the flip."""
     crop = v2.RandomResizedCrop(SIZE, scale=AREA, antialias=True)
     return opened(v2.Compose([crop, v2.RandomHorizontalFlip(), *more, v2.PILToTensor()]))
 
 
 def opencv_pipeline(rotation: bool) -> Callable[[Path], np.ndarray]:
-    """OpenCV through mmcv, call for call what mmpretrain's transforms do."""
+    """OpenCV through mmcv, with the same calls as mmpretrain's transforms."""
     rng = np.random.default_rng(0)
 
     def load(path: Path) -> np.ndarray:
@@ -79,10 +79,13 @@ def opencv_pipeline(rotation: bool) -> Callable[[Path], np.ndarray]:
 
 
 def loader_rows(folder: Path, rounds: int) -> list[dict]:
-    """Images a second of one core: decode, crop, resize with antialiasing, flip.
+    """Images per second on one core: decode, crop, resize with antialiasing, flip.
 
     The whole augmentation of Section 4.2 adds rotation and jitter. The suite flips, rotates and
-    jitters on the device, so a core does the same for either comparison.
+    jitters on the device, so its core does the same work in both comparisons.
+
+    Raises:
+        UserError: if ``folder`` holds no file.
     """
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     if not files:

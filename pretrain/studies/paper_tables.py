@@ -1,4 +1,4 @@
-"""Which configs are the rows of which table, and the tables that records can fill."""
+"""Which configs are the rows of each table, and which tables a set of records can fill."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,9 +44,9 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
     Args:
         name: a key of ``TITLES``.
-        records: as :func:`pretrain.runs.tables.find_records` gives them. Those of
-            unfinished runs appear only in Tables 3 and 4, whose mini-generations end before.
-        backbones: those of Table 3 that are shown.
+        records: from :func:`pretrain.runs.tables.find_records`. Unfinished runs appear only in
+            Tables 3 and 4, with the mini-generations that have ended.
+        backbones: the backbones that Table 3 shows.
 
     Raises:
         UserError: if a backbone is not in Table 3, or the records do not belong in one table.
@@ -67,7 +67,8 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
 
 
 def tables_with_records(records: Sequence[dict]) -> Iterator[tuple[str, Sequence[str]]]:
-    """The tables that have records, and for Table 3 the backbones that it has them of."""
+    """The names of the tables that records can fill, each with the ``backbones`` to show: in Table
+    3, those with records."""
     finished = [r for r in records if r['status'] == 'finished']
     if finished:
         yield 'errors', BACKBONES

@@ -10,7 +10,7 @@ from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
 from pretrain.studies.sweep import check_unique
 
-# Added to the seed of a teacher, which sees the images in another order than its source.
+# Added to the data seed of a teacher, which sees the images in another order than its source.
 DATA_SEED = 1000
 
 
@@ -32,10 +32,10 @@ class Similarity:
     Args:
         config: the source's pretraining config, a baseline.
         shared_epochs: the values of E in ascending order; 0 stands for the initial weights.
-        seeds: the table shows the mean over them.
+        seeds: the seeds; the table shows means over them.
         work_dir: the folder of all runs.
         options: ``key=value`` overrides of the config.
-        launcher: how the runs are started.
+        launcher: starts the runs.
     """
 
     config: Path
@@ -49,7 +49,8 @@ class Similarity:
         """Train the runs that are not finished; return the records of teachers and students.
 
         Raises:
-            UserError: before anything is trained, if a setting or the data cannot work.
+            UserError: before anything is trained, if a setting or the data is invalid; later, if a
+                run fails.
         """
         check_unique([self.config], self.seeds)
         config = prepare(load_config(self.config, self.options), self.launcher.gpus or 1)
@@ -91,5 +92,5 @@ class Similarity:
         )
 
     def _folder(self, seed: int, label: str) -> Path:
-        # A shell gives '<' and '#' a meaning, so the folder of M#75<T#0 is M_75_T_0.
+        # '<' and '#' are special to a shell, so the folder of M#75<T#0 is M_75_T_0.
         return self.work_dir / f'seed{seed}' / label.replace('<', '_').replace('#', '_')

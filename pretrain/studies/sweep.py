@@ -1,4 +1,4 @@
-"""Trains every config with every seed; a mini-generation that configs share is trained once."""
+"""Train every config with every seed; a mini-generation that configs share is trained once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pretrain.runs.launch import Launcher, Run
 
 
 def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
-    """Make sure that no two runs would share a folder; UserError if a name or seed is repeated."""
+    """Raise a UserError if a config's name or a seed is repeated: two runs would share a folder."""
     names = [config.stem for config in configs]
     if len({*names}) < len(names) or len({*seeds}) < len(seeds):
         raise UserError('A config or a seed is given twice: name each once.')
@@ -21,11 +21,12 @@ def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All ``configs`` of pretraining with all ``seeds`` of weights, order and augmentation. With
-    one seed, all configs of a network start from the same weights.
+    """Trains all pretraining ``configs`` with all ``seeds``. A seed determines the initial weights,
+    the order of the images and their augmentation, so all configs of a network start from the same
+    weights.
 
-    A run lives in ``<work_dir>/<config>/seed<seed>``; ``options`` are ``key=value`` overrides of
-    all configs.
+    Each run has the folder ``<work_dir>/<config>/seed<seed>``. ``options`` are ``key=value``
+    overrides of all configs.
     """
 
     configs: Sequence[Path]
@@ -37,11 +38,12 @@ class Sweep:
     def run(self) -> list[dict]:
         """Train the runs that are not finished; return all records.
 
-        SE and SD share their first mini-generation (Section 4.1): the first of such configs trains
-        it, and the others start from its snapshot.
+        SE and SD share their first mini-generation (Section 4.1): the first config that has it
+        trains it, and the others start from that run's snapshot.
 
         Raises:
-            UserError: before anything is trained, if a config or the data cannot work.
+            UserError: before anything is trained, if a config or the data is invalid; later, if a
+                run fails.
         """
         check_unique(self.configs, self.seeds)
         identities, sources = {}, {}
@@ -51,7 +53,7 @@ class Sweep:
             sources[path] = next(p for p in identities if _share(identities[p], identities[path]))
         first = [path for path in self.configs if sources[path] == path]
         second = [path for path in self.configs if sources[path] != path]
-        # Seed by seed: a sweep that is stopped early has complete seeds.
+        # Seed by seed, so that a sweep that is stopped early has complete seeds.
         stages = [
             [self._run(path, sources[path], seed) for seed in self.seeds for path in paths]
             for paths in (first, second)
@@ -68,7 +70,7 @@ class Sweep:
         )
 
     def folder(self, config: Path, seed: int) -> Path:
-        """Where the run of a config and a seed lives."""
+        """The folder of the run of a config and a seed."""
         return self.work_dir / config.stem / f'seed{seed}'
 
 

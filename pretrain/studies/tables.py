@@ -1,5 +1,5 @@
-"""From run.json records to Tables 1 to 4, and to tables of any runs. Our numbers are read from
-records alone."""
+"""Tables 1 to 4, and tables of any runs, from ``run.json`` records. All our numbers come from
+records."""
 
 import json
 import re
@@ -26,18 +26,18 @@ from pretrain.schedule import boundaries
 from pretrain.settings import defaults
 
 METRIC = 'top1_error'
-# The runs of a network may differ in these and still stand in one table.
+# Runs of a network may differ in these and still belong in one table.
 MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
 MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
 ABOUT_GAIN = 'A gain above 0 is a lower error, in points.'
-RESNET_EPOCHS = 164  # of CIFAR-100's ResNets (Section 4.1)
+RESNET_EPOCHS = 164  # for ResNets on CIFAR-100 (Section 4.1)
 TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
 Arms = list[tuple[Config, list[dict]]]  # each config with its records
 
 
 def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
-    """Two-sided p-value of Welch's t-test; a dash with fewer than two values on a side, or where
+    """Two-sided p-value of Welch's t-test; a dash if a side has fewer than two values, or if
     neither side varies."""
     if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
         return NONE
@@ -48,12 +48,13 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Errors at the ends of the mini-generations, at the best epoch and of the ensemble.
 
     Args:
-        records: as :func:`pretrain.runs.tables.find_records` gives them. Of unfinished
-            runs, the mini-generations that have ended are shown.
-        configs: of the rows, in their order; a row without a record is shown as missing.
+        records: from :func:`pretrain.runs.tables.find_records`. Of unfinished runs, the
+            mini-generations that have ended are shown.
+        configs: the configs of the rows, in order; a row without records is shown as missing.
 
     Raises:
-        UserError: if the records of the rows do not belong in one table.
+        UserError: if the records of a network do not belong in one table, or two records are of the
+            same row and seed.
     """
     arms = _arms(records, configs)
     notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
@@ -74,7 +75,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         ]
         paper = [None] * (4 - len(config.paper[METRIC])) + list(config.paper[METRIC])
         paper += [config.paper.best, config.paper.get('ensemble')]
-        if config.algorithm.name == 'BL':  # its one generation ends where the others' last does
+        if config.algorithm.name == 'BL':  # its only generation ends with the others' last one
             ours[0], ours[3] = ours[3], ours[0]
         gain = _gain(done, baselines.get(backbone_of(config), []))
         rows += _rows(config, paper, ours, full, len(mine), gain)
@@ -84,7 +85,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     """Top-1 and top-5 errors on ImageNet at the ends of both mini-generations.
 
-    Args and errors are those of :func:`table_3`.
+    The arguments and errors are those of :func:`table_3`.
     """
     arms = _arms(records, configs)
     notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
@@ -93,7 +94,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     rows = []
     for config, mine in arms:
         ends = len(config.paper.top1_error)
-        # BL has one generation, which ends when the second of the others does.
+        # BL's only generation ends with the second one of the others.
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
         paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
         ours = [_ends(mine, k, name) if k >= 0 else [] for k, name in columns]
@@ -109,7 +110,8 @@ def _rows(
     n: int,
     gain: Sequence[str] = (),
 ) -> list[list[str]]:
-    """The rows of a config: the paper's numbers, ours where it has one, and the difference."""
+    """The rows of a config: the paper's numbers, ours in the same columns and, for ``full`` runs,
+    the differences."""
     pairs = list(zip(paper, ours, strict=True))
     found = {
         'paper': [NONE if p is None else f'{p:.2f}' for p in paper],
@@ -127,12 +129,12 @@ def _rows(
 
 
 def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
-    """The attributes, the error and the cost of each method, as measured.
+    """The attributes of each method, and its measured error and cost.
 
-    A method with another network than the student's has not the same architecture, and one with
-    whole generations or another run's network is not within one generation. Iterations and seconds
-    are those of training, over all generations, and means over the seeds. The first config is the
-    baseline. Args and errors are those of :func:`table_3`.
+    'same architecture?' is no if the method uses another network than the student's. 'one
+    generation?' is no if it trains whole generations or uses another run's network. Iterations and
+    seconds are those of training, summed over all generations and averaged over the seeds. The
+    first config is the baseline. The arguments and errors are those of :func:`table_3`.
     """
     arms = _arms(records, configs)
     notes = _notes(records, arms)
@@ -162,15 +164,15 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 
 
 def teachers_table(records: Sequence[dict]) -> Table:
-    """How similar teacher and student are, by where the teacher comes from (Section 3.3.2).
+    """How similar teacher and student are, by the origin of the teacher (Section 3.3.2).
 
     Agreement and KL are means over the training images of all epochs with a teacher: how often
-    both put the same class first, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
+    both predict the same class, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
 
-    The records are those of runs whose teachers are their own students, among others perhaps.
+    The rows are the runs for which :func:`has_own_teacher` holds; other records are ignored.
 
     Raises:
-        UserError: if there are none, or they do not belong in one table.
+        UserError: if there are no such runs, or they do not belong in one table.
     """
     mine = [*filter(has_own_teacher, records)]
     if not mine:
@@ -193,19 +195,19 @@ def teachers_table(records: Sequence[dict]) -> Table:
 
 
 def has_own_teacher(record: dict) -> bool:
-    """Whether a run is one of :func:`teachers_table`: its teachers are its own students."""
+    """Whether the teacher of a run was its own student at an earlier step."""
     return bool(_taught(record)) and not record['identity'].get('teacher')
 
 
 def _taught(record: dict) -> list[dict]:
-    """What was measured in the epochs with a teacher. An epoch that another run has trained may
-    have no such values."""
+    """The training statistics of the epochs with a teacher. Epochs that another run trained may
+    lack them."""
     trained = (entry.get('train', {}) for entry in record['history'])
     return [means for means in trained if 'difference' in means]
 
 
 def _c_l(algorithm: Mapping[str, Any]) -> str:
-    """Where the teacher of iteration l comes from, in words."""
+    """Describe c_l, the iteration whose weights teach iteration l."""
     every, lag, decay = (algorithm.get(name) for name in ('copy_every', 'lag', 'decay'))
     if every is None:
         return f'end of the last of {len(algorithm["generations"])} mini-generations'
@@ -215,12 +217,12 @@ def _c_l(algorithm: Mapping[str, Any]) -> str:
 
 
 def errors_table(records: Sequence[dict]) -> Table:
-    """The errors of any pretraining runs, a row for each network and label, the baseline first.
+    """The errors of any pretraining runs, with a row per network and label, the baseline first.
 
-    A column without an entry, such as the top-5 error of five classes or fewer, is left out.
+    An empty column, such as the top-5 error with five classes or fewer, is left out.
 
     Raises:
-        UserError: if there are none, or those of a network do not belong in one table.
+        UserError: if there are no records, or those of a network do not belong in one table.
     """
     if not records:
         raise UserError('There is no finished pretraining run: tools/sweep.py makes them.')
@@ -247,22 +249,25 @@ def errors_table(records: Sequence[dict]) -> Table:
     return Table.of(rows, columns, 2, notes)
 
 
-# A label of Table 2: the epochs that student and teacher, or a teacher alone, share.
+# The labels of Table 2's runs: the epochs that student and teacher, or a teacher alone, share with
+# the source.
 SHARED = re.compile(r'(?:M#(\d+)<)?T#(\d+)')
-# Section 3.3.2, by the epochs that student and teacher share with the source; DenseNet-100.
+# The paper's accuracies (Section 3.3.2), by the epochs that student and teacher share with the
+# source; DenseNet-100.
 TABLE_2 = {(0, 0): 78.13, (75, 0): 78.18, (75, 75): 78.02}
 TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
 TABLE_2_EPOCHS = 300
 
 
 def table_2(records: Sequence[dict]) -> Table:
-    """Accuracies of students by what they share with their teachers (Section 3.3.2).
+    """Accuracies of students, by the epochs that student and teacher share with the source (Section
+    3.3.2).
 
-    The first row is of the teachers themselves, which the paper averages to 77.65. The records are
-    those of :class:`pretrain.studies.similarity.Similarity`.
+    The first row has the teachers themselves, for which the paper gives a mean of 77.65. The rows
+    are runs of :class:`pretrain.studies.similarity.Similarity`; other records are ignored.
 
     Raises:
-        UserError: if there are none or they do not belong in one table.
+        UserError: if there are no such runs, or they do not belong in one table.
     """
     cells: dict[tuple[int | None, int], list[float]] = {}
     mine = []
@@ -296,7 +301,7 @@ def table_2(records: Sequence[dict]) -> Table:
 
 
 def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
-    """The records of each config. A record's identity, not its file's name, says what it is."""
+    """The records of each config, matched by their identities and not by file names."""
     records = _with_ends(records)
     arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
     for config, mine in arms:
@@ -310,12 +315,13 @@ def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
 
 
 def _with_ends(records: Sequence[dict]) -> list[dict]:
-    """The records with a mini-generation that has ended."""
+    """The records of which at least one mini-generation has ended."""
     return [r for r in records if r['status'] == 'finished' or ended_generations(r)]
 
 
 def _networks(arms: Arms) -> Arms:
-    """The first arm with records of each network, whose records must all be of one setting."""
+    """The first arm with records of each network; UserError unless all records of a network have
+    one setting."""
     networks = []
     for backbone in dict.fromkeys(backbone_of(config) for config, _ in arms):
         found = [(c, mine) for c, mine in arms if mine and backbone_of(c) == backbone]
@@ -325,7 +331,7 @@ def _networks(arms: Arms) -> Arms:
 
 
 def _is_full(config: Config, records: Sequence[dict]) -> bool:
-    """Whether runs are as long as their config says, and on all images."""
+    """Whether runs have as many epochs as their config, and train on all images."""
     images = TRAINING_IMAGES[config.train_dataloader.dataset.type]
     first = records[0]
     return _epochs(first) == config.epochs and first['data']['train']['count'] == images
@@ -336,7 +342,8 @@ def _on_all_of_cifar(record: dict) -> bool:
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
-    """What the records of each network are, which are unfinished, and which are in no arm."""
+    """Notes on the setting of each network's records, on unfinished runs, and on records that are
+    in no arm."""
     notes = [_describe(mine, _is_full(config, mine)) for config, mine in _networks(arms)]
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
@@ -362,14 +369,15 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
-    """What tells the rows of a table apart, of a config or an identity: network and method, but not
-    their names, the lengths and the weights of another run's network."""
-    # Records do not have settings that were added later.
+    """What distinguishes the rows of a table, from a config or an identity: the network and the
+    method. The method's name, the lengths of its mini-generations and which weights it takes from
+    another run do not count."""
+    # Old records lack settings that were added later.
     algorithm = defaults()['algorithm'] | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')
     for name in ('name', 'taught_after'):
         algorithm.pop(name, None)
-    teacher = settings.get('teacher')  # of a record the hash
+    teacher = settings.get('teacher')  # in a record, a hash
     return (
         backbone_of(settings),
         lengths if isinstance(lengths, int) else len(lengths),
@@ -386,7 +394,7 @@ def _one_setting(records: Sequence[dict]) -> None:
 
 
 def _describe(records: Sequence[dict], full: bool = True) -> str:
-    """What runs of one setting are of, and whether they are as long as the paper's."""
+    """Describe runs of one setting; unless they are ``full``, mark them as shortened."""
     identity, data = records[0]['identity'], records[0]['data']
     devices = ', '.join(sorted({r['device'] for r in records}))
     return (
@@ -397,7 +405,7 @@ def _describe(records: Sequence[dict], full: bool = True) -> str:
 
 
 def _epochs(record: dict) -> int:
-    """The epochs of a run of one generation."""
+    """The number of epochs of one generation of a run."""
     algorithm = record['identity']['algorithm']
     lengths = algorithm['generations']
     return lengths[0] if algorithm['fresh_student'] else sum(lengths)
@@ -420,7 +428,7 @@ def _name(network: Mapping[str, Any]) -> str:
 
 
 def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
-    """A metric at the end of mini-generation k + 1, of the runs that have one and validated it."""
+    """A metric at the end of mini-generation k + 1 (k from 0), of the runs that validated it."""
     ends = []
     for record in records:
         for found in record['generations'][k : k + 1]:
@@ -435,12 +443,12 @@ def _seed(record: dict) -> int:
 
 
 def lengths_of(record: dict) -> list[int]:
-    """L_1, ..., L_K of a run in epochs."""
+    """The lengths L_1, ..., L_K of a run's mini-generations, in epochs."""
     return record['identity']['algorithm']['generations']
 
 
 def ended_generations(record: dict) -> int:
-    """How many of the mini-generations have ended."""
+    """The number of a run's mini-generations that have ended."""
     epochs = record['history'][-1]['epoch'] if record['history'] else 0
     return bisect_right(boundaries(lengths_of(record)), epochs)
 
@@ -450,7 +458,8 @@ def _last(record: dict) -> float:
 
 
 def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
-    """The gain in points over the baseline and its p-value; errors fall when there is a gain."""
+    """The gain in points over the baseline's mean error, and its p-value; empty if a side has no
+    records or the records are the baseline's."""
     if not records or not baseline or records is baseline:
         return '', ''
     ours, theirs = ([_last(r) for r in group] for group in (records, baseline))
@@ -458,8 +467,8 @@ def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
 
 
 def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
-    """The mean cost of a run, and that beside the baseline's. It is missing if a run started from a
-    snapshot without the record of what that had cost."""
+    """The mean of the runs' total ``key`` ('iterations' or 'seconds'), and its ratio to the
+    baseline's; missing if a run started from a snapshot whose record is not known."""
 
     def known(group: Sequence[dict]) -> bool:
         return bool(group) and all(key in entry for r in group for entry in r['history'])
