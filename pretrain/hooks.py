@@ -193,8 +193,8 @@ def _average_statistics(model: SnapshotClassifier) -> None:
 def ensemble_probabilities(logits: Iterable[Tensor], temperature: float) -> Tensor:
     """The scores of the ensemble of all snapshots: the mean over k of softmax(T^(k-1) z_k).
 
-    A student gives softer scores than its teacher, since T softened what it learned from. The
-    factor T^(k-1) makes the snapshots of SD comparable (Table 3). T = 1 gives the ensemble of SE.
+    A student gives softer scores than its teacher, since T softens its targets. The factor T^(k-1)
+    makes the snapshots of SD comparable (Table 3). T = 1 gives the ensemble of SE.
 
     Args:
         logits: z_1, ..., z_K of the snapshots in the order of training, each of shape (N, C).

@@ -88,7 +88,7 @@ class TrainingStatistics(nn.Module):
             classes.append(teacher_logits.argmax(dim=1))
             logs += [log_teacher, teacher_logits.log_softmax(dim=1)]
         classes = torch.stack(classes)
-        equal = (classes[:, None] == classes).sum(dim=2)  # of each pair of rows
+        equal = (classes[:, None] == classes).sum(dim=2)  # images on which two rows agree
         scores = torch._foreach_exp(logs)  # in one kernel
         if log_teacher is not None:
             logs[2] = logs[2] - logs[0]

@@ -123,7 +123,7 @@ def _fill(
     """Fill a convolution and its batch normalisation; ``inputs`` and ``outputs`` are the mapping g
     of its input and its output channels."""
     weight = conv.weight[outputs][:, inputs] / _copies(inputs)[None, :, None, None]
-    # Which channels repeat an earlier one.
+    # Whether a channel repeats an earlier one.
     again = (outputs[:, None] == outputs).tril(-1).any(dim=1)
     weight[again] += noise * weight.std() * torch.randn_like(weight[again])
     wider.weight.copy_(weight)

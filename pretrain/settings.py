@@ -10,7 +10,7 @@ from mmengine.config import Config
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, number_of
 
-MOST_COPIES = 50  # of the student, which wait in memory until they teach
+MOST_COPIES = 50  # copies of the student that may wait in memory at once
 
 
 @cache

@@ -92,7 +92,7 @@ class SnapshotTeacher(nn.Module):
     Example:
         >>> student = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
         >>> teacher, images = SnapshotTeacher(student), torch.rand(2, 3, 2, 2)
-        >>> teacher(images)  # None: the first mini-generation has no teacher
+        >>> teacher(images)  # None in the first mini-generation
         >>> teacher.take(student)
         >>> teacher(images).shape
         torch.Size([2, 5])

@@ -56,7 +56,7 @@ def check_images(
         found = {kind: sorted(names) for kind, names in found.items()}
         return found, 'unreadable' not in found
 
-    return cached('images', root, f'2 {state}', check)  # 3 when the kinds change
+    return cached('images', root, f'2 {state}', check)  # raise the 2 when the kinds change
 
 
 def check_image(path: str | Path) -> str | None:
@@ -95,7 +95,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
         image = Image.open(file)
         if not complete or (image.format in ('JPEG', 'MPO') and not _is_usual_jpeg(image)):
             image.load()
-        # An MPO holds several views of a photo, or a preview. It is not animated.
+        # An MPO holds several views of a photo, or a preview; it is not animated.
         animated = image.format != 'MPO' and getattr(image, 'is_animated', False)
     except Image.DecompressionBombError:
         return 'too large'
