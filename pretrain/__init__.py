@@ -1,7 +1,6 @@
 """Snapshot Distillation: training in mini-generations, each taught by the one before.
 
-A pretraining run takes these steps, in this order. Fine-tuning takes the same steps, without
-teachers and snapshots.
+A pretraining run takes these steps in order, as does fine-tuning, without teachers and snapshots.
 
 The start, in :mod:`pretrain.runs.start`:
 
@@ -24,9 +23,9 @@ Then mmengine's Runner takes over. Hooks called at the same point run in the ord
 
 Each epoch:
 
-8. ``MicroBatchTrainLoop.run_iter`` runs one iteration. It calls the hook of step 9, computes the
-   teacher's logits, the student's logits and the loss of Eqn 3, updates the student, and calls the
-   hooks of steps 10 to 12 (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
+8. ``MicroBatchTrainLoop.run_iter`` runs one iteration: the hook of step 9, the teacher's logits,
+   the student's logits, the loss of Eqn 3, one update, and the hooks of steps 10 to 12
+   (``runs/train_loop.py``, ``classifier.py``, ``losses.py``).
 9. ``SnapshotHook.before_train_iter`` copies the student to the teacher if a mini-generation has
    just ended (Eqn 4; ``schedule.py``). With ``algorithm.copy_every``, the teacher may change at any
    iteration.

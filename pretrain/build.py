@@ -41,8 +41,8 @@ FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # torch's optimizers with the option 
 TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
 LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
 
-# These settings take effect before the first teacher. `generations`, later lengths included, is
-# among them because mmengine restores the whole schedule from the checkpoint.
+# These settings take effect before the first teacher: even the lengths of later generations, since
+# mmengine restores the whole schedule from the checkpoint.
 FROM_THE_START = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
 
 
@@ -54,7 +54,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     during the run (:mod:`pretrain.runs.identity`).
 
     Args:
-        config: from :func:`pretrain.runs.config.load_config`; it is not changed.
+        config: from :func:`pretrain.runs.config.load_config`.
         world_size: number of processes.
 
     Returns:

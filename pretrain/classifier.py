@@ -36,8 +36,8 @@ class SnapshotClassifier(BaseModel):
         compiled: whether to compile both networks with ``torch.compile``.
         teacher_network: config of the teacher's network; None if it is the student's.
         features: config of a loss of :mod:`pretrain.feature_losses`; None for no such loss.
-        fold_teacher: whether a folded copy (:func:`pretrain.teacher.fold`) computes the teacher's
-            logits. Folding pays if the teacher seldom changes.
+        fold_teacher: whether a folded copy (:func:`pretrain.teacher.fold`) of the teacher computes,
+            which pays if it seldom changes.
 
     Attributes:
         student: the network being trained.
@@ -91,7 +91,6 @@ class SnapshotClassifier(BaseModel):
         Args:
             weights: the state dict of a network like the teacher's.
             decay: d in [0, 1): the teacher becomes d times itself plus 1 - d times ``weights``.
-                Integer buffers are replaced.
         """
         if decay:
             weights = {
@@ -113,8 +112,7 @@ class SnapshotClassifier(BaseModel):
             return self._compute(self._folded[0] if self.fold_teacher else self.teacher, inputs)
 
     def imitate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The feature loss of images (N, 3, H, W), as ``{'loss': scalar}``. The class indices (N,)
-        enter the statistics alone."""
+        """``loss``, the feature loss of images (N, 3, H, W) with class indices (N,), a scalar."""
         with torch.no_grad(), self._autocast(inputs):
             _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
         with self._autocast(inputs):

@@ -39,8 +39,7 @@ def export(
         The provenance, as :func:`export_backbone` describes it.
 
     Raises:
-        UserError: if the checkpoint cannot be exported in this format, a weight is not finite, or
-            ``out`` exists.
+        UserError: if the checkpoint cannot be exported in this format, or ``out`` exists.
 
     Example:
         >>> snapshot = 'work_dirs/r152_sd/snapshot_2.pth'
@@ -149,8 +148,7 @@ def read_snapshot(path: Path) -> Snapshot:
 
 def _recorded(checkpoint_path: Path, identity: dict, epoch: int) -> dict[str, Any]:
     """The data and the top-1 error after the epoch, from the ``run.json`` beside a checkpoint if it
-    is of the same run. The checkpoint itself is written before validation. A checkpoint within an
-    epoch has no error."""
+    is of the same run. A checkpoint within an epoch has no error."""
     record = read_record(checkpoint_path.parent / 'run.json')
     if record is None or record['identity'] != identity:
         return {}

@@ -52,8 +52,7 @@ class Snapshot(NamedTuple):
         network: its config, as ``model.network`` of a pretraining config.
         classes: the class names, in the order of the logits.
         image_size: height and width of the images in pixels.
-        provenance: as :func:`pretrain.export.export_backbone` returns it, without the source and
-            the hashes of files and weights until :func:`pretrain.export.export` adds them.
+        provenance: of :func:`pretrain.export.export_backbone`, which adds the source and hashes.
     """
 
     path: Path
@@ -224,7 +223,6 @@ def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _model_of_metafile(snapshot: Snapshot) -> dict[str, Any]:
-    """The network's entry in ``metafile.yml``."""
     model = {
         'Name': f'{snapshot.name}_{snapshot.provenance["algorithm"]["name"].lower()}',
         'In Collection': COLLECTION['Name'],
@@ -256,7 +254,7 @@ class _FromPixels(nn.Module):
 def write_onnx(snapshot: Snapshot, out: Path) -> None:
     """Write an ONNX file that maps ``images``, float32 (N, 3, S, S) RGB from 0 to 255, to
     ``logits`` (N, C) or, without a classifier, to ``features`` (N, C, S/32, S/32), rounded up. N is
-    dynamic, S is the image size of training. The metadata hold the classes and the provenance.
+    any number, S the image size of training. The metadata hold classes and provenance.
 
     Raises:
         UserError: if onnx or onnxscript is not installed.

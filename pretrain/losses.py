@@ -10,9 +10,9 @@ from pretrain.runs.errors import UserError
 
 
 class LossParts(NamedTuple):
-    """Eqn 3 and its two terms before weighting, all scalar tensors: batch means in nats; and the
-    log-probabilities (N, C) that the terms compare, softened by T for the teacher. Without a
-    teacher, ``kl`` and ``log_teacher`` are None.
+    """Eqn 3 and its two unweighted terms, batch means in nats as scalar tensors; and the
+    log-probabilities (N, C) of the student and the softened teacher. Without a teacher, ``kl`` and
+    ``log_teacher`` are None.
     """
 
     loss: Tensor
@@ -95,14 +95,12 @@ class SnapshotDistillationLoss(nn.Module):
     """Eqn 3 with a teacher, Eqn 1 without, for SD and the methods that it is compared with.
 
     Args:
-        teacher_weight: λT, at least 0; 0 for training without a teacher (snapshot ensemble,
-            baseline).
+        teacher_weight: λT, at least 0; 0 for no teacher (snapshot ensemble, baseline).
         temperature: T > 0.
         label_weight: λS with a teacher, at least 0; None for the 1 + λT/T of Section 4.1. Without a
-            teacher the weight is 1.
+            teacher it is 1.
         symmetric: whether T softens the student's scores too.
-        confidence_penalty: weight, at least 0, of :func:`top_score_difference` in batches without a
-            teacher.
+        confidence_penalty: weight of :func:`top_score_difference` without a teacher, at least 0.
 
     Raises:
         UserError: if an argument is out of range.

@@ -30,8 +30,8 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
     """Make sure that :func:`net2net` can fill ``large``.
 
     Raises:
-        UserError: if one is not a ResNet of torchvision's blocks, if the kinds of blocks or the
-            numbers of stages differ, or if ``large`` is narrower or shallower anywhere.
+        UserError: unless both are ResNets with as many stages of the same torchvision block, and
+            ``large`` is nowhere narrower or shallower.
     """
     for network in (small, large):
         blocks = [block for stage in _stages(network) for block in stage]

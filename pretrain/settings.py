@@ -87,14 +87,13 @@ def check_copies(every: int | None, lag: int | None, decay: float | None) -> Non
     """Check the settings of a teacher that copies the student within a run.
 
     Args:
-        every: ``copy_every``, iterations between two copies, at least 1; None: the student is
-            copied at the ends of the mini-generations.
+        every: iterations between two copies, at least 1; None: the ends of the mini-generations.
         lag: the least age of a copy that teaches, in iterations, at least 1; None for 1.
         decay: of a moving average, between 0 and 1; None for no average.
 
     Raises:
-        UserError: if a number is out of range, ``lag`` or ``decay`` lacks ``every``, or more than
-            ``MOST_COPIES`` copies would wait.
+        UserError: if a number is out of range, ``every`` is missing, or more than ``MOST_COPIES``
+            copies would wait.
     """
     for name, value in (('copy_every', every), ('lag', lag)):
         if value is not None and not _is_positive_int(value):

@@ -32,11 +32,8 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, then contrast, then saturation, as torchvision's ``adjust_*`` do.
 
     Args:
-        images: float32 (N, 3, H, W) RGB, from 0 to 255.
+        images: float32 (N, 3, H, W) RGB, from 0 to 255, as the result.
         factors: (N, 3), of brightness, contrast and saturation; 1 changes nothing.
-
-    Returns:
-        New images of the same shape and range.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
     weights = _luma_weights(images.device)
@@ -73,12 +70,11 @@ def flip_and_rotate(images: Tensor, flipped: Tensor, angles: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class AugmentingPreprocessor(ImgDataPreprocessor):
-    """Normalises a batch as mmengine's ``ImgDataPreprocessor`` and applies the augmentation of
-    Section 4.2.
+    """Normalises a batch as mmengine does and applies the augmentation of Section 4.2.
 
     A batch with the key ``augmentation``, float32 (N, 5) from :func:`draw_augmentation`, is
-    augmented; a batch without it is only normalised. The corners that a rotation leaves empty get
-    the mean colour, which normalisation maps to 0.
+    augmented; a batch without it is only normalised. Empty corners get the mean colour, which
+    normalisation maps to 0.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:

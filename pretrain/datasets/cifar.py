@@ -44,8 +44,8 @@ class Cifar100(Dataset):
         images: number of training images to keep, the first ones of each class; None keeps all.
 
     Raises:
-        UserError: if a file is missing or not the official one, or ``images`` is not a multiple of
-            the number of classes up to all images.
+        UserError: if a file is missing or not the official one, or ``images`` is too large or not a
+            multiple of 100.
     """
 
     def __init__(self, root: str, split: str, seed: int, images: int | None = None) -> None:
@@ -80,8 +80,7 @@ class Cifar100(Dataset):
     def check(
         root: Path, batch_size: int, processes: int = 1, skip_unusable: bool = False
     ) -> Checked:
-        """Same as :meth:`pretrain.datasets.image_folder.ClassFolder.check`, with nothing to skip:
-        ``skip_unusable`` has no effect."""
+        """As :meth:`pretrain.datasets.image_folder.ClassFolder.check`; no image is skipped."""
         contents = {name: _load(root, name) for name in MD5}
         train, val = (len(contents[name]['fine_labels']) for name in ('train', 'test'))
         check_counts(root, train, val, batch_size, processes)
@@ -153,8 +152,7 @@ def _load(root: Path, name: str) -> dict[str, Any]:
 
 
 def _first_of_each_class(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """The ascending indices of ``count`` images, equally many of each class, which must be equally
-    frequent in ``labels``; UserError if ``count`` is not a multiple of the classes."""
+    """The ascending indices of ``count`` images. All classes must be equally frequent."""
     if not isinstance(count, int) or not 0 < count <= len(labels) or count % classes:
         raise UserError(
             f'train_dataloader.dataset.images is {count}: it must be a multiple of {classes}, the '

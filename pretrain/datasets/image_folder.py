@@ -51,8 +51,7 @@ class Checked(NamedTuple):
     Attributes:
         classes: number of classes.
         skip: the images to leave out, sorted paths relative to the root.
-        content: a function that returns a hash of the names and bytes of each split. It may have
-            to read all images.
+        content: reads all images and returns a hash of each split's names and bytes.
     """
 
     classes: int
@@ -150,11 +149,9 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
 
 @DATASETS.register_module()
 class ClassFolder(Dataset):
-    """The images ``root/<split>/<class>/<image>``.
-
-    A sample is a dict of ``inputs``, uint8 (3, size, size) RGB, and ``data_samples``, the class
-    index. With a random crop it also has ``augmentation``, float32 (5,), which
-    :class:`pretrain.datasets.augmentation.AugmentingPreprocessor` applies.
+    """The images ``root/<split>/<class>/<image>``. A sample has ``inputs``, uint8 (3, size, size)
+    RGB, and ``data_samples``, the class index; with a random crop also ``augmentation``, for
+    :class:`pretrain.datasets.augmentation.AugmentingPreprocessor`.
 
     Args:
         root: the folder that holds the splits.
@@ -215,8 +212,8 @@ class ClassFolder(Dataset):
 
         Args:
             root: the folder that holds both splits.
-            batch_size: over all processes; there must be at least as many training images.
-            processes: number of processes; there must be at least as many test images.
+            batch_size: over all processes; the least number of training images.
+            processes: the least number of test images.
             skip_unusable: skip and print the unusable images instead of raising an error.
             workers: number of processes that check the images; None: one per core.
 

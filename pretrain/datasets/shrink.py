@@ -19,13 +19,8 @@ from pretrain.runs.file_checks import parallel_map
 
 def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | None = None) -> None:
     """Copy an ImageNet-style root to ``out`` and shrink the images whose shorter side exceeds
-    ``shorter_side`` pixels. A repeated call continues a stopped one.
-
-    Args:
-        root: holds ``train/<class>/`` and ``val/<class>/``.
-        out: a new or empty folder, or that of a stopped call with the same arguments.
-        shorter_side: in pixels, at least 1.
-        processes: number of processes, at least 1; None: one per core.
+    ``shorter_side`` pixels. A repeated call continues a stopped one. ``processes`` is by default
+    the number of cores; both numbers are at least 1.
 
     Raises:
         UserError: if ``root`` is not such a folder or has unusable images, ``out`` holds anything
