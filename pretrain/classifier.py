@@ -36,8 +36,8 @@ class SnapshotClassifier(BaseModel):
         compiled: whether to compile both networks with ``torch.compile``.
         teacher_network: config of the teacher's network; None if it is the student's.
         features: config of a loss of :mod:`pretrain.feature_losses`; None for no such loss.
-        fold_teacher: whether a folded copy (:func:`pretrain.teacher.fold`) of the teacher computes,
-            which pays if it seldom changes.
+        fold_teacher: whether to compute the teacher's logits with a folded copy
+            (:func:`pretrain.teacher.fold`), which pays if the teacher seldom changes.
 
     Attributes:
         student: the network being trained.
@@ -112,7 +112,7 @@ class SnapshotClassifier(BaseModel):
             return self._compute(self._folded[0] if self.fold_teacher else self.teacher, inputs)
 
     def imitate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``loss``, the feature loss of images (N, 3, H, W) with class indices (N,), a scalar."""
+        """A dict of ``loss``, the scalar feature loss of images (N, 3, H, W) with classes (N,)."""
         with torch.no_grad(), self._autocast(inputs):
             _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
         with self._autocast(inputs):

@@ -47,7 +47,7 @@ class Snapshot(NamedTuple):
     """A pretrained network and what is known of it.
 
     Attributes:
-        path: the checkpoint's.
+        path: of the checkpoint.
         weights: the student's, under the network's own names.
         network: its config, as ``model.network`` of a pretraining config.
         classes: the class names, in the order of the logits.

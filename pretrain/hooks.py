@@ -83,7 +83,7 @@ class SnapshotHook(Hook):
             for k, end in enumerate(boundaries(self.generations), start=1)
             if end <= runner.epoch
         }
-        # Rank 0 looks for all: the others could already find a file that rank 0 saves below.
+        # Rank 0 checks for all: the others could already find a file that rank 0 saves below.
         lacking = [
             [end for end, path in paths.items() if not (path.exists() and is_whole(path))]
             if is_main_process()
@@ -242,8 +242,8 @@ class EnsembleHook(Hook):
         runner.logger.info(f'The {self.generations} snapshots together: {metrics}')
 
     def _weights(self, runner: Runner, k: int) -> Mapping[str, Tensor]:
-        """The student's weights in snapshot k. Raises a UserError if neither this run wrote it nor
-        a run that shares its epochs."""
+        """The student's weights in snapshot k. Raises a UserError unless this run, or one that it
+        shares epochs with, wrote it."""
         path = str(Path(runner.work_dir) / f'snapshot_{k}.pth')
         identity, rule = runner.cfg.identity.to_dict(), stage_of(runner.cfg).may_differ
         accepted = [change['key'] for change in runner.cfg.get('accepted_changes', [])]

@@ -49,7 +49,7 @@ def learning_rates(
         rates: α_1, ..., α_K as multiples of the optimizer's rate; None: all are 1.
 
     Raises:
-        UserError: if a name is unknown, a rate is not above 0, or there are not K of either.
+        UserError: if a name is unknown, a rate is not above 0, or a list does not have K values.
     """
     shapes = schedule if isinstance(schedule, list | tuple) else [schedule] * len(lengths)
     weights = [1.0] * len(lengths) if rates is None else rates

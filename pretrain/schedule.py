@@ -1,8 +1,8 @@
 """Mini-generations and their teachers (Section 3.3.4).
 
 Training is divided into K mini-generations of L_1, ..., L_K steps; the k-th ends at
-L'_k = L_1 + ... + L_k. A step is an iteration in the paper. All functions here work for epochs as
-well, in which the configs give the lengths.
+L'_k = L_1 + ... + L_k. A step is an iteration in the paper. All functions here also work for
+epochs, the unit of the lengths in configs.
 """
 
 from bisect import bisect_right

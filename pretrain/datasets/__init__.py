@@ -1,9 +1,8 @@
 """The data sets to pretrain on. To add one, import its module here: that registers it for configs.
 
 A data set is a ``torch.utils.data.Dataset``. Its constructor takes ``root``, ``split`` ('train' or
-'val') and ``seed`` and, if the config has an ``image_size``, also ``size``, which is that, and
-``skip``, the images to leave out. Without an ``image_size`` the data set holds its images on the
-device and is used without workers. It has
+'val') and ``seed``. If the config has an ``image_size``, it also takes this as ``size``, and the
+images to ``skip``; otherwise it holds its images on the device and no workers load them. It has
 
 - ``__getitem__((epoch, index))``, which returns a dict of ``inputs``, uint8 RGB (3, H, W), and
   ``data_samples``, the class index; or ``__getitems__`` for whole batches.

@@ -32,7 +32,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, then contrast, then saturation, as torchvision's ``adjust_*`` do.
 
     Args:
-        images: float32 (N, 3, H, W) RGB, from 0 to 255, as the result.
+        images: float32 (N, 3, H, W) RGB, from 0 to 255, like the result.
         factors: (N, 3), of brightness, contrast and saturation; 1 changes nothing.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)

@@ -15,9 +15,9 @@ DENSENET_WIDTHS = {100: (24, 12), 190: (80, 40)}  # depth: base feature length, 
 def build_cifar_resnet(depth: int, num_classes: int, width: int = 16) -> nn.Sequential:
     """A CIFAR ResNet, from normalised images (N, 3, 32, 32) to logits (N, num_classes).
 
-    By default, stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels. Average pooling
-    halves the resolution, not a stride. Names, blocks and initialisation are those of torchvision's
-    ResNet. With 100 classes, depths 20 and 110 have 275,572 and 1,733,812 parameters.
+    By default, stages of 16, 32 and 64 channels see 32x32, 16x16 and 8x8 pixels; average pooling
+    instead of strides halves the resolution. Names, blocks and initialisation are torchvision's.
+    With 100 classes, depths 20 and 110 have 275,572 and 1,733,812 parameters.
 
     Args:
         depth: 8, 14, 20, 32, 56 or 110; each stage has (depth - 2) / 6 blocks of two convolutions.
