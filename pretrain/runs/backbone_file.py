@@ -23,8 +23,7 @@ def write_backbone_file(
             differs, a printed line says so.
         weights: under OpenMMLab's names, which are torchvision's except for a deep stem.
         source: the checkpoint that the weights come from.
-        facts: JSON values: those that :func:`downstream.backbone.check_handoff` compares, and any
-            others.
+        facts: JSON values, with all that :func:`downstream.backbone.check_handoff` compares.
 
     Returns:
         The provenance: ``facts`` and :func:`origin`.
@@ -62,7 +61,7 @@ def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
 
 
 def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
-    """The hash of the weights, and the name (with its folder's) and hash of their source file."""
+    """The hash of the weights, and the name (``folder/file``) and hash of their source file."""
     return {
         'weights_sha256': weights_sha256(weights),
         'source': f'{source.absolute().parent.name}/{source.name}',

@@ -77,9 +77,9 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 def stage_of(config: Config) -> ModuleType:
     """The module of the config's stage: ``pretrain.build`` or ``downstream.build``.
 
-    It has ``prepare(config, world_size)``. It may have ``install()``, which a process calls before
-    it builds from a prepared config, and the rule ``may_differ`` of
-    :func:`pretrain.runs.resume.check_resume` if its runs can share their first epochs.
+    It has ``prepare(config, world_size)``; optionally ``install()``, which a process calls before
+    it builds from a prepared config; and, if its runs can share their first epochs, the rule
+    ``may_differ`` of :func:`pretrain.runs.resume.check_resume`.
     """
     return importlib.import_module(f'{config.stage}.build')
 
@@ -90,8 +90,7 @@ def prepare(config: Config, world_size: int) -> Config:
 
 
 def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of everything in nested dicts and lists, both containers
-    and leaves.
+    """Yield the dotted key and the value of each item in nested dicts and lists, also containers.
 
     Example:
         >>> dict(walk({'model': {'mean': [1, 2]}}))
@@ -106,8 +105,7 @@ def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """The known keys with the ending most similar to ``key``, at most three: ``lr`` finds
-    ``optim_wrapper.optimizer.lr``."""
+    """The known keys that end most like ``key``: ``lr`` finds ``optim_wrapper.optimizer.lr``."""
     *parents, last = key.split('.')
     known = [name for name in known if name.split('.')[-1] == last] or known
     ends = {name: '.'.join(name.split('.')[-len(parents) - 1 :]) for name in known}

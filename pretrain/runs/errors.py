@@ -16,8 +16,7 @@ def lines_of(error: Exception) -> list[str]:
 
 
 def number_of(count: int, things: str) -> str:
-    """A count with its noun. ``things`` is in the plural; its first word that ends in -s is the
-    noun.
+    """A count with its noun: the first word that ends in -s in ``things``, which is plural.
 
     Example:
         >>> [number_of(count, 'tensors are missing') for count in (1, 1200)]
@@ -30,7 +29,7 @@ def number_of(count: int, things: str) -> str:
 
 
 def counted(names: Sequence[str], kind: str, most: int = 20) -> str:
-    """The number of names of a kind (a plural), and up to ``most`` of the names.
+    """Count ``names``, which ``kind`` describes in the plural, and list up to ``most`` of them.
 
     Example:
         >>> counted(['a.jpg', 'b.jpg'], 'files')

@@ -46,8 +46,7 @@ def cached(name: str, place: Path, fingerprint: str, check: Callable[[], tuple[A
 
 
 def fingerprint(paths: Iterable[bytes | str | Path], *facts: object) -> str:
-    """Hash the paths, sizes and modification times of files, and other ``facts`` that a check
-    depends on."""
+    """Hash the paths, sizes and modification times of files, and the other ``facts``."""
     names = [*map(os.fsencode, paths)]
 
     def facts_of_files() -> Iterator[int]:
@@ -106,8 +105,8 @@ def _file_sha256(path: bytes) -> bytes:
 def parallel_map(
     function: Callable[[Any], Any], items: Sequence, chunk: int, processes: int | None, title: str
 ) -> Iterator:
-    """``map`` in several processes (None: one per core), ``chunk`` items at a time, with a progress
-    bar. Fewer than 32 chunks run in this process without a bar, which is faster."""
+    """``map`` with a progress bar, in ``processes`` processes (None: one per core) that take
+    ``chunk`` items at a time; below 32 chunks in this process without a bar, which is faster."""
     few = len(items) < 32 * chunk
     bar = partial(tqdm, desc=title, total=len(items), mininterval=10, disable=few)
     if few or processes == 1:

@@ -189,7 +189,7 @@ def _files(runner: Runner, batch_idx: int) -> list[str]:
 
 
 def peak_memory_mb() -> float:
-    """The peak memory in MiB: of this process on its GPU, since the last reset, or on the CPU."""
+    """This process's peak memory in MiB: on its GPU since the last reset, or without one in RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -71,8 +71,7 @@ def usable_cores() -> int:
 
 
 def check_processes(count: int) -> None:
-    """Raise a UserError if this node lacks a CPU core, and if it has GPUs a GPU, for each of
-    ``count`` processes."""
+    """Raise a UserError unless this node has ``count`` CPU cores and, if it has GPUs, as many."""
     gpus, cores = usable_gpus(), usable_cores()
     if gpus and count > cores:
         raise UserError(

@@ -119,7 +119,7 @@ def check_resume(
     another_run: bool = False,
     accepted: Sequence[str] = (),
 ) -> list[dict]:
-    """Refuse to continue a checkpoint if the identity of the run that wrote it differs.
+    """Refuse a checkpoint if its run's identity differs in keys that are not allowed or accepted.
 
     Args:
         checkpoint: the loaded checkpoint.

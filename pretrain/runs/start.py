@@ -49,8 +49,7 @@ def is_launched() -> bool:
 
 
 def check_alone() -> None:
-    """Raise a UserError if the environment says that this process, which no supported launcher
-    started, is one of several."""
+    """Raise a UserError if the environment tells of several processes but lacks ``_VARIABLES``."""
     missing = ', '.join(name for name in _VARIABLES if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
@@ -136,8 +135,7 @@ def main() -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Start a run, in this process or in several, with the arguments that
-    :func:`pretrain.runs.cli.training_arguments` defines."""
+    """Start a run with the arguments of :func:`pretrain.runs.cli.training_arguments`."""
     launched = is_launched()
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))

@@ -111,8 +111,7 @@ def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) 
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """``mean ± sample standard deviation`` with two decimals; only the mean of a single value;
-    ``MISSING`` without values."""
+    """``mean ± standard deviation`` with two decimals, a single value alone, or ``MISSING``."""
     if not values:
         return MISSING
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''

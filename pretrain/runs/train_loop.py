@@ -23,22 +23,20 @@ def train_in_micro_batches(
     optim_wrapper: OptimWrapper,
     micro_batches: int,
 ) -> dict[str, Tensor]:
-    """One update of the weights by the gradient of the whole batch, with the memory use of one
-    micro-batch.
+    """Update the weights once for a whole batch, with the memory use of a micro-batch.
 
-    Gradients and logged values are means over the micro-batches, weighted by their sizes. Unlike
-    with mmengine's ``accumulative_counts``, an iteration remains one update. Batch normalisation
-    uses the statistics of each micro-batch.
+    The gradient is the mean over the micro-batches, weighted by their sizes. An iteration remains
+    one update, unlike with mmengine's ``accumulative_counts``. Batch normalisation uses the
+    statistics of each micro-batch.
 
     Args:
         model: a classifier, detector or segmenter, or its distributed wrapper.
         data: a batch of ``inputs`` and ``data_samples``, as the loader returns it.
         optim_wrapper: the optimizer.
-        micro_batches: the largest number of micro-batches; the last one may be smaller than the
-            others.
+        micro_batches: their number, or less if the batch is too small; the last may be smaller.
 
     Returns:
-        The values to log, as scalar tensors.
+        The values to log, as scalar tensors: means over the batch.
     """
     distributed = is_model_wrapper(model)
     inner = model.module if distributed else model
@@ -66,8 +64,8 @@ def train_in_micro_batches(
 
 @LOOPS.register_module()
 class MicroBatchTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, with :func:`train_in_micro_batches` as its iteration. It can
-    also resume within an epoch.
+    """mmengine's loop over epochs, with :func:`train_in_micro_batches` as its iteration and able
+    to resume within an epoch.
 
     Random numbers depend only on (seed, iteration, rank), so that resuming changes none.
     """

@@ -130,8 +130,8 @@ def synchronize() -> None:
 
 
 def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of a call of each step, in seconds, over ``rounds`` rounds after one to warm
-    up. The steps take turns of ``STRETCH`` calls, so that a slow phase of the machine hits all."""
+    """The median seconds per call of each step in ``rounds`` rounds, after one to warm up. The
+    steps take turns of ``STRETCH`` calls, so that a slow phase of the machine affects all."""
     times = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -151,12 +151,9 @@ def median_of_turns(measure: Callable[[], dict[str, float]]) -> dict[str, float]
 
 
 def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
-    """``wanted``, or a smaller batch size with which ResNet-152 can be measured on this machine.
-
-    That is the largest power of two with at most 4 images per GiB of GPU memory, or 8 images on a
-    CPU; these limits are for 224 x 224 pixels and scale inversely with ``pixels``. It is at least
-    ``least``, the smallest batch that the network can train on.
-    """
+    """``wanted``, or the largest power of two below it that ResNet-152 can train on here: up to 4
+    images of 224 x 224 per GiB of GPU memory, or 8 on a CPU, scaled to images of ``pixels`` pixels.
+    It is at least ``least``, which the network needs."""
     room = 4 * torch.cuda.get_device_properties(0).total_memory / 2**30 if GPU else 8
     fitting = 2 ** int(math.log2(max(1, room * 224**2 / pixels)))
     return min(wanted, max(least, fitting))
@@ -165,8 +162,8 @@ def fitting_batch(wanted: int, pixels: int, least: int = 1) -> int:
 @DATASETS.register_module()
 class OneBatch(Dataset):
     """Returns the same random batch at each iteration, already on the device, so that loading costs
-    nothing. ``root`` is the number of classes. With a ``size``, the batch has images of that side
-    and the random augmentation that the device applies."""
+    nothing. ``root`` is the number of classes. With a ``size`` in pixels, the batch also has the
+    augmentation that the device applies."""
 
     def __init__(self, root: str, split: str, seed: int, size: int | None = None, skip: Any = ()):
         self.classes, self.size = int(root), size
@@ -214,8 +211,7 @@ def without_data(path: str | Path, options: Sequence[str]) -> Config:
 
 
 def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]:
-    """The config ``path`` as BL and as SD, both :func:`without_data`; UserError if it has no
-    teacher."""
+    """The config ``path`` as BL and as SD, :func:`without_data`; UserError if it has no teacher."""
     distilled = without_data(path, options)
     if not distilled.algorithm.teacher_weight > 0:
         raise UserError(f'{path} has no teacher: give the config of an SD row.')
@@ -234,9 +230,8 @@ def bare_step(
     memory_format: torch.memory_format = torch.channels_last,
     amp: torch.dtype = torch.bfloat16,
 ) -> Callable[[], object]:
-    """A training step in plain PyTorch with the optimizer, precision and batch of a config
-    :func:`without_data`: forward, backward, SGD, nothing else. If the config has bf16, a GPU
-    computes in ``amp``."""
+    """A training step in plain PyTorch on a config :func:`without_data`: forward, backward, SGD,
+    nothing else. If the config has bf16, a GPU computes in ``amp``."""
     device = get_device()
     network = network.to(device, memory_format=memory_format)
     options = {key: v for key, v in config.optim_wrapper.optimizer.items() if key != 'type'}
@@ -258,8 +253,7 @@ def bare_step(
 
 
 def our_step(config: Config, teaching: bool) -> Callable[[], object]:
-    """A training step of the suite on the batch of a config :func:`without_data`, as the Runner
-    calls it."""
+    """A training step of the suite, as the Runner calls it, on a config :func:`without_data`."""
     model = MODELS.build(config.model).to(get_device()).train()
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     batch = batch_of(config)
@@ -400,9 +394,8 @@ def write_images(root: Path, classes: int, count: int) -> None:
 
 
 def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """Compare a run with the bare loop; if it loads data without workers, also measure the share of
-    the data path. CIFAR-100 must exist in the config's ``data_root``; images that replace ImageNet
-    are generated."""
+    """Compare a run with the bare loop and, if it has no loader workers, with its data path. Needs
+    CIFAR-100 in ``data_root``; generates images in place of ImageNet."""
     alone = without_data(path, options)
     title = f'{Path(path).stem}, batch {alone.batch_size}'
     options = [*options, f'batch_size={alone.batch_size}']

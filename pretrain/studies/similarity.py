@@ -49,8 +49,7 @@ class Similarity:
         """Train the runs that are not finished; return the records of teachers and students.
 
         Raises:
-            UserError: before anything is trained, if a setting or the data is invalid; later, if a
-                run fails.
+            UserError: if a setting or the data is invalid (before any training), or a run fails.
         """
         check_unique([self.config], self.seeds)
         config = prepare(load_config(self.config, self.options), self.launcher.gpus or 1)

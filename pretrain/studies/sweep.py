@@ -21,9 +21,8 @@ def check_unique(configs: Sequence[Path], seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trains all pretraining ``configs`` with all ``seeds``. A seed determines the initial weights,
-    the order of the images and their augmentation, so all configs of a network start from the same
-    weights.
+    """Trains all pretraining ``configs`` with all ``seeds`` (of weights, order and augmentation).
+    With one seed, all configs of a network start from the same weights.
 
     Each run has the folder ``<work_dir>/<config>/seed<seed>``. ``options`` are ``key=value``
     overrides of all configs.
@@ -42,8 +41,7 @@ class Sweep:
         trains it, and the others start from that run's snapshot.
 
         Raises:
-            UserError: before anything is trained, if a config or the data is invalid; later, if a
-                run fails.
+            UserError: if a config or the data is invalid (before any training), or a run fails.
         """
         check_unique(self.configs, self.seeds)
         identities, sources = {}, {}

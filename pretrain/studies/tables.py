@@ -53,8 +53,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         configs: the configs of the rows, in order; a row without records is shown as missing.
 
     Raises:
-        UserError: if the records of a network do not belong in one table, or two records are of the
-            same row and seed.
+        UserError: if records do not belong in one table, or two have the same row and seed.
     """
     arms = _arms(records, configs)
     notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
@@ -110,8 +109,7 @@ def _rows(
     n: int,
     gain: Sequence[str] = (),
 ) -> list[list[str]]:
-    """The rows of a config: the paper's numbers, ours in the same columns and, for ``full`` runs,
-    the differences."""
+    """The rows of a config: the paper's numbers, ours and, for ``full`` runs, the differences."""
     pairs = list(zip(paper, ours, strict=True))
     found = {
         'paper': [NONE if p is None else f'{p:.2f}' for p in paper],
@@ -169,7 +167,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
     Agreement and KL are means over the training images of all epochs with a teacher: how often
     both predict the same class, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
 
-    The rows are the runs for which :func:`has_own_teacher` holds; other records are ignored.
+    Records for which :func:`has_own_teacher` is False are ignored.
 
     Raises:
         UserError: if there are no such runs, or they do not belong in one table.
@@ -249,19 +247,16 @@ def errors_table(records: Sequence[dict]) -> Table:
     return Table.of(rows, columns, 2, notes)
 
 
-# The labels of Table 2's runs: the epochs that student and teacher, or a teacher alone, share with
-# the source.
+# A label in Table 2: the epochs that student and teacher, or a teacher, share with the source.
 SHARED = re.compile(r'(?:M#(\d+)<)?T#(\d+)')
-# The paper's accuracies (Section 3.3.2), by the epochs that student and teacher share with the
-# source; DenseNet-100.
+# The paper's accuracies (Section 3.3.2) by the same epochs, of DenseNet-100.
 TABLE_2 = {(0, 0): 78.13, (75, 0): 78.18, (75, 75): 78.02}
 TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
 TABLE_2_EPOCHS = 300
 
 
 def table_2(records: Sequence[dict]) -> Table:
-    """Accuracies of students, by the epochs that student and teacher share with the source (Section
-    3.3.2).
+    """Accuracies of students by the epochs that they and their teachers share (Section 3.3.2).
 
     The first row has the teachers themselves, for which the paper gives a mean of 77.65. The rows
     are runs of :class:`pretrain.studies.similarity.Similarity`; other records are ignored.
@@ -320,8 +315,7 @@ def _with_ends(records: Sequence[dict]) -> list[dict]:
 
 
 def _networks(arms: Arms) -> Arms:
-    """The first arm with records of each network; UserError unless all records of a network have
-    one setting."""
+    """The first arm with records of each network; UserError if its records differ in settings."""
     networks = []
     for backbone in dict.fromkeys(backbone_of(config) for config, _ in arms):
         found = [(c, mine) for c, mine in arms if mine and backbone_of(c) == backbone]
@@ -342,8 +336,7 @@ def _on_all_of_cifar(record: dict) -> bool:
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
-    """Notes on the setting of each network's records, on unfinished runs, and on records that are
-    in no arm."""
+    """Notes on the settings of each network, on unfinished runs and on records that fit no arm."""
     notes = [_describe(mine, _is_full(config, mine)) for config, mine in _networks(arms)]
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
@@ -369,9 +362,8 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
 
 
 def _kind(settings: Mapping[str, Any]) -> tuple:
-    """What distinguishes the rows of a table, from a config or an identity: the network and the
-    method. The method's name, the lengths of its mini-generations and which weights it takes from
-    another run do not count."""
+    """What distinguishes the rows of a table, from a config or an identity: network and method, but
+    not the method's name, its lengths or which weights it takes from another run."""
     # Old records lack settings that were added later.
     algorithm = defaults()['algorithm'] | json.loads(json.dumps(settings['algorithm']))
     lengths = algorithm.pop('generations')
@@ -458,8 +450,7 @@ def _last(record: dict) -> float:
 
 
 def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
-    """The gain in points over the baseline's mean error, and its p-value; empty if a side has no
-    records or the records are the baseline's."""
+    """The gain in points over the baseline, and its p-value; empty if there is none to compare."""
     if not records or not baseline or records is baseline:
         return '', ''
     ours, theirs = ([_last(r) for r in group] for group in (records, baseline))
