@@ -1,6 +1,7 @@
 """Complete a detection, segmentation or probe config for the Runner (Section 4.3)."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -101,6 +102,7 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
     config.precision = resolve_precision(config.precision)
     if config.task == 'probe':
         config.runner_type = 'ProbeRunner'
+        _check_probe(config)
         checked = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
         config.skip = checked.skip
         return config, checked.content
@@ -120,6 +122,13 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
     config.default_hooks.pictures = dict(type='PicturesHook', visualizer=visualizer)
     config.default_hooks.record.generations = [config.train_cfg.max_epochs]
     return config, partial(_content, config)
+
+
+def _check_probe(config: Config) -> None:
+    least = {'neighbours': 1, 'image_size': 1, 'loader.batch_size': 1, 'loader.num_workers': 0}
+    check_whole_numbers(config, least)
+    if not 0 < config.temperature < math.inf:
+        raise UserError(f'temperature is {config.temperature}: it must be a number above 0.')
 
 
 def training_images(config: Config) -> list[int]:
@@ -209,14 +218,16 @@ def _fill_lists(config: Config) -> None:
 def _fill_schedule(config: Config) -> None:
     epochs = config.train_cfg.max_epochs
     config.param_scheduler = config.param_scheduler or []
-    for scheduler in config.param_scheduler:
-        if 'end' in scheduler:
-            scheduler.end = epochs
+    for index, scheduler in enumerate(config.param_scheduler):
+        if not scheduler.get('by_epoch', True):
+            continue
+        if 'end' in scheduler and index == len(config.param_scheduler) - 1:
+            scheduler.end = epochs  # one before it is a warm-up and keeps its length
         if late := [m for m in scheduler.get('milestones', ()) if m >= epochs]:
             raise UserError(
                 f'The learning rate is set to fall after epoch {late[0]}, which is not within '
-                f'train_cfg.max_epochs={epochs}: set param_scheduler.0.milestones as well, or '
-                'param_scheduler=[] for a rate that stays.'
+                f'train_cfg.max_epochs={epochs}: set param_scheduler.{index}.milestones as well, '
+                'or param_scheduler=[] for a rate that stays.'
             )
 
 

@@ -116,12 +116,13 @@ def _of_frequent_classes(
 ) -> dict[str, float]:
     """The mean over the classes with at least ``FREQUENT`` training images, under its title. Rarer
     classes are hardly learned and lower the overall mean; without any, the result is empty."""
-    frequent = [v for v, n in zip(values, images, strict=True) if n >= FREQUENT]
-    if len(frequent) in (0, len(values)):
+    tested = [(v, n) for v, n in zip(values, images, strict=True) if not np.isnan(v)]
+    frequent = [v for v, n in tested if n >= FREQUENT]
+    if len(frequent) in (0, len(tested)):
         return {}
     classes = number_of(len(frequent), 'classes')
     title = f'{metric} of the {classes} with {FREQUENT} training images or more'
-    return {title: float(np.nanmean(frequent))}
+    return {title: float(np.mean(frequent))}
 
 
 def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:

@@ -56,8 +56,10 @@ class PicturesHook(Hook):
         source = Path(sample.img_path)
         image = mmcv.imread(source, channel_order='rgb')
         name = source.stem
-        if self.drawn.setdefault(name, source) != source:  # same name in another folder
-            name = f'{source.parent.name}_{name}'
+        for folder in source.parents:  # they tell images of the same name apart
+            if self.drawn.setdefault(name, source) == source:
+                break
+            name = f'{folder.name}_{name}'
         file = Path(runner.work_dir) / 'pictures' / f'{name}.png'
         self.visualizer.add_datasample(name, image, sample, out_file=str(file))
 

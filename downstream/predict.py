@@ -62,7 +62,8 @@ def predict(
             picture would overwrite an image or another picture.
     """
     files = [(out or path.parent) / f'{path.stem}_predicted.png' for path in images]
-    if lost := [file for file, count in Counter([*files, *images]).items() if count > 1]:
+    places = Counter(path.resolve() for path in (*files, *images))
+    if lost := [file for file, count in places.items() if count > 1]:
         raise UserError(
             f'{lost[0]} would be drawn over another image: add --out with a folder for what is '
             'drawn, and predict images of the same name in separate calls.'

@@ -123,7 +123,8 @@ def knn_accuracy(
     right = 0
     for chunk, truth in zip(queries.split(CHUNK), labels.split(CHUNK), strict=True):
         similarity, index = (chunk @ bank.T).topk(min(neighbours, len(bank)))
-        weights = (similarity.double() / temperature).exp()
+        # Relative to the nearest neighbour: no temperature overflows.
+        weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
         # Not scatter_add, whose summation order is not deterministic on a GPU.
         votes = (F.one_hot(bank_labels[index], classes) * weights[..., None]).sum(dim=1)
         right += int((votes.argmax(dim=1) == truth).sum())

@@ -160,9 +160,9 @@ def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> 
     """The number of images that contain each class, over splits that passed their check. Difficult
     objects and invalid boxes do not count. ``task`` is 'detection' or 'segmentation'."""
     check = {'detection': ('.xml', _check_boxes), 'segmentation': ('.png', _check_mask)}[task]
-    files = _files_by_label(_check_split(split, *check).labels for split in splits)
+    found = [held for split in splits for held in _check_split(split, *check).labels.values()]
     labels = classes if task == 'detection' else range(len(classes))
-    return [len({*files.get(label, ())}) for label in labels]
+    return [sum(label in held for held in found) for label in labels]
 
 
 def _counts(unknown: Mapping[Any, Sequence[str]], what: str) -> str:

@@ -196,6 +196,17 @@ def test_rate_must_fall_before_the_end(voc, backbone_file):
     assert prepare(config).param_scheduler[0].end == 2
 
 
+def test_a_warm_up_keeps_its_length(voc, backbone_file):
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'train_cfg.max_epochs=2')
+    by_iteration = dict(type='LinearLR', by_epoch=False, start_factor=0.1, begin=0, end=500)
+    by_epoch = dict(type='LinearLR', start_factor=0.1, begin=0, end=1)
+    config.param_scheduler = [by_iteration, by_epoch, *config.param_scheduler]
+    assert [scheduler.end for scheduler in prepare(config).param_scheduler] == [500, 1, 2]
+    steps = dict(type='MultiStepLR', by_epoch=False, milestones=[700])
+    config.param_scheduler = [steps, by_iteration]
+    assert prepare(config).param_scheduler[1].end == 500
+
+
 def test_a_data_set_and_an_optimizer_of_the_users_own(cells, backbone_file, monkeypatch):
     from mmdet.registry import OPTIMIZERS
 

@@ -64,10 +64,11 @@ def images_of_classes(finished: Finished) -> dict[str, int]:
 
 def test_mean_over_classes_that_have_enough_training_images() -> None:
     values, images = [10.0, 20.0, np.nan, 60.0], [49, 50, 70, 51]
-    title = 'mIoU of the 3 classes with 50 training images or more'
+    title = 'mIoU of the 2 classes with 50 training images or more'
     assert module._of_frequent_classes('mIoU', values, images) == {title: 40.0}
     assert module._of_frequent_classes('mIoU', values, [50] * 4) == {}
     assert module._of_frequent_classes('mIoU', values, [49] * 4) == {}
+    assert module._of_frequent_classes('mIoU', values, [49, 49, 50, 49]) == {}  # not tested
 
 
 def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:

@@ -156,7 +156,11 @@ def test_threshold_leaves_out_boxes() -> None:
 
 
 def test_what_cannot_be_used_is_one_sentence(
-    classifier: Path, photos: list[Path], tmp_path: Path, backbone_file: str
+    classifier: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    backbone_file: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text, cut = tmp_path / 'text.jpg', tmp_path / 'cut.jpg'
     text.write_text('no image')
@@ -179,4 +183,7 @@ def test_what_cannot_be_used_is_one_sentence(
         before = other.read_bytes()
         with pytest.raises(UserError, match=r'colour_predicted\.png would be drawn over another'):
             list(predict(classifier, [photos[0], other]))
+        monkeypatch.chdir(other.parent)
+        with pytest.raises(UserError, match=r'colour_predicted\.png would be drawn over another'):
+            list(predict(classifier, [Path(photos[0].name), other]))
         assert other.read_bytes() == before

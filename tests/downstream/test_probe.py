@@ -72,9 +72,9 @@ def test_neighbours_and_temperature_matter() -> None:
         knn_accuracy(
             bank, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]), k, t
         )
-        for k, t in ((1, 1.0), (3, 1.0), (3, 0.07))
+        for k, t in ((1, 1.0), (3, 1.0), (3, 0.07), (3, 1e-5))
     ]
-    assert votes == [100.0, 0.0, 100.0]
+    assert votes == [100.0, 0.0, 100.0, 100.0]
 
 
 @pytest.fixture
@@ -151,6 +151,14 @@ def test_what_cannot_be_probed_is_one_sentence(backbone_file: str, image_folder:
     with pytest.raises(UserError, match=r'No folder .*tiny-imagenet-100/train'):
         prepare(load_config(CONFIG, [*options, 'data_root=/none/tiny-imagenet-100']))
     options.append(f'data_root={image_folder}')
+    for key in ('neighbours', 'image_size', 'loader.batch_size'):
+        with pytest.raises(UserError, match=f'{key} is 0: it must be a whole number of at least 1'):
+            prepare(load_config(CONFIG, [*options, f'{key}=0']))
+    with pytest.raises(UserError, match=r'loader\.num_workers is -1'):
+        prepare(load_config(CONFIG, [*options, 'loader.num_workers=-1']))
+    for temperature in ('0.0', '-0.07', '1e999'):
+        with pytest.raises(UserError, match=r'temperature is .*: it must be a number above 0'):
+            prepare(load_config(CONFIG, [*options, f'temperature={temperature}']))
     with pytest.raises(UserError, match='depth 18, the config has 50'):
         prepare(load_config('configs/downstream/knn_r50.py', options))
     with pytest.raises(UserError, match='channel_order RGB, the config has BGR'):

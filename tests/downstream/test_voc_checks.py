@@ -586,6 +586,8 @@ def test_only_objects_that_count_make_a_class_present(
     assert detect(year, drop_invalid_boxes=True) == 8
     assert 'so they are not learned: dog.' in capsys.readouterr().err
     assert count_images([boxes(year)], CLASSES, 'detection') == [3, 0]  # 000000 is difficult
+    other = shutil.copytree(year, year.parent / 'other')  # the same names, but other images
+    assert count_images([boxes(year), boxes(other)], CLASSES, 'detection') == [6, 0]
     with pytest.raises(UserError, match=r"1 unknown class: 'dog' \(4, first in 000001.xml\)"):
         check_detection([boxes(year)], [], ('cat',), drop_invalid_boxes=True)
 
