@@ -88,7 +88,13 @@ def prepare(config: Config, world_size: int = 1) -> Config:
         hashes = _check_other_runs(config)
     check_copies(algorithm.copy_every, algorithm.lag, algorithm.decay)
     if not (config.teacher.checkpoint or algorithm.copy_every):
-        algorithm.taught_after = algorithm.generations[0]  # Eqn 4
+        first = algorithm.generations[0]
+        if algorithm.taught_after not in (0, first):
+            raise UserError(
+                f'algorithm.taught_after is {algorithm.taught_after}, but the first snapshot '
+                f'teaches after epoch {first}: leave it at 0, or change algorithm.generations.'
+            )
+        algorithm.taught_after = first  # Eqn 4
     check_epochs(sum(algorithm.generations), algorithm.taught_after, config.keep_epochs)
     config.train_cfg.micro_batches = config.micro_batches
     config.train_cfg.max_epochs = sum(algorithm.generations)
@@ -158,8 +164,9 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         loader.sampler.seed = config.data_seed
         loader.dataset.update(root=config.data_root, split=split, seed=config.data_seed)
         area = loader.dataset.get('crop_area')
-        numbers = all(isinstance(share, int | float) for share in area or ())
-        if area is not None and not (numbers and len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+        shares = area if isinstance(area, list | tuple) else ()
+        numbers = len(shares) == 2 and all(isinstance(share, int | float) for share in shares)
+        if area is not None and not (numbers and 0 < shares[0] <= shares[1] <= 1):
             raise UserError(
                 f'{split}_dataloader.dataset.crop_area is {area}: give the least and the greatest '
                 'part of an image, such as (0.08, 1.0).'
@@ -256,10 +263,12 @@ def _check_other_runs(config: Config) -> dict[str, str | None]:
     if initial.network and not initial.checkpoint:
         raise UserError('initial.network needs initial.checkpoint: give its file.')
     others = {
-        'teacher': (teacher.checkpoint, teacher.network or config.model.network),
-        'initial_weights': (initial.checkpoint, initial.network),
+        'teacher': (teacher, teacher.network or config.model.network, 'teacher.network'),
+        'initial_weights': (initial, initial.network, 'initial.network'),
     }
     return {
-        name: check_other_run(str(path), network, config) if path else None
-        for name, (path, network) in others.items()
+        name: check_other_run(str(other.checkpoint), network, config, key)
+        if other.checkpoint
+        else None
+        for name, (other, network, key) in others.items()
     }

@@ -73,7 +73,8 @@ class SnapshotHook(Hook):
         if self.teacher_file:
             unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
             runner.logger.info(f'The teacher is {self.teacher_file}.')
-        self._complete_snapshots(runner)
+        if not self.features:  # else there is no ensemble
+            self._complete_snapshots(runner)
 
     def _complete_snapshots(self, runner: Runner) -> None:
         """Make sure that each finished mini-generation has an undamaged snapshot. A run that starts

@@ -21,7 +21,7 @@ def network_weights(checkpoint: dict) -> Mapping[str, Tensor]:
     return checkpoint.get('state_dict', checkpoint)
 
 
-def check_other_run(path: str, network: dict, config: Config) -> str:
+def check_other_run(path: str, network: dict, config: Config, key: str) -> str:
     """Make sure that a checkpoint holds a network that can teach or initialise this run's student.
 
     Args:
@@ -29,6 +29,7 @@ def check_other_run(path: str, network: dict, config: Config) -> str:
             be checked.
         network: the config that the network must have.
         config: the run's config.
+        key: that of ``network`` in the config, for the message.
 
     Returns:
         The SHA-256 of the weights.
@@ -47,7 +48,7 @@ def check_other_run(path: str, network: dict, config: Config) -> str:
         if found := differences(theirs, ours):
             raise UserError(
                 f'{path} {in_words(found, "was trained with", "this run asks for")}: choose a '
-                'checkpoint of the same network, or state its own as teacher.network.'
+                f'checkpoint of the same network and preprocessing, or give its network as {key}.'
             )
     theirs, ours = network['num_classes'], config.model.network.num_classes
     if theirs != ours:

@@ -146,6 +146,8 @@ def launcher_of(args: argparse.Namespace) -> Launcher:
         if args.cluster_options:
             raise UserError('--cluster-options needs --cluster slurm.')
         return Launcher(args.gpus, **jobs)
+    if wrong := [option for option in args.cluster_options if '=' not in option]:
+        raise UserError(f'Option {wrong[0]}: write key=value.')
     pairs = (option.partition('=') for option in args.cluster_options)
     options = {key: literal(value) for key, _, value in pairs}
     return ClusterLauncher(args.gpus, **jobs, cluster=args.cluster, options=options)

@@ -177,7 +177,7 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
     values = dict(walk(config.to_dict()))
     for key, at_least in least.items():
         value = values.get(key, at_least)
-        if not isinstance(value, int) or value < at_least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
             raise UserError(f'{key} is {value}: it must be a whole number of at least {at_least}.')
         if value >= 2**32:  # NumPy accepts no larger seed
             raise UserError(f'{key} is {value}: it must be below 2^32.')

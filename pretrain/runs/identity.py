@@ -129,7 +129,7 @@ def identity_in(checkpoint: dict, path: object) -> dict:
     """The identity of the run that wrote ``checkpoint``. Errors name ``path``, its file.
 
     Raises:
-        UserError: if this suite did not write the checkpoint.
+        UserError: if this suite, or one of its earlier versions, did not write the checkpoint.
     """
     meta = checkpoint.get('meta')
     ours = isinstance(meta, dict) and isinstance(meta.get('identity'), dict)
@@ -137,4 +137,9 @@ def identity_in(checkpoint: dict, path: object) -> dict:
         raise UserError(
             f'{path} was not written by this suite: give a checkpoint of one of its runs.'
         )
-    return Contents(upgrade(meta['identity'], meta.get('format', 1)), path)
+    if (written_as := meta.get('format', 1)) > FORMAT:
+        raise UserError(
+            f'{path} has format {written_as}, this version of the suite reads up to {FORMAT}: '
+            'update the suite.'
+        )
+    return Contents(upgrade(meta['identity'], written_as), path)

@@ -72,7 +72,7 @@ def one_record(run: Path) -> dict:
     Raises:
         UserError: as :func:`read_records`, or unless exactly one record has this name.
     """
-    source, *chosen = [run] if run.exists() else str(run).split(':')
+    source, *chosen = [run] if run.exists() else str(run).split(':', 2)
     records = read_records(Path(source))
     for config in chosen[:1]:
         records = [r for r in records if r['config'] == config]
@@ -155,9 +155,11 @@ class RunRecordHook(Hook):
         # The record of the run that this one starts from, if it lies beside the checkpoint.
         beside = Path(source).parent / 'run.json' if source else self.path
         begins = beside.resolve() != self.path.resolve()
-        seen = [None if begins else read_record(self.path), read_record(beside)]
+        seen = [read_record(self.path), read_record(beside)]
         broadcast_object_list(seen)
         own, of_source = seen
+        if begins and own and own['started_from'] != source:
+            own = None  # of an earlier start from another checkpoint, which saved nothing
         earlier = own or {
             'started_from': source,
             'history': of_source['history'] if of_source else [],
@@ -289,12 +291,15 @@ def describe_data(dataset: Any, root: str) -> dict[str, int | str]:
 
 
 def _git_commit() -> str | None:
-    git = ['git', '-C', str(Path(__file__).parent)]
+    code = Path(__file__)
+    git = ['git', '-C', str(code.parent)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return None
-    if commit.returncode:
+    # The suite may be installed in an environment within somebody else's repository.
+    tracked = subprocess.run([*git, 'ls-files', '--error-unmatch', code.name], capture_output=True)
+    if commit.returncode or tracked.returncode:
         return None
     changed = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True)
     return commit.stdout.strip() + ('-modified' if changed.stdout else '')

@@ -42,10 +42,11 @@ def diagnostics(record: dict, scalars: Sequence[dict]) -> dict[str, dict[str, Po
     """
     epochs = record['history']
     # Entries of epochs that another run trained may lack them.
-    iterations = next((e['iterations'] for e in epochs if 'iterations' in e), 1)
+    iterations = next((e['iterations'] for e in epochs if 'iterations' in e), None)
 
     def logged(key: str) -> Points:
-        return _points((s['iter'] / iterations, s[key]) for s in scalars if key in s)
+        known = scalars if iterations else ()  # not within the first epoch
+        return _points((s['iter'] / iterations, s[key]) for s in known if key in s)
 
     def measured(key: str) -> Points:
         return _points((e['epoch'], e['train'][key]) for e in epochs if key in e.get('train', {}))

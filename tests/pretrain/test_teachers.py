@@ -15,6 +15,7 @@ from torch import nn
 
 from pretrain.classifier import student_weights
 from pretrain.net2net import Net2NetHook
+from pretrain.other_runs import check_other_run
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -363,6 +364,8 @@ def test_net2net_begins_as_the_smaller_network(tiny_config: Callable, tmp_path: 
     options = [f'initial.checkpoint={path}', f'initial.network={small}']
     with pytest.raises(UserError, match='TinyNet is none'):
         tiny_config('bl', tmp_path / 'tiny', *options)
+    with pytest.raises(UserError, match=r'depth=8, this run asks for 14.*as initial\.network'):
+        check_other_run(str(path), small | {'depth': 14}, config, 'initial.network')
     large = tiny_config('bl', tmp_path / 'large', 'epochs=1', 'algorithm.generations=1')
     large.model.network = small | {'depth': 14}
     large.default_hooks.initial = dict(

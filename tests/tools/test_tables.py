@@ -86,6 +86,8 @@ def test_curves_of_a_record(call: Callable, tmp_path: Path) -> None:
     assert (tmp_path / 'out.svg').stat().st_size > 1000
     _, error = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a', f'{tmp_path}/out.svg')
     assert error.endswith('set.jsonl:a names 2 records: name one as FILE:CONFIG:SEED.')
+    _, error = call('tools/plot_curves.py', f'SD={tmp_path}/set.jsonl:a:1:b', f'{tmp_path}/out.svg')
+    assert error.endswith('set.jsonl:a:1:b names 0 records: name one as FILE:CONFIG:SEED.')
 
 
 def test_records_are_collected_and_read_again(call: Callable, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_arguments_of_a_cluster() -> None:
     assert isinstance(launcher, ClusterLauncher)
     assert launcher.options == {'timeout_min': 5, 'slurm_partition': 'gpu'}
     assert launcher.jobs > 100
+    with pytest.raises(UserError, match='Option slurm_partition: write key=value'):
+        launcher_of(arguments(cluster='slurm', cluster_options=['slurm_partition']))
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -111,6 +112,7 @@ def test_batch_is_shared_evenly() -> None:
         'train_dataloader.sampler=None',
         'train_dataloader.dataset.crop_area=[1.0, 0.5]',
         'train_dataloader.dataset.crop_area=[0.5]',
+        'algorithm.taught_after=1',
         "train_dataloader.dataset.crop_area=['a', 1]",
         "algorithm={'temprature': 3}",
     ],
@@ -119,6 +121,17 @@ def test_values_of_the_wrong_kind(option: str, image_folder: Path) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8', option]
     with pytest.raises(UserError, match=option.split('=')[0]):
         prepare(load_config(ROOT / 'configs/demo/r18_sd.py', options))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('train_dataloader.dataset.crop_area', 0.5), ('micro_batches', True)]
+)
+def test_values_of_the_wrong_kind_in_a_config(key: str, value: object, image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(ROOT / 'configs/demo/r18_sd.py', options)
+    config.merge_from_dict({key: value})
+    with pytest.raises(UserError, match=f'{re.escape(key)} is {value}: '):
+        prepare(config)
 
 
 def test_none_of_a_list_is_an_empty_one(image_folder: Path) -> None:

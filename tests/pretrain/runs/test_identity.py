@@ -1,7 +1,8 @@
 import pytest
 from mmengine.config import Config
 
-from pretrain.runs.identity import FORMAT, differences, identity_of, upgrade
+from pretrain.runs.errors import UserError
+from pretrain.runs.identity import FORMAT, differences, identity_in, identity_of, upgrade
 
 
 def test_an_identity_is_the_whole_config_but_for_places_and_displays() -> None:
@@ -54,3 +55,10 @@ def test_an_earlier_format_is_read_under_the_present_names() -> None:
     }
     new = upgrade(old, 1)
     assert upgrade(new, FORMAT) == new
+
+
+def test_a_later_format_is_refused() -> None:
+    meta = {'identity': {'task': 'x'}, 'epoch': 1, 'format': FORMAT}
+    assert identity_in({'meta': meta}, 'a.pth') == {'task': 'x'}
+    with pytest.raises(UserError, match=rf'a\.pth has format {FORMAT + 1}, .*: update the suite'):
+        identity_in({'meta': meta | {'format': FORMAT + 1}}, 'a.pth')

@@ -72,6 +72,10 @@ def test_the_commit_tells_whether_the_code_was_changed(
     commit = git('rev-parse', 'HEAD')
     (tmp_path / 'notes.txt').write_text('no code')
     assert module._git_commit() == commit
+    (tmp_path / 'installed.py').write_text('a = 1')
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'installed.py'))
+    assert module._git_commit() is None  # another repository holds the environment
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'code.py'))
     (tmp_path / 'code.py').write_text('a = 2')
     assert module._git_commit() == f'{commit}-modified'
 
@@ -81,9 +85,14 @@ class StopAtOnce(Hook):
         raise KeyboardInterrupt
 
 
-def test_a_session_that_saved_nothing_counts(tiny_config: Callable, tmp_path: Path) -> None:
-    once = ('epochs=1', 'algorithm.generations=1')
-    config = tiny_config('bl', tmp_path, *once)
+@pytest.mark.parametrize('branch', [False, True])
+def test_a_session_that_saved_nothing_counts(
+    branch: bool, tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    config = tiny_config('sd', tmp_path)
+    if branch:
+        train('se', tmp_path / 'se')
+        config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
     runner = Runner.from_cfg(config)
     runner.register_hook(StopAtOnce())
     with pytest.raises(KeyboardInterrupt):
@@ -94,7 +103,7 @@ def test_a_session_that_saved_nothing_counts(tiny_config: Callable, tmp_path: Pa
     again = read_record(tmp_path / 'run.json')
     assert (first['sessions'], again['sessions']) == (1, 2)
     assert again['wall_seconds'] > first['wall_seconds']
-    assert [entry['epoch'] for entry in again['history']] == [1]
+    assert [entry['epoch'] for entry in again['history']] == [1, 2, 3]
 
 
 class StopBeforeValidation(Hook):
