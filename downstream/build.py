@@ -161,8 +161,8 @@ def _hand_over(config: Config) -> dict[str, Any]:
         given += layers
     if sorted(given) != sorted(top_level(weights)):
         raise UserError(
-            f'The backbone file has the layers {", ".join(top_level(weights))}, the model takes '
-            f'{", ".join(given)}: each must be used once.'
+            f'The backbone file has the layers {", ".join(top_level(weights))}, but the model '
+            f'takes {", ".join(given)}: each must be used once. Give another backbone_file.'
         )
     return weights.provenance
 
@@ -227,7 +227,7 @@ def _fill_schedule(config: Config) -> None:
             raise UserError(
                 f'The learning rate is set to fall after epoch {late[0]}, which is not within '
                 f'train_cfg.max_epochs={epochs}: set param_scheduler.{index}.milestones as well, '
-                'or param_scheduler=[] for a rate that stays.'
+                'or param_scheduler=[] for a constant rate.'
             )
 
 
@@ -252,7 +252,8 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
             dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
     if config.val_dataloader.batch_size != 1:
         raise UserError(
-            'val_dataloader.batch_size must be 1: mmseg tests no images of different sizes at once.'
+            'val_dataloader.batch_size must be 1: mmseg cannot test a batch of images of different '
+            'sizes.'
         )
     config.model.data_preprocessor.size = config.crop_size
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
@@ -260,8 +261,9 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
         config.sync_bn = 'torch'  # batch statistics over all GPUs
     elif config.train_dataloader.batch_size == config.micro_batches:
         raise UserError(
-            'DeepLabv3 normalises pooled features over the images of a process and here each has '
-            'one: use fewer processes or a larger batch_size, or fewer micro_batches.'
+            'DeepLabv3 normalises pooled features over the images of a process, and here each '
+            'process has only one at a time: use fewer processes, a larger batch_size or fewer '
+            'micro_batches.'
         )
 
 

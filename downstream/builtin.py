@@ -300,11 +300,13 @@ def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: in
 def main() -> None:
     """Write both data sets into the folder that the command names."""
     parser = argparse.ArgumentParser(description='Write the built-in images.')
-    parser.add_argument('dest', metavar='DEST', type=Path, help='gets imagenet/ and VOCdevkit/')
+    parser.add_argument(
+        'dest', metavar='DEST', type=Path, help='folder for imagenet/ and VOCdevkit/'
+    )
     dest = parser.parse_args().dest
     print(
-        f'Built-in images: {dest / "imagenet"}, of {len(CLASSES)} classes, and '
-        f'{dest / "VOCdevkit"}, of {len(SCENE_CLASSES)} of them',
+        f'Built-in images: {dest / "imagenet"} with {len(CLASSES)} classes, and '
+        f'{dest / "VOCdevkit"} with {len(SCENE_CLASSES)} of them',
         flush=True,
     )
     write_imagenet_folder(dest / 'imagenet', train_per_class=100, val_per_class=20, size=64)

@@ -83,7 +83,7 @@ def _disk_speed(folder: Path, megabytes: int = 256) -> str:
         while file.read(1_000_000):
             pass
         seconds = time.perf_counter() - start
-    return f'disk: reads {megabytes / seconds:,.0f} MB a second'
+    return f'disk: reads {megabytes / seconds:,.0f} MB per second'
 
 
 def _decoder_speed(images: int = 50) -> str:
@@ -100,4 +100,4 @@ def _decoder_speed(images: int = 50) -> str:
             image = EncodedImage(file.name)
             image.crop(centre_box(image.height, image.width), 224)
         seconds = time.perf_counter() - start
-    return f'decoder: {images / seconds:,.0f} images of 500 x 375 pixels a second on a core'
+    return f'decoder: {images / seconds:,.0f} images of 500 x 375 pixels per second on one core'

@@ -51,12 +51,15 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     """
     config = load_config(config_path, options)
     if config.task not in KINDS:
-        raise UserError(f'{config_path} trains nothing that could be tested: give another config.')
+        raise UserError(
+            f'{config_path} trains no network that could be tested: give the config of a '
+            'classifier, detector or segmenter.'
+        )
     trained = load_trained(checkpoint, resolve_precision(config.precision))
     if config.task != trained.settings.task:
         raise UserError(
-            f'{checkpoint} holds a {trained.kind}, {config_path} a {KINDS[config.task]}: give '
-            'the config that the checkpoint was trained with.'
+            f'{checkpoint} holds a {trained.kind}, but {config_path} is of a '
+            f'{KINDS[config.task]}: give the config that the checkpoint was trained with.'
         )
     config = _prepare_test(config, trained)
     _tell_differences(checkpoint, trained, config)
@@ -66,8 +69,8 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
     theirs, ours = (tuple(m['classes']) for m in (trained.metainfo, loader.dataset.metainfo))
     if theirs != ours:
         raise UserError(
-            f'{checkpoint} knows {counted(theirs, "classes")}, the test images have '
-            f'{counted(ours, "classes")}: give data of the same classes, in the same order.'
+            f'{checkpoint} was trained on {counted(theirs, "classes")}, but the test images have '
+            f'{counted(ours, "classes")}: give data with the same classes in the same order.'
         )
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = loader.dataset.metainfo
@@ -130,7 +133,7 @@ def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) 
     ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
     found = differences(trained.settings.to_dict(), ours)
     if found := {key: values for key, values in found.items() if covers(TESTING, key)}:
-        words = in_words(found, 'was trained with', 'it is tested with')
+        words = in_words(found, 'was trained with', 'but is tested with')
         print(f'warning: {checkpoint} {words}.', file=sys.stderr)
 
 

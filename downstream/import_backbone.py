@@ -58,8 +58,8 @@ def import_backbone(
     content = _read(source)
     if 'identity' in _meta(content):
         raise UserError(
-            f'{source} was written by this suite: if it is of pretraining, use tools/export.py '
-            f'{source} OUT.'
+            f'{source} was written by this suite: if it is a pretraining checkpoint, use '
+            f'tools/export.py {source} OUT.'
         )
     try:
         weights = _state_dict(content)
@@ -82,7 +82,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f'{path} is damaged: take an intact file.') from error
+        raise UserError(f'{path} is damaged: use an intact file.') from error
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
@@ -101,13 +101,13 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     backbone = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f'{name} is no tensor: save only the state dict.')
+            raise UserError(f'{name} is not a tensor: save only the state dict.')
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise UserError(f'{name} is no dense tensor: save the weights as float32.')
+            raise UserError(f'{name} is not a dense tensor: save the weights as float32.')
         if name.startswith(prefix):
             backbone[name.removeprefix(prefix)] = tensor
         elif not (config or name.removeprefix('module.').startswith(_NO_BACKBONE)):
-            raise UserError(f'{name} is not of the {prefix[:-1]}: save only the backbone.')
+            raise UserError(f'{name} is not part of the {prefix[:-1]}: save only the backbone.')
     backbone = {name: t for name, t in backbone.items() if not name.startswith(_CLASSIFIER)}
     if 'conv1.0.weight' not in backbone:
         return backbone
@@ -137,8 +137,8 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
     depths = {(n, block.expansion > 1): d for d, (block, n) in _resnet().arch_settings.items()}
     if (depth := depths.get(kind)) is None:
         raise UserError(
-            f'is no ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its first '
-            f'tensor is {next(iter(weights), None)}.'
+            f'is not a ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its '
+            f'first tensor is {next(iter(weights), None)}.'
         )
     if 'stem.0.weight' not in weights:
         return depth, 'v1'
@@ -175,8 +175,8 @@ def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> 
     for fact in sorted(found.keys() & given):
         if not same_fact(found[fact], given[fact]):
             raise UserError(
-                f'{source} was trained with {fact} {found[fact]}, given is {given[fact]}: leave '
-                'the option out, or give the file that it belongs to.'
+                f'{source} was trained with {fact} {found[fact]}, but the option says '
+                f'{given[fact]}: leave the option out, or give the right file.'
             )
     facts = given | found
     missing = [] if 'style' in facts else [f'--style {"|".join(STYLES)}']
@@ -201,11 +201,11 @@ def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:
         for fact in ('mean', 'std'):
             found[fact] = [255 * float(value) for value in config['pretrained_cfg'][fact]]
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UserError('config.json beside it is damaged: take an intact one.') from error
+        raise UserError('config.json beside it is damaged: use an intact one.') from error
     expected = f'resnet{depth}{stem.removeprefix("v1")}'
     if config['architecture'] != expected:
         raise UserError(
-            f'its tensors are those of {expected}, config.json beside it is of '
+            f'its tensors are those of {expected}, but config.json beside it is of '
             f'{config["architecture"]}: only plain ResNets can be transferred.'
         )
     return found

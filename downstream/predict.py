@@ -65,8 +65,8 @@ def predict(
     places = Counter(path.resolve() for path in (*files, *images))
     if lost := [file for file, count in places.items() if count > 1]:
         raise UserError(
-            f'{lost[0]} would be drawn over another image: add --out with a folder for what is '
-            'drawn, and predict images of the same name in separate calls.'
+            f'{lost[0]} would overwrite another image: add --out FOLDER for the pictures, and '
+            'predict images of the same name in separate calls.'
         )
     trained = load_trained(checkpoint)
     is_classifier = trained.kind == 'classifier'

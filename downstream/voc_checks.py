@@ -107,7 +107,7 @@ def check_detection(
         )
     errors += [
         f'{part.split.list_file} names no image with an object that counts: difficult ones are '
-        'neither learned nor tested. Name images with objects, or correct their <difficult>.'
+        'neither learned nor tested. Add images with other objects, or correct <difficult>.'
         for part in findings
         if part.labels and not any(part.labels.values())
     ]
@@ -144,13 +144,16 @@ def check_segmentation(
             for i, colour in zip(part.labels[file], of_file, strict=False):
                 if colour not in ([], [i] * 3) and colour != colours.setdefault(i, colour):
                     what = f'{file}: {i} is {colour}, not {colours[i]}'
-                    part.found['masks whose palette gives a class id another colour'].append(what)
+                    part.found['masks whose palette gives a class id a different colour'].append(
+                        what
+                    )
         used = {*chain.from_iterable(part.labels.values())}
         if part.labels and len(used) < 2:
-            held = f'the class id {used.pop()} alone' if used else 'no class id'
+            held = f'only the class id {used.pop()}' if used else 'no class id'
             errors.append(
-                f'All masks of {part.split.list_file} hold {held}, beside 255, which is ignored: '
-                'write the id of its class into each pixel, 1 and not 255 for a single class.'
+                f'All masks of {part.split.list_file} hold {held}, apart from 255, which is '
+                'ignored: write the id of its class into each pixel, which is 1, not 255, for a '
+                'single class.'
             )
     absent = 'pixel of these classes', 'count as 0 in the mean where they are predicted'
     return _conclude(findings, len(train), dict(enumerate(classes)), errors, absent)
@@ -218,7 +221,7 @@ def _wrong_files(part: _Findings, tolerated: Sequence[str]) -> list[str]:
         wrong.append(f'there {verb} {describe_findings(part.found, kinds)}')
     if not wrong or not part.names:  # the list is unreadable
         return wrong
-    hint = ', or have such boxes ignored by drop_invalid_boxes=True'
+    hint = ', or ignore such boxes with drop_invalid_boxes=True'
     return [
         f'{part.split.list_file} names {number_of(len(part.names), "images")}, but '
         f'{"; ".join(wrong)}: unpack the data again, correct these files or take them out '
@@ -236,7 +239,7 @@ def _shared_images(train: Sequence[_Findings], test: Sequence[_Findings]) -> lis
             effect = 'be trained on and tested on' if both else 'count twice'
             sentences.append(
                 f'{one.split.list_file} and {other.split.list_file} share '
-                f'{counted(shared, "images")}, which would {effect}: leave each in one list alone.'
+                f'{counted(shared, "images")}, which would {effect}: keep each in only one list.'
             )
     return sentences
 
@@ -258,22 +261,24 @@ def read_list(path: Path) -> list[str]:
     empty, is not UTF-8, or has a blank line or spaces around a name."""
     if not path.is_file():
         raise UserError(
-            f'No split file {path}: data_root must name a VOCdevkit folder with the '
-            'ImageSets of its years unpacked, or train_list and val_list your own lists.'
+            f'No split file {path}: set data_root to a VOCdevkit folder that has the ImageSets of '
+            'its years, or train_list and val_list to your own lists.'
         )
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:
         text = '\ufeff'
     if text.startswith('\ufeff') or '\0' in text:
-        raise UserError(f'{path} must be UTF-8 without a byte order mark: save it so.')
+        raise UserError(
+            f'{path} must be UTF-8 without a byte order mark: save it in that encoding.'
+        )
     names = list_from_file(path)
     if not any(names):
         raise UserError(f'{path} is empty: it must name one image per line.')
     for number, name in enumerate(names, 1):
         if not name or name != name.strip():
             what = 'spaces around its name' if name else 'no name: it is blank'
-            raise UserError(f'Line {number} of {path} has {what}. Write one name a line.')
+            raise UserError(f'Line {number} of {path} has {what}. Write one name per line.')
     return names
 
 
@@ -301,7 +306,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
         results = [*parallel_map(partial(_check_image, check_label), pairs, _CHUNK, None, title)]
         return results, _all_are_readable(results)
 
-    state = fingerprint(chain.from_iterable(pairs), 7)  # 8 once kinds change
+    state = fingerprint(chain.from_iterable(pairs), 8)  # 9 once kinds change
     place = split.list_file.resolve()
     results = cached(check_label.__name__.strip('_'), place, state, check)
     findings = _Findings(split, names, wrong, defaultdict(list), {}, {})
@@ -319,7 +324,7 @@ def _instead(missing: Path, suffixes: Sequence[str]) -> str:
     there = missing.parent.glob(f'{escape(missing.stem)}.*')
     if (other := next((file for file in there if file.suffix not in suffixes), None)) is None:
         return ''
-    rename = ', to be renamed whatever its format' if missing.suffix == '.jpg' else ''
+    rename = ' (rename it, whatever its format)' if missing.suffix == '.jpg' else ''
     return f' and has {other.name} instead{rename}'
 
 
@@ -336,7 +341,7 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
     if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
         return unusable, [], []
     if (size := _size(image)) is None:
-        return [('that OpenCV cannot read', image.name)], [], []
+        return [('images that OpenCV cannot read', image.name)], [], []
     if is_too_thin(*size):
         return [('too thin', f'{image.name}: {size[0]}x{size[1]}')], [], []
     return check_label(label, image.name, *size)
@@ -357,7 +362,7 @@ def _check_boxes(annotation: Path, name: str, width: int, height: int) -> _Check
     problems, learned = [], []
     if stated not in ((width, height), None):
         what = f'{name}: {width}x{height}, not {stated[0]}x{stated[1]}'
-        problems.append(('images of another size than the annotations say', what))
+        problems.append(('images whose size differs from the annotation', what))
     for kind, difficult, (x1, y1, x2, y2) in objects:
         box = f'{annotation.name}: {kind} {x1},{y1},{x2},{y2}'
         if x1 < 1 or y1 < 1 or x2 > width or y2 > height:
@@ -376,7 +381,7 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
     Raises an error that ``_check_boxes`` catches if mmdet cannot read all of the file."""
     root = ElementTree.parse(path).getroot()
     if root.tag != 'annotation':
-        raise ValueError(f'its root is <{root.tag}> and not <annotation>')
+        raise ValueError(f'its root is <{root.tag}>, not <annotation>')
     nodes = root.findall('object')
     if len(nodes) < sum(node.tag.rpartition('}')[2].lower() == 'object' for node in root.iter()):
         raise ValueError('an object is not an <object> directly within <annotation>')
@@ -416,7 +421,7 @@ def _check_mask(mask: Path, name: str, width: int, height: int) -> _Checked:
         bits = 8 if image.mode == 'P' else mask.read_bytes()[24]
         if image.format != 'PNG' or image.mode not in ('L', 'P') or bits != 8:
             what = f'{mask.name}: {image.mode} {image.format}'
-            return [('masks that are no 8-bit grey or palette PNG', what)], [], []
+            return [('masks not in 8-bit grey or palette PNG format', what)], [], []
         try:
             counts = image.histogram()
         except DECODE_ERRORS:
@@ -425,7 +430,7 @@ def _check_mask(mask: Path, name: str, width: int, height: int) -> _Checked:
     problems = []
     if image.size != (width, height):
         what = f'{mask.name}: {image.width}x{image.height}, not {width}x{height}'
-        problems.append(('masks of another size than the images', what))
+        problems.append(('masks whose size differs from the image', what))
     ids = [i for i, count in enumerate(counts[:IGNORED_ID]) if count]
     return problems, ids, [palette[3 * i : 3 * i + 3] for i in ids]
 

@@ -99,7 +99,7 @@ def convert_sbd(sbd: Path, root: Path) -> None:
     names = sorted(theirs - ours)
     aug, masks = lists / 'aug.txt', root / 'VOC2012/SegmentationClassAug'
     if aug.exists() and set(read_list(aug)) != set(names):
-        raise UserError(f'{aug} exists with other names: delete it to have it written anew.')
+        raise UserError(f'{aug} exists with other names: delete it, and it is written again.')
     present = {path.stem for path in files.glob('*.mat')}
     if missing := [f'{name}.mat' for name in names if name not in present]:
         raise UserError(f'{files} lacks {counted(missing, "files")}: unpack {_SBD} again.')
@@ -117,7 +117,7 @@ def _convert(files: Path, masks: Path, palette: bytes, name: str) -> str:
     """Convert the mask of an image; return whether it was written or there already."""
     source, target = files / f'{name}.mat', masks / f'{name}.png'
     if target.exists():
-        return 'there already'
+        return 'already there'
     try:
         ids = loadmat(source, variable_names=['GTcls'])['GTcls'][0]['Segmentation'][0]
         mask = Image.fromarray(ids.astype(np.uint8, casting='safe'))

@@ -145,7 +145,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     checked = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
     if config.model.network.num_classes != checked.classes:
         raise UserError(
-            f'{config.data_root} holds {number_of(checked.classes, "classes")}, the model '
+            f'{config.data_root} holds {number_of(checked.classes, "classes")}, but the model has '
             f'{config.model.network.num_classes}: add the option '
             f'model.network.num_classes={checked.classes}.'
         )
@@ -154,8 +154,8 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         loader = config[f'{split}_dataloader']
         if loader.num_workers and not folder and torch.cuda.is_available():
             raise UserError(
-                f'{split}_dataloader.num_workers is {loader.num_workers}, but the images lie on '
-                'the GPU, which its workers cannot use: set it to 0.'
+                f'{split}_dataloader.num_workers is {loader.num_workers}, but the images are on '
+                'the GPU, which loader workers cannot use: set it to 0.'
             )
         loader.batch_size = batch_size
         loader.persistent_workers = loader.num_workers > 0
@@ -168,8 +168,8 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         numbers = len(shares) == 2 and all(isinstance(share, int | float) for share in shares)
         if area is not None and not (numbers and 0 < shares[0] <= shares[1] <= 1):
             raise UserError(
-                f'{split}_dataloader.dataset.crop_area is {area}: give the least and the greatest '
-                'part of an image, such as (0.08, 1.0).'
+                f'{split}_dataloader.dataset.crop_area is {area}: give the smallest and the '
+                'largest share of the image area, such as (0.08, 1.0).'
             )
         if folder:
             loader.dataset.update(size=config.image_size, skip=checked.skip)
@@ -257,11 +257,13 @@ def _check_other_runs(config: Config) -> dict[str, str | None]:
         )
     if teacher.checkpoint and algorithm.copy_every:
         raise UserError(
-            'algorithm.copy_every is for a teacher of copies of the student: leave it or '
-            'teacher.checkpoint out.'
+            'algorithm.copy_every makes copies of the student its teacher, but teacher.checkpoint '
+            'is given too: leave one of them out.'
         )
     if initial.network and not initial.checkpoint:
-        raise UserError('initial.network needs initial.checkpoint: give its file.')
+        raise UserError(
+            'initial.network needs initial.checkpoint: give a checkpoint of this network.'
+        )
     others = {
         'teacher': (teacher, teacher.network or config.model.network, 'teacher.network'),
         'initial_weights': (initial, initial.network, 'initial.network'),

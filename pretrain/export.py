@@ -91,8 +91,8 @@ def export_backbone(checkpoint_path: str | Path, out: str | Path) -> dict:
         raise UserError(f'{checkpoint_path} is not a checkpoint of a ResNet pretrained here.')
     if not is_usual_resnet(snapshot.network):
         raise UserError(
-            f'{checkpoint_path} is of a ResNet of width {snapshot.network["width"]}: detectors and '
-            'segmenters build the usual one, so its backbone fits none.'
+            f'{checkpoint_path} is of a ResNet of width {snapshot.network["width"]}, but detectors '
+            'and segmenters need the usual width, 64: choose a checkpoint of such a ResNet.'
         )
     _drop_classifier(snapshot.weights)
     return write_backbone_file(out, snapshot.weights, snapshot.path, snapshot.provenance)
@@ -115,8 +115,8 @@ def read_snapshot(path: Path) -> Snapshot:
         identity, meta = identity_in(checkpoint, path), checkpoint['meta']
     except UserError as error:
         raise UserError(
-            f'{error} tools/import_backbone.py {path} OUT makes a backbone file of a ResNet that '
-            'another program trained.'
+            f'{error} If another program trained this ResNet, tools/import_backbone.py {path} OUT '
+            'makes a backbone file from it.'
         ) from error
     if identity['task'] != 'classification':
         raise UserError(f'{path} is not a checkpoint of a ResNet pretrained here.')

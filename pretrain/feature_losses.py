@@ -46,7 +46,7 @@ def forward_to_layers(
                 known = ', '.join(child for child, _ in network.named_children())
                 raise UserError(
                     f'algorithm.features names a layer {name}, which the network does not have: '
-                    f'choose among {known} and the layers in them.'
+                    f'choose from {known} and the layers in them.'
                 )
             handle = modules[name].register_forward_hook(partial(keep, name))
             stack.callback(handle.remove)
@@ -82,7 +82,7 @@ class HintLoss(nn.Module):
         if (guided.shape[1], hint.shape[1]) != expected or guided.shape[2:] != hint.shape[2:]:
             raise UserError(
                 f'The guided layer {self.student_layers[0]} gives {_size(guided)}, the hint layer '
-                f'{self.teacher_layers[0]} {_size(hint)}: choose layers of one height and width, '
+                f'{self.teacher_layers[0]} {_size(hint)}: choose layers of equal height and width, '
                 f'and set algorithm.features.channels, now {list(expected)}, to their channels.'
             )
         return F.mse_loss(self.regressor(guided), hint)
@@ -119,8 +119,8 @@ class FSPLoss(nn.Module):
                 raise UserError(
                     f'The layers {" and ".join(names)} of algorithm.features give '
                     f'{" and ".join(map(_size, ours))} in the student, '
-                    f'{" and ".join(map(_size, theirs))} in the teacher: choose two layers of one '
-                    'height and width, and stages with as many channels in both networks.'
+                    f'{" and ".join(map(_size, theirs))} in the teacher: choose two layers of '
+                    'equal height and width, with the same numbers of channels in both networks.'
                 )
             total = total + (flow(*ours) - flow(*theirs)).square().mean()
         return total

@@ -349,7 +349,7 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
         'algorithm': f'{algorithm["name"]}, mini-generations of {algorithm["generations"]} epochs',
         'epoch': facts['epoch'],
         'seed': facts['seed'],
-        'image size': f'{snapshot.image_size} pixels, the centre of {CENTRE:.3f} of the side',
+        'image size': f'{snapshot.image_size} pixels, centre crop of {CENTRE:.3f} of the side',
         'mean, standard deviation': f'{facts["mean"]}, {facts["std"]} (RGB, 0 to 255)',
         'parameters': f'{_parameters(snapshot.weights):,}',
         'source': f'{facts["source"]} (SHA-256 {facts["source_sha256"]})',
@@ -377,8 +377,7 @@ model = {usage}
 | --- | --- |
 {table}
 
-The licence is that of the suite; the images that the network learned from may have conditions of
-their own.
+The licence is that of the suite; the training images may have their own terms of use.
 
 ```bibtex
 {CITATION}

@@ -114,9 +114,9 @@ class SnapshotHook(Hook):
             self.first_taught = next(taught, None)
             if self.first_taught is None:
                 raise UserError(
-                    f'algorithm.lag={self.lag} and copy_every={self.copy_every} leave no epoch of '
-                    f'the {number_of(self.ends[-1], "iterations")} a teacher: lower them, or train '
-                    'longer.'
+                    f'With algorithm.lag={self.lag} and copy_every={self.copy_every}, no epoch of '
+                    f'the {number_of(self.ends[-1], "iterations")} has a teacher: lower them, or '
+                    'train longer.'
                 )
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -240,7 +240,7 @@ class EnsembleHook(Hook):
         metric.process({}, [{'logits': scores, 'labels': labels}])
         metrics = metric.evaluate(len(loader.dataset))
         runner.message_hub.update_info('ensemble', metrics)
-        runner.logger.info(f'The {self.generations} snapshots together: {metrics}')
+        runner.logger.info(f'Ensemble of the {self.generations} snapshots: {metrics}')
 
     def _weights(self, runner: Runner, k: int) -> Mapping[str, Tensor]:
         """The student's weights in snapshot k. Raises a UserError unless this run, or one that it

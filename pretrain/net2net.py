@@ -37,14 +37,14 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
         blocks = [block for stage in _stages(network) for block in stage]
         if not blocks or not {type(block) for block in blocks} <= {BasicBlock, Bottleneck}:
             raise UserError(
-                'initial.network: Net2Net is for ResNets of plain blocks, before and after; '
-                f'{type(network).__name__} is none.'
+                'initial.network: Net2Net needs ResNets of basic or bottleneck blocks, both as '
+                f'source and as student; {type(network).__name__} is not one.'
             )
     ours, theirs = _stages(large), _stages(small)
     if len(ours) != len(theirs) or type(ours[0][0]) is not type(theirs[0][0]):
         raise UserError(
-            'initial.network: the two ResNets of Net2Net must have the same kind of blocks and as '
-            'many stages.'
+            'initial.network: the two ResNets of Net2Net must have the same kind of blocks and the '
+            'same number of stages.'
         )
     for k, (stage, old) in enumerate(zip(ours, theirs, strict=True), start=1):
         pairs = zip(_convolutions(stage[0]), _convolutions(old[0]), strict=True)
@@ -52,9 +52,9 @@ def check_net2net(small: nn.Module, large: nn.Module) -> None:
         for what, mine, its in [('blocks', len(stage), len(old)), *channels]:
             if mine < its:
                 raise UserError(
-                    f'initial.network: layer{k} of the student has {mine} {what}, that of the '
-                    f'smaller network {its}: Net2Net makes networks deeper and wider, not narrower '
-                    'and not shallower.'
+                    f'initial.network: layer{k} of the student has {mine} {what}, but that of the '
+                    f'source has {its}: Net2Net makes networks deeper and wider, never shallower '
+                    'or narrower.'
                 )
 
 

@@ -47,14 +47,14 @@ def check_other_run(path: str, network: dict, config: Config, key: str) -> str:
         ours['network'] = dict(network)
         if found := differences(theirs, ours):
             raise UserError(
-                f'{path} {in_words(found, "was trained with", "this run asks for")}: choose a '
+                f'{path} {in_words(found, "was trained with", "but this run asks for")}: choose a '
                 f'checkpoint of the same network and preprocessing, or give its network as {key}.'
             )
     theirs, ours = network['num_classes'], config.model.network.num_classes
     if theirs != ours:
         raise UserError(
-            f'{path} is of a network with {number_of(theirs, "classes")}, the student has {ours}: '
-            'choose one of the same data.'
+            f'{path} is of a network with {number_of(theirs, "classes")}, but the student has '
+            f'{ours}: choose a checkpoint of a run with the same data.'
         )
     weights = network_weights(checkpoint)
     with torch.device('meta'):

@@ -58,14 +58,13 @@ def mini_generations(
     lengths = generations if isinstance(generations, list | tuple) else []
     if not lengths or not all(map(_is_positive_int, lengths)):
         raise UserError(
-            f'algorithm.generations is {generations}: give their number, or the length of each in '
-            'epochs as a whole number of at least 1, for example [45, 45].'
+            f'algorithm.generations is {generations}: give the number of mini-generations, or a '
+            'list of their lengths in epochs, each at least 1, for example [45, 45].'
         )
     if sum(lengths) != epochs:
         raise UserError(
             f'algorithm.generations={list(lengths)} add up to '
-            f'{number_of(sum(lengths), "epochs")}, not to epochs={epochs}: change the one or the '
-            'other.'
+            f'{number_of(sum(lengths), "epochs")}, not to epochs={epochs}: change one of them.'
         )
     return list(lengths)
 
@@ -101,7 +100,9 @@ def check_copies(every: int | None, lag: int | None, decay: float | None) -> Non
     if decay is not None and not (isinstance(decay, int | float) and 0 < decay < 1):
         raise UserError(f'algorithm.decay is {decay}: it must be above 0 and below 1.')
     if every is None and (lag or decay):
-        raise UserError('algorithm.lag and decay need algorithm.copy_every: set it, for example 1.')
+        raise UserError(
+            'algorithm.lag and decay need algorithm.copy_every: set it, for example to 1.'
+        )
     if every and (lag or 1) > MOST_COPIES * every:
         raise UserError(
             f'algorithm.lag={lag} with copy_every={every} keeps {lag // every} copies of the '

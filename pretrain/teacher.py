@@ -66,7 +66,7 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         warnings.warn(
             f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
-            'into the convolutions. The results are the same, its forward is slower.',
+            'into the convolutions. The results are the same, but the teacher is slower.',
             stacklevel=2,
         )
         folded = copy.deepcopy(teacher)

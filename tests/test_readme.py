@@ -200,7 +200,7 @@ FAULTS = {
     'a tool of many runs gets': f'{RUNS}launch.py::test_a_signal_stops_the_runs_and_waits',
     'a file or folder is where': 'pretrain/test_export.py::test_only_a_backbone_file_is_replaced',
     'a run of a sweep fails': f'{RUNS}launch.py::test_no_run_begins_after_a_failure',
-    'the program is at fault': f'{RUNS}cli.py::test_a_fault_of_the_program_says_where',
+    'the program has a bug': f'{RUNS}cli.py::test_a_fault_of_the_program_says_where',
 }
 
 

@@ -98,7 +98,7 @@ def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
         counts.append(len(paths) - before)
         if not counts[-1]:
             what = 'usable image' if skip else 'image'
-            raise UserError(f'{folder / name} has no {what}: fill the class or remove it.')
+            raise UserError(f'{folder / name} has no {what}: add some or remove the folder.')
     try:
         b'\n'.join(paths + others).decode()
     except UnicodeDecodeError as error:
@@ -117,7 +117,7 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
             if (path / name).is_symlink() and path.resolve().is_relative_to(
                 (path / name).resolve()
             ):
-                raise UserError(f'{path / name} is a link to a folder that holds it: delete it.')
+                raise UserError(f'{path / name} is a link to a folder above it: delete it.')
         yield parent, files
 
 
@@ -232,7 +232,7 @@ class ClassFolder(Dataset):
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(
-                    f'{root} holds images that cannot be trained with: {bad}. Replace or delete '
+                    f'{root} holds images that a run cannot use: {bad}. Replace or delete '
                     'them, or add the option skip_unusable=True.'
                 )
             print(f'Left out of {root}: {bad}.')

@@ -36,7 +36,7 @@ def check_imagenet(root: Path, processes: int | None = None) -> None:
     Raises:
         UserError: naming the missing folders or the unusable images.
     """
-    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder a class'
+    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder per class'
     require_paths({root / split: source.format(split) for split in ('train', 'val')})
     classes = ClassFolder.check(root, batch_size=1, workers=processes).classes
     counts = {split: len(list_images(root, split).paths) for split in ('train', 'val')}

@@ -28,7 +28,7 @@ def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | Non
     """
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
-        raise UserError(f'{out} and {root} are not apart: choose another --out.')
+        raise UserError(f'{out} and {root} overlap: choose another --out.')
     ClassFolder.check(root, batch_size=1, workers=processes)
     _begin(out, json.dumps({'root': str(root), 'shorter_side': shorter_side}, indent=2) + '\n')
 
@@ -56,14 +56,14 @@ def _shrink_file(root: Path, out: Path, shorter_side: int, name: str) -> tuple[s
     source, target = root / name, out / name
     old = source.stat().st_size
     if target.exists():
-        return 'there already', old, target.stat().st_size
+        return 'already there', old, target.stat().st_size
     data = source.read_bytes()
     try:
         shrunk = shrink_image(data, shorter_side)
     except DECODE_ERRORS as error:
         raise UserError(f'{source} is damaged ({error}): replace or delete it.') from error
     write_atomically(target, shrunk)
-    return 'copied' if shrunk == data else 'written anew', old, len(shrunk)
+    return 'copied' if shrunk == data else 're-encoded', old, len(shrunk)
 
 
 def shrink_image(data: bytes, shorter_side: int) -> bytes:

@@ -35,8 +35,8 @@ def build_resnet(depth: int, num_classes: int, width: int = 64) -> torchvision.m
     check_depth(depth, DEPTHS)
     if width != 64 and depth < 50:
         raise UserError(
-            f'model.network.width is {width}: ResNet-{depth} has no bottlenecks to widen, choose '
-            '50 or deeper.'
+            f'model.network.width is {width}, but ResNet-{depth} has no bottlenecks to widen: '
+            'choose a depth of 50 or more.'
         )
     return torchvision.models.get_model(
         f'resnet{depth}', num_classes=num_classes, width_per_group=width

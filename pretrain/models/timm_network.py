@@ -23,7 +23,7 @@ def build_timm(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise UserError("A network of timm's needs timm: pip install timm.") from error
+        raise UserError('A network from timm needs timm: pip install timm.') from error
     if not timm.is_model(name):
         raise UserError(f'timm {timm.__version__} has no network {name}: see timm.list_models().')
     return timm.create_model(name, num_classes=num_classes, **arguments)

@@ -47,17 +47,17 @@ def _tell_replaced(out: Path, provenance: dict) -> None:
         before = load_backbone_file(out).provenance
     except UserError as error:
         raise UserError(
-            f'{out} exists and is no backbone file: delete it, or choose another name.'
+            f'{out} exists and is not a backbone file: delete it, or choose another name.'
         ) from error
     if before != provenance:
-        print(f'{out} held the backbone of {before["source"]}, which is replaced.')
+        print(f'Replacing {out}, which held the backbone of {before["source"]}.')
 
 
 def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
     """Raise a UserError that names the first non-finite tensor of the file ``source``."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise UserError(f'{source}: {name} is not finite: take another checkpoint.')
+            raise UserError(f'{source}: {name} is not finite: use another checkpoint.')
 
 
 def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
@@ -91,9 +91,11 @@ def load_backbone_file(path: str | Path) -> OrderedDict[str, Tensor]:
     if not isinstance(provenance, dict):
         raise UserError(
             f'{path} is not a backbone file: make one with tools/export.py CHECKPOINT OUT, '
-            "or of another library's ResNet with tools/import_backbone.py SOURCE OUT."
+            "or from another library's ResNet with tools/import_backbone.py SOURCE OUT."
         )
     weights.provenance = provenance = Contents(provenance, path)
     if weights_sha256(weights) != provenance['weights_sha256']:
-        raise UserError(f'{path} was changed after its export: export the checkpoint again.')
+        raise UserError(
+            f'{path} was changed after its export: export or import the checkpoint again.'
+        )
     return weights

@@ -59,7 +59,7 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
     if not Path(path).is_file():
         raise UserError(f'No checkpoint {path}: give the path of an existing .pth file.')
     if _is_zip(path) and not is_whole(path):
-        raise UserError(f'{path} is damaged: take an intact copy.')
+        raise UserError(f'{path} is damaged: use an intact copy.')
     try:
         with torch.serialization.safe_globals(_MMENGINE_GLOBALS):
             content = torch.load(path, map_location=map_location, weights_only=True)
@@ -67,12 +67,12 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
         raise
     except Exception as error:  # torch raises many types for a damaged file, even struct.error
         raise UserError(
-            f'{path} is damaged, or holds more than tensors and plain values and could run code: '
-            'take an intact .pth file, or ask its owner to save model.state_dict() alone.'
+            f'{path} is damaged, or holds more than tensors and plain values, which could run '
+            'code: use an intact .pth file, or ask its owner to save only model.state_dict().'
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f'{path} holds a {type(content).__name__} and no dict of tensors: choose a checkpoint.'
+            f'{path} holds a {type(content).__name__}, not a dict of tensors: choose a checkpoint.'
         )
     return content
 
@@ -207,7 +207,7 @@ def tensor_mismatch(
     problems = {
         f'tensors that {owner} has are missing': [name for name in wanted if name not in given],
         f'tensors are not in {owner}': [name for name in given if name not in wanted],
-        f'tensors have another shape than in {owner}': list(shapes.values()),
+        f'tensors have a different shape than in {owner}': list(shapes.values()),
     }
     for problem, names in problems.items():
         if names:

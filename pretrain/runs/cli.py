@@ -28,7 +28,7 @@ LOG_BACKENDS = {
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. An error prints one sentence on stderr and exits with code 1.
 
-    A fault of the program also prints its traceback. With ``--traceback`` on the command line,
+    A bug in the program also prints its traceback. With ``--traceback`` on the command line,
     every error does: user errors, unreadable files, a full disk, too little memory, Ctrl-C.
     Ctrl-C exits with code 130.
     """
@@ -65,7 +65,7 @@ def _find_home() -> None:
 
 
 FAULT = (
-    'this is a fault of the program: please report the command and the lines above as an issue of '
+    'this is a bug in the program: please report the command and the lines above as an issue of '
     'this project.'
 )
 
@@ -84,17 +84,17 @@ _LIMITS = {
         'train_dataloader.num_workers.'
     ),
     r'shared memory ?(object|\(shm\))|</torch_|DataLoader worker .*(Killed|Bus error|exited)': (
-        'The loader workers probably had too little memory, or shared memory (/dev/shm): lower '
+        'The loader workers probably ran out of memory, or of shared memory (/dev/shm): lower '
         'train_dataloader.num_workers, or enlarge /dev/shm (docker run --shm-size=8g). --resume '
-        'goes on from the newest checkpoint.'
+        'continues from the newest checkpoint.'
     ),
     r'MemoryError|DefaultCPUAllocator|CUDA error: out of memory': (
-        'The memory is too small: raise micro_batches, or lower batch_size or the size of the '
+        'There is too little memory: raise micro_batches, or lower batch_size or the size of the '
         'images.'
     ),
     r'EADDRINUSE': (
-        'Another program uses the port at which the processes of the run meet: set MASTER_PORT to '
-        'another one, the same on all nodes.'
+        'Another program uses the port through which the processes of the run connect: set '
+        'MASTER_PORT to a free port, the same on all nodes.'
     ),
 }
 
@@ -163,16 +163,16 @@ def add_study_arguments(
     and the cluster's."""
     shown = ' '.join(map(str, seeds))
     parser.add_argument(
-        '--seeds', type=int, nargs='+', default=seeds, help=f'one run for each (default: {shown})'
+        '--seeds', type=int, nargs='+', default=seeds, help=f'one run per seed (default: {shown})'
     )
     parser.add_argument(
         '--work-dir',
         type=Path,
         default=Path(work_dir),
-        help=f'where the runs live (default: {work_dir})',
+        help=f'folder for the runs (default: {work_dir})',
     )
     parser.add_argument(
-        '--gpus', type=positive, default=0, help='processes of each run (default: one, on any GPU)'
+        '--gpus', type=positive, default=0, help='processes per run (default: one, on a GPU if any)'
     )
     parser.add_argument(
         '--jobs', type=positive, help='runs at a time (default: 1; on a cluster: all)'
@@ -184,7 +184,7 @@ def add_study_arguments(
         nargs='*',
         default=[],
         metavar='KEY=VALUE',
-        help="submitit's, such as slurm_partition=gpu timeout_min=720 cpus_per_task=16",
+        help='options of submitit, such as slurm_partition=gpu timeout_min=720 cpus_per_task=16',
     )
     for name in options:
         add_options(parser, name)
@@ -206,31 +206,31 @@ def add_options(parser: argparse.ArgumentParser, name: str = '--cfg-options') ->
 def training_arguments() -> argparse.Namespace:
     """The arguments of ``tools/train.py``."""
     parser = argparse.ArgumentParser(
-        description='Train any config, pretraining and downstream alike.'
+        description='Train a config of either stage: pretraining or downstream.'
     )
-    parser.add_argument('config', help='a file of configs/')
+    parser.add_argument('config', help='config file, such as configs/pretrain/r18_bl.py')
     parser.add_argument(
         '--work-dir',
-        help='where the run lives (default: the folder of the config if it holds its run, else '
-        'work_dirs/<config name>)',
+        help='folder of the run (default: the folder of the config if it holds the run.json of a '
+        'run, else work_dirs/<config name>)',
     )
     parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint')
     parser.add_argument(
-        '--start-from', metavar='CHECKPOINT', help="continue another run's checkpoint as a new run"
+        '--start-from', metavar='CHECKPOINT', help="begin a new run from another run's checkpoint"
     )
     parser.add_argument(
         '--accept-change',
         action='append',
         default=[],
         metavar='KEY',
-        help='continue although this setting, or the data, has changed; the record says so',
+        help='resume although this setting, or the data, has changed; the record notes the change',
     )
     parser.add_argument(
         '--log',
         action='append',
         default=[],
         choices=LOG_BACKENDS,
-        help='write the curves for this program as well; may be repeated',
+        help='also write the curves to this program; may be repeated',
     )
     add_options(parser)
     parser.add_argument(
@@ -245,6 +245,6 @@ def training_arguments() -> argparse.Namespace:
         nargs='?',
         const=1,
         metavar='N',
-        help='check that N processes (default: --gpus, or 1) can run it, and stop',
+        help='only check that N processes (default: --gpus, or 1) can run the config',
     )
     return parser.parse_args()

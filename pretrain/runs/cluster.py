@@ -90,8 +90,8 @@ class ClusterLauncher(Launcher):
     def _stop(self, number: int, _: object) -> NoReturn:
         """End this process; the jobs continue."""
         print(
-            f'\nStopped by {signal.Signals(number).name}. The jobs go on; give the command again '
-            'to wait for them.',
+            f'\nStopped by {signal.Signals(number).name}. The jobs continue; run the same command '
+            'again to wait for them.',
             file=sys.stderr,
             flush=True,
         )
@@ -105,8 +105,9 @@ class ClusterLauncher(Launcher):
             code = job.result()
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as end:
             raise UserError(
-                f'{run.title}: job {job.job_id} ended without a result, as a cancelled one does '
-                f'(state {job.state}): see {job.paths.stderr}, and run the command again to go on.'
+                f'{run.title}: job {job.job_id} ended without a result, for example because it was '
+                f'cancelled (state {job.state}): see {job.paths.stderr}, and run the same command '
+                'again to continue.'
             ) from end
         return code, log.read_text(errors='replace').splitlines()[-50:]
 
@@ -129,7 +130,7 @@ class ClusterLauncher(Launcher):
             executor.update_parameters(**settings)
             job = executor.submit(do)
         except (NameError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f'No job for {run.title}: {lines_of(error)[0]}') from error
+            raise UserError(f'Cannot submit {run.title}: {lines_of(error)[0]}') from error
         note.write_text(job.job_id)
         print(f'{run.title}: job {job.job_id}', flush=True)
         return job

@@ -123,7 +123,7 @@ def literal(text: str) -> Any:
 
 # By the type of a config's value: the types of its replacements, and what messages call them.
 _REPLACEMENTS = {
-    NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value and no dict'),
+    NoneType: ((str, bool, int, float, list, tuple, NoneType), 'a value other than a dict'),
     str: ((str, list, tuple, NoneType), 'a string'),
     bool: ((bool,), 'True or False'),
     int: ((int, float, list, tuple), 'a number'),
@@ -191,16 +191,16 @@ def check_settings(config: Config) -> None:
     for key in UNUSED if 'identity' not in values else ():
         if values.get(key):
             raise UserError(
-                f'{key} is {values[key]}, which would have no effect: leave it out. A backbone is '
-                'given as backbone_file=FILE, the start of a run by --start-from or --resume.'
+                f'{key} is {values[key]}, which would have no effect: leave it out. Set '
+                'backbone_file=FILE for a backbone, --start-from or --resume for a checkpoint.'
             )
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):
-            raise UserError(f'{key} is {values[key]}: no run can do without it.')
+            raise UserError(f'{key} is {values[key]}, but every run needs it: do not override it.')
     for key in NOT_NEGATIVE:
         value = values.get(key, 0)
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(f'{key} is {value}: it must be a finite number from 0 on.')
+            raise UserError(f'{key} is {value}: it must be a finite number of at least 0.')
     check_whole_numbers(config, WHOLE_NUMBERS)
     if 'constructor' in config.optim_wrapper:
         return  # it may add settings for each layer that the optimizer lacks here
@@ -211,8 +211,8 @@ def check_settings(config: Config) -> None:
     except Exception as error:  # an optimizer may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
-            f'There is no optimizer {config.optim_wrapper.optimizer.get("type")} of these settings '
-            f'({what}): correct them, or replace them all in a config with '
+            f'The optimizer {config.optim_wrapper.optimizer.get("type")} cannot be built with '
+            f'these settings ({what}): correct them, or replace all of them in a config with '
             'optim_wrapper=dict(optimizer=dict(_delete_=True, type=..., lr=...)).'
         ) from error
 
@@ -225,10 +225,11 @@ def batch_per_process(config: Config, world_size: int) -> int:
     """
     count = config.micro_batches
     if config.batch_size % (world_size * count):
-        of_each = f', each in {count} micro-batches' if count > 1 else ''
+        of_each = f' with {count} micro-batches each' if count > 1 else ''
         raise UserError(
-            f'batch_size={config.batch_size} cannot be shared by '
-            f'{number_of(world_size, "processes")}{of_each}: choose a number that divides it.'
+            f'batch_size={config.batch_size} cannot be divided evenly among '
+            f'{number_of(world_size, "processes")}{of_each}: choose a multiple of '
+            f'{world_size * count}.'
         )
     return config.batch_size // world_size
 
@@ -238,11 +239,11 @@ def check_counts(root: Path, train: int, val: int, batch_size: int, processes: i
     images fewer than ``processes``."""
     if train < batch_size:
         raise UserError(
-            f'{root} has {number_of(train, "training images")}, less than '
+            f'{root} has {number_of(train, "training images")}, fewer than '
             f'batch_size={batch_size}: lower batch_size.'
         )
     if val < processes:
         raise UserError(
-            f'{root} has {number_of(val, "test images")} for {processes} processes: use {val} or '
-            'fewer.'
+            f'{root} has {number_of(val, "test images")} for {processes} processes: start at most '
+            f'{number_of(val, "processes")}.'
         )

@@ -49,7 +49,7 @@ class Contents(dict):
     Example:
         >>> Contents({'status': 'finished'}, 'a/run.json')['history']
         Traceback (most recent call last):
-        pretrain.runs.errors.UserError: a/run.json has no 'history': restore it, or make it anew.
+        pretrain.runs.errors.UserError: a/run.json has no 'history': restore it or make it again.
     """
 
     def __init__(self, values: Mapping, place: object) -> None:
@@ -62,4 +62,4 @@ class Contents(dict):
         self.place = place
 
     def __missing__(self, key: object) -> Any:
-        raise UserError(f'{self.place} has no {key!r}: restore it, or make it anew.')
+        raise UserError(f'{self.place} has no {key!r}: restore it or make it again.')

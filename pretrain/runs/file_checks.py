@@ -41,7 +41,11 @@ def cached(name: str, place: Path, fingerprint: str, check: Callable[[], tuple[A
     try:
         write_atomically(cache, json.dumps({fingerprint: result}).encode())
     except OSError as error:
-        print(f'warning: the next run checks {place} again: {error}', file=sys.stderr)
+        print(
+            f'warning: {place} was checked, but the result was not saved ({error}): the next run '
+            'checks again.',
+            file=sys.stderr,
+        )
     return result
 
 

@@ -98,8 +98,8 @@ def in_words(found: Differences, they: str, we: str) -> str:
     """Name each key that differs, with both values.
 
     Example:
-        >>> in_words({'seed': (0, 1)}, 'was trained with', 'this run asks for')
-        'was trained with seed=0, this run asks for 1'
+        >>> in_words({'seed': (0, 1)}, 'was trained with', 'but this run asks for')
+        'was trained with seed=0, but this run asks for 1'
     """
     pairs = ((key, shortened(a), shortened(b)) for key, (a, b) in found.items())
     return f'{they} ' + '; '.join(f'{key}={a}, {we} {b}' for key, a, b in pairs)

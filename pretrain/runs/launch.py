@@ -71,15 +71,15 @@ class Launcher:
         there = usable_gpus()
         if there and self.gpus * self.jobs > there:
             raise UserError(
-                f'{number_of(self.jobs, "runs")} at a time of {number_of(self.gpus, "GPUs")} each '
-                f'on a machine with {there}: lower --jobs or --gpus.'
+                f'{number_of(self.jobs, "runs")} at a time with {number_of(self.gpus, "GPUs")} '
+                f'each, but this machine has {number_of(there, "GPUs")}: lower --jobs or --gpus.'
             )
         pipes = Path(os.environ.get('CUDA_MPS_PIPE_DIRECTORY', '/tmp/nvidia-mps'))
         if there and self.jobs > there and not (pipes / 'control').exists():
             print(
-                f'{self.jobs} runs share {number_of(there, "GPUs")} and take turns there: for '
-                'kernels side by side, stop this and start NVIDIA MPS first '
-                '(nvidia-cuda-mps-control -d).',
+                f'{self.jobs} runs share {number_of(there, "GPUs")}, where their kernels take '
+                'turns: to let them run at the same time, stop this command and start NVIDIA MPS '
+                'first (nvidia-cuda-mps-control -d).',
                 file=sys.stderr,
             )
 
@@ -126,8 +126,8 @@ class Launcher:
         for process in self.processes:
             process.terminate()
         print(
-            f'\nStopped by {signal.Signals(number).name}. The runs save and end; give the command '
-            'again to go on.',
+            f'\nStopped by {signal.Signals(number).name}. The runs save and end; run the same '
+            'command again to continue.',
             file=sys.stderr,
         )
         sys.exit(EXIT_CODES[number])
@@ -180,9 +180,11 @@ class Launcher:
             if reason:
                 what = f'failed: {reason.removeprefix("error: ")}'
             elif code < 0:
-                what = f'was ended by {signal_in_words(-code)}. Give the command again to resume.'
+                what = (
+                    f'was ended by {signal_in_words(-code)}. Run the same command again to resume.'
+                )
             elif code in _STOPPED:
-                what = f'was stopped by {_STOPPED[code]}. Give the command again to resume.'
+                what = f'was stopped by {_STOPPED[code]}. Run the same command again to resume.'
             else:
                 what = f'failed with exit code {code}: see the end of {log}.'
             raise UserError(f'{run.title} {what}')

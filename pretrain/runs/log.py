@@ -169,8 +169,8 @@ class DeferredLogHook(RuntimeInfoHook):
         raise UserError(
             f'The loss is {loss} at epoch {runner.epoch + 1}, iteration {batch_idx + 1} '
             f'(lr {rate:.4g}{parts}): begin a new run with a lower optim_wrapper.optimizer.lr, or '
-            f'look at the data of this batch ({", ".join(names[:SHOWN])}{more}). The checkpoints '
-            'so far are kept.'
+            f'check the images of this batch ({", ".join(names[:SHOWN])}{more}). The earlier '
+            'checkpoints are kept.'
         )
 
 

@@ -30,7 +30,7 @@ def resolve_precision(precision: str) -> str:
     if precision == 'bf16' and without:
         raise UserError(
             f"precision='bf16', but {without} does not compute in bfloat16: set precision='auto', "
-            'which is float32 there.'
+            'which means float32 there.'
         )
     return precision
 
@@ -40,7 +40,7 @@ def device_without_bf16() -> str | None:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             if torch.cuda.get_device_capability(index) < (8, 0):
-                return f'GPU {index}, a {torch.cuda.get_device_name(index)} older than Ampere,'
+                return f'GPU {index} ({torch.cuda.get_device_name(index)}, older than Ampere)'
         return None
     # torch.ops.mkldnn._is_mkldnn_bf16_supported() is True for every AVX512 processor, although most
     # of them emulate bfloat16.

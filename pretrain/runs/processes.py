@@ -41,17 +41,18 @@ def usable_gpus() -> int:
         )
         raise UserError(
             f'This machine has {number_of(present, "GPUs")}, but torch {torch.__version__}, '
-            f'{build}, cannot compute there: see whether nvidia-smi works, update the driver or '
-            'install another torch; or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU.'
+            f'{build}, cannot use any GPU: check that nvidia-smi works, update the driver or '
+            'install another build of torch, or set CUDA_VISIBLE_DEVICES= (empty) to train on the '
+            'CPU.'
         )
     for index in range(count):
         major, minor = torch.cuda.get_device_capability(index)
         if not any(_runs_on(arch, major, minor) for arch in torch.cuda.get_arch_list()):
             raise UserError(
-                f'GPU {index}, a {torch.cuda.get_device_name(index)} (sm_{major}{minor}), is none '
-                f'that torch {torch.__version__} has kernels for '
-                f'({", ".join(torch.cuda.get_arch_list())}): install another torch, or leave this '
-                'GPU out with CUDA_VISIBLE_DEVICES.'
+                f'torch {torch.__version__} has no kernels for GPU {index}, a '
+                f'{torch.cuda.get_device_name(index)} (sm_{major}{minor}), only for '
+                f'{", ".join(torch.cuda.get_arch_list())}: install another build of torch, or '
+                'leave this GPU out with CUDA_VISIBLE_DEVICES.'
             )
     return count
 
@@ -75,8 +76,8 @@ def check_processes(count: int) -> None:
     gpus, cores = usable_gpus(), usable_cores()
     if gpus and count > cores:
         raise UserError(
-            f'{count} processes, but this one may use only {number_of(cores, "CPU cores")}: on '
-            'Slurm, ask for more, as in SRUN_ARGS="--cpus-per-task=64".'
+            f'{count} processes, but only {number_of(cores, "CPU cores")} to run them: start '
+            'fewer, or on Slurm ask for more cores, as in SRUN_ARGS="--cpus-per-task=64".'
         )
     if not 1 <= count <= (gpus or cores):
         have = number_of(gpus, 'GPUs') if gpus else f'no GPU and {number_of(cores, "CPU cores")}'
@@ -154,7 +155,7 @@ def _end_as(error: ChildFailedError) -> NoReturn:
         if failure.exitcode == -signal.SIGKILL or (failure.exitcode < 0 and not reported):
             raise UserError(
                 f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
-                'goes on from the newest checkpoint.'
+                'continues from the newest checkpoint.'
             ) from None
     raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
 
@@ -164,9 +165,11 @@ def signal_in_words(number: int) -> str:
 
     Example:
         >>> signal_in_words(9)
-        'SIGKILL, which often means that the memory was too small'
+        'SIGKILL, which often means that the machine ran out of memory'
     """
-    cause = ', which often means that the memory was too small' if number == signal.SIGKILL else ''
+    cause = (
+        ', which often means that the machine ran out of memory' if number == signal.SIGKILL else ''
+    )
     return signal.Signals(number).name + cause
 
 

@@ -57,7 +57,9 @@ def read_records(source: Path) -> list[dict]:
     if source.is_dir():
         return [read_record(path) for path in sorted(source.rglob('run.json'))]
     if not source.is_file():
-        raise UserError(f'No folder or file {source}: give run.json files or a .jsonl file.')
+        raise UserError(
+            f'No folder or file {source}: give a folder of runs, a run.json or a .jsonl file.'
+        )
     if source.suffix != '.jsonl':
         return [read_record(source)]
     lines = source.read_bytes().splitlines()
@@ -90,12 +92,12 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
         record = None
     if not _is_record(record):
         raise UserError(
-            f'{place} is not the record of a run: put a copy back, or leave the run out.'
+            f'{place} is not the record of a run: restore it from a copy, or leave the run out.'
         )
     if (written_as := record.get('format', 1)) > FORMAT:
         raise UserError(
-            f'{place} has format {written_as}, this version of the suite reads up to '
-            f'{FORMAT}: update the suite.'
+            f'{place} has format {written_as}, but this version of the suite reads only formats '
+            f'up to {FORMAT}: update the suite.'
         )
     if written_as < FORMAT:
         identity = upgrade(record.get('identity', {}), written_as)

@@ -41,14 +41,14 @@ def choose_start(config: Config, args: Namespace) -> bool:
     work_dir = Path(config.work_dir)
     if not args.resume and holds_run(work_dir):
         raise UserError(
-            f'{config.work_dir} already holds a run: add --resume to go on with it, or --work-dir '
-            'for a new one.'
+            f'{config.work_dir} already holds a run: add --resume to continue it, or choose '
+            'another --work-dir for a new one.'
         )
     record, found = read_record(work_dir / 'run.json'), checkpoints(work_dir)
     if found and record is None:
         raise UserError(
-            f'{work_dir} has checkpoints but no run.json, which tells how long the run took: put '
-            'it back, or start anew in another --work-dir.'
+            f'{work_dir} has checkpoints but no run.json, the record of the run so far: restore it '
+            'from a copy, or begin a new run in another --work-dir.'
         )
     finished = record is not None and record['status'] == 'finished'
     changes = record['accepted_changes'] if record else []
@@ -94,8 +94,8 @@ def check_finished(
     if found := differences(record['identity'], identity, may_differ):
         raise UserError(
             f'{work_dir} holds a finished run with other settings: '
-            f'{in_words(found, "it has", "this one")}. Choose another --work-dir, or delete that '
-            'run.'
+            f'{in_words(found, "it has", "but this one has")}. Choose another --work-dir, or '
+            'delete that run.'
         )
 
 
@@ -104,10 +104,10 @@ def _newest_whole(found: list[Path]) -> Path:
     for path in reversed(found):
         if is_whole(path):
             return path
-        print(f'{path} is damaged: the checkpoint before it is used.', file=sys.stderr)
+        print(f'{path} is damaged: the run resumes from an older checkpoint.', file=sys.stderr)
     raise UserError(
-        f'All checkpoints of {found[0].parent} are damaged: put an intact copy there, or start '
-        'anew in another --work-dir.'
+        f'All checkpoints of {found[0].parent} are damaged: put an intact copy there, or begin a '
+        'new run in another --work-dir.'
     )
 
 
@@ -148,12 +148,12 @@ def check_resume(
         flags = ' '.join(f'--accept-change {key}' for key in refused)
         advice = f'or start tools/train.py with {flags} to change them on purpose'
         if fixed:
-            advice = 'since the checkpoint depends on them'
-        settings = in_words(refused, 'was trained with', 'this run asks for')
+            advice = 'on which the checkpoint depends'
+        settings = in_words(refused, 'was trained with', 'but this run asks for')
         if any(covers(['data'], key) for key in refused):
-            settings += ' (other images in data_root, or other lists)'
+            settings += ' (other images in data_root, or other lists of images)'
         raise UserError(
-            f'{path} (epoch {epoch}) {settings}: keep them, {advice}, or begin a new run in '
-            'another --work-dir.'
+            f'{path} (epoch {epoch}) {settings}: go back to the old values, {advice}, or begin a '
+            'new run in another --work-dir.'
         )
     return [{'epoch': epoch, 'key': k, 'was': was, 'now': now} for k, (was, now) in changed.items()]

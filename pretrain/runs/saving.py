@@ -218,9 +218,9 @@ class SaveHook(Hook):
         length, meta = len(runner.train_dataloader), checkpoint['meta']
         if (theirs := meta.get('epoch_length', length)) != length:  # old checkpoints lack it
             raise UserError(
-                f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} an '
-                f'epoch, and these data give {length}: the schedule counts iterations. Take as '
-                'many images and processes, or begin a new run in another --work-dir.'
+                f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} per '
+                f'epoch, but this run has {length}, and the schedule counts iterations: use the '
+                'same number of images and processes, or begin a new run in another --work-dir.'
             )
         self.buffers = checkpoint.get('process_buffers')
 
@@ -233,8 +233,8 @@ class SaveHook(Hook):
             if isinstance(value, Tensor) and not value.isfinite().all():
                 raise UserError(
                     f'{name} is not finite after iteration {checkpoint["meta"]["iter"]}: begin '
-                    'a new run with a lower optim_wrapper.optimizer.lr, or look at the data. The '
-                    'checkpoints so far are kept.'
+                    'a new run with a lower optim_wrapper.optimizer.lr, or check the data. The '
+                    'earlier checkpoints are kept.'
                 )
 
     def _wish(self, end_of_epoch: bool = False) -> list[int]:

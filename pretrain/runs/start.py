@@ -54,10 +54,10 @@ def check_alone() -> None:
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
             raise UserError(
-                f'{name}={count} in the environment, but {missing} missing: start '
-                'several processes with tools/dist_train.sh or torchrun (in each pod of a '
-                'PyTorchJob: NNODES=$WORLD_SIZE NODE_RANK=$RANK tools/dist_train.sh CONFIG GPUS); '
-                f'for a single process, unset {name}.'
+                f'The environment has {name}={count} but lacks {missing}: start several processes '
+                'with tools/dist_train.sh or torchrun (in each pod of a PyTorchJob: '
+                'NNODES=$WORLD_SIZE NODE_RANK=$RANK tools/dist_train.sh CONFIG GPUS); for a single '
+                f'process, unset {name}.'
             )
 
 
@@ -91,8 +91,8 @@ def claim(work_dir: Path) -> TextIO:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             print(
-                f'warning: {work_dir} cannot be locked ({error.strerror}): start no second run '
-                'there.',
+                f'warning: {work_dir} cannot be locked ({error.strerror}): do not start a second '
+                'run there.',
                 file=sys.stderr,
             )
             return file
@@ -113,8 +113,8 @@ def check_node(first: dict, ours: dict) -> None:
     if found := differences(first, ours):
         raise UserError(
             f'{socket.gethostname()} differs from the first node: '
-            f'{in_words(found, "that has", "this one")}. Give all nodes the same data and, where '
-            "their GPUs differ, precision='float32'."
+            f'{in_words(found, "that one has", "but this one has")}. Give all nodes the same '
+            "data and, where their GPUs differ, precision='float32'."
         )
 
 
@@ -127,7 +127,7 @@ def _usual_work_dir(config: Path) -> Path:
 
 def _tell_precision(config: Config) -> None:
     if config.precision == 'auto' and (without := device_without_bf16()):
-        print(f"precision='auto' is float32: {without} has no bfloat16.", file=sys.stderr)
+        print(f"precision='auto' means float32 here: {without} has no bfloat16.", file=sys.stderr)
 
 
 def main() -> None:
@@ -141,8 +141,8 @@ def start(args: argparse.Namespace) -> None:
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
     if not launched:
         anew = args.resume and not (args.start_from or holds_run(work_dir))
-        more = ', which holds none yet: it begins anew' if anew else ''
-        print(f'{args.config}: the run lives in {work_dir}{more}.', flush=True)
+        more = ', which holds no run yet: it begins anew' if anew else ''
+        print(f'{args.config}: the folder of the run is {work_dir}{more}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     add_log_backends(config, args.log)

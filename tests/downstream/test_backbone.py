@@ -65,9 +65,9 @@ def test_every_tensor_of_the_file_arrives_and_stays(config, voc, backbone_file):
         ),
         (
             {'add': {'conv1.weight': torch.ones(64, 1, 7, 7)}},
-            'another shape than in the model .*conv1.weight',
+            'a different shape than in the model .*conv1.weight',
         ),
-        ({'add': {'layer5.weight': torch.ones(1)}}, 'layer5, the model takes .* used once'),
+        ({'add': {'layer5.weight': torch.ones(1)}}, 'layer5, but the model takes .* used once'),
         ({'depth': 34}, 'depth 34, the config has 18: change model.backbone.depth'),
         ({'stem': 'v1c'}, 'stem v1c, the config has v1: change model.backbone.deep_stem'),
         ({'style': 'caffe'}, 'style caffe, the config has pytorch'),

@@ -258,7 +258,7 @@ def test_batch_size_counts_all_processes(config, voc, backbone_file, backbone_fi
     file = backbone_file_152 if 'r152' in config else backbone_file
     config = with_files(config, voc, file, 'batch_size=8')
     assert prepare(config, world_size=4).train_dataloader.batch_size == 2
-    with pytest.raises(UserError, match='cannot be shared by 3 processes'):
+    with pytest.raises(UserError, match='cannot be divided evenly among 3 processes'):
         prepare(config, world_size=3)
 
 
@@ -269,7 +269,9 @@ def test_pieces_share_a_batch(config, voc, backbone_file, on_gpus):
     assert config.train_dataloader.batch_size == 4
     assert config.train_cfg.micro_batches == 2
     assert config.identity.micro_batches == 2
-    with pytest.raises(UserError, match='3 processes, each in 2 micro-batches'):
+    with pytest.raises(
+        UserError, match='3 processes with 2 micro-batches each: choose a multiple of 6'
+    ):
         prepare(given, world_size=3)
     given.micro_batches = 0
     with pytest.raises(UserError, match='micro_batches is 0'):
@@ -363,11 +365,11 @@ def _few_images(root, split):
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (_remove_split, 'No split file .*: data_root must name'),
+        (_remove_split, 'No split file .*: set data_root to a VOCdevkit'),
         (_empty_split, 'is empty'),
         (_unknown_name, r'names \d images, but .*JPEGImages lacks 1 file \(000099\.jpg'),
         (_remove_annotations, r'names (\d) images, but .*JPEGImages lacks \1 files'),
-        (_few_images, r'has \d training images?, less than batch_size=\d'),
+        (_few_images, r'has \d training images?, fewer than batch_size=\d'),
     ],
 )
 def test_bad_data_is_one_sentence(config, damage, message, voc, backbone_file, tmp_path):
@@ -492,7 +494,9 @@ def test_settings_of_other_libraries_are_one_sentence(config, option, message, v
 
 def test_a_backbone_given_as_mmsegs_users_do_is_one_sentence(voc, backbone_file):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'model.pretrained=r18.pth')
-    with pytest.raises(UserError, match=r'model\.pretrained is r18\.pth, .* as backbone_file=FILE'):
+    with pytest.raises(
+        UserError, match=r'model\.pretrained is r18\.pth, .* Set backbone_file=FILE'
+    ):
         prepare(config)
 
 

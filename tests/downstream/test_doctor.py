@@ -20,8 +20,8 @@ def test_what_is_there_and_what_is_not(tmp_path: Path, monkeypatch: pytest.Monke
         r"operators of detectors: (torchvision|compiled mmcv)'s",
         r"precision='auto' means (bf16|float32)",
         rf'work directory: [\d.,]+ GB free in {tmp_path}',
-        r'disk: reads [\d,]+ MB a second',
-        r'decoder: [\d,]+ images of 500 x 375 pixels a second on a core',
+        r'disk: reads [\d,]+ MB per second',
+        r'decoder: [\d,]+ images of 500 x 375 pixels per second on one core',
     ):
         assert re.search(pattern, report), pattern
     assert not (tmp_path / 'runs').exists()

@@ -204,7 +204,7 @@ def test_checkpoint_of_another_kind_is_one_sentence(
     checkpoint = tmp_path / 'epoch_1.pth'
     with pytest.raises(UserError, match=r'epoch_1\.pth holds a classifier, .* a detector: give'):
         evaluate(DEMOS['detection'], checkpoint)
-    with pytest.raises(UserError, match='trains nothing that could be tested'):
+    with pytest.raises(UserError, match='trains no network that could be tested'):
         evaluate('configs/small/knn_r18.py', checkpoint)
     with pytest.raises(UserError, match='was not written by this suite'):
         evaluate(CLASSIFIER, backbone_file)
@@ -218,13 +218,13 @@ def test_another_setting_or_other_classes_are_told(
     train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
     options = [f'data_root={image_folder}', *TINY[:1], 'image_size=40', *TINY[2:]]
     evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', options)
-    assert 'was trained with image_size=32, it is tested with 40' in capsys.readouterr().err
+    assert 'was trained with image_size=32, but is tested with 40' in capsys.readouterr().err
     evaluate(CLASSIFIER, tmp_path / 'epoch_1.pth', [*options, 'image_size=32'])
     assert 'was trained with' not in capsys.readouterr().err
     content = load_from_disk(tmp_path / 'epoch_1.pth')
     content['meta']['dataset_meta'] = {'classes': ('ant', 'bee', 'cat', 'dog')}
     torch.save(content, tmp_path / 'other.pth')
-    message = r'knows 4 classes \(ant, bee, cat, dog\), the test images have 4 classes \(class0, '
+    message = r'on 4 classes \(ant, bee, cat, dog\), but the test images have 4 classes \(class0, '
     with pytest.raises(UserError, match=message):
         evaluate(CLASSIFIER, tmp_path / 'other.pth', options)
 

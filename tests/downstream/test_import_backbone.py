@@ -219,7 +219,9 @@ def test_timms_folder_tells_everything(resnet50, tmp_path: Path) -> None:
     ours = imported(averaging(deep_stem(resnet50, 'timm')), tmp_path)
     assert ours.provenance['mean'] == PREPROCESSINGS['inception-rgb']['mean']
     assert ours.provenance['style'] == 'pytorch'
-    with pytest.raises(UserError, match=r'trained with mean .127\.5, .* given is .123\.675'):
+    with pytest.raises(
+        UserError, match=r'trained with mean .127\.5, .* but the option says .123\.675'
+    ):
         imported(averaging(deep_stem(resnet50, 'timm')), tmp_path, preprocessing='imagenet-rgb')
 
 
@@ -257,7 +259,7 @@ def test_the_same_weights_of_another_style_are_another_backbone(
 ) -> None:
     for style, said in (('pytorch', 0), ('pytorch', 0), ('caffe', 1)):
         imported(resnet50, tmp_path, style=style, preprocessing='imagenet-rgb')
-        assert capsys.readouterr().out.count('which is replaced') == said
+        assert capsys.readouterr().out.count('which held the backbone of') == said
 
 
 def test_half_of_the_preprocessing_is_not_enough(resnet50, tmp_path: Path) -> None:
@@ -273,9 +275,12 @@ def test_half_of_the_preprocessing_is_not_enough(resnet50, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ('stated', 'message'),
     [
-        ({'style': 'caffe'}, 'trained with style pytorch, given is caffe'),
-        ({'preprocessing': 'caffe-bgr'}, 'trained with channel_order RGB, given is BGR'),
-        ({'preprocessing': 'inception-rgb'}, r'trained with mean \[123.675.* given is \[127.5'),
+        ({'style': 'caffe'}, 'trained with style pytorch, but the option says caffe'),
+        ({'preprocessing': 'caffe-bgr'}, 'trained with channel_order RGB, but the option says BGR'),
+        (
+            {'preprocessing': 'inception-rgb'},
+            r'trained with mean \[123.675.* but the option says \[127.5',
+        ),
     ],
 )
 def test_what_contradicts_the_file_is_an_error(stated, message, resnet50, tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_a_run_without_a_label_has_the_files(resnet18, voc: Path, tmp_path: Path
 
 
 def test_a_basic_block_has_one_style(resnet18, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='style pytorch, given is caffe'):
+    with pytest.raises(UserError, match='style pytorch, but the option says caffe'):
         imported(resnet18, tmp_path, style='caffe', preprocessing='imagenet-rgb')
 
 
@@ -348,12 +353,12 @@ def three_blocks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         ),
         (one_gone, r'1 tensor that a ResNet-50 v1 has is missing \(layer2.1.bn2.weight\)'),
         (quantised, 'conv1.weight has the type torch.int8'),
-        (sparse, 'conv1.weight is no dense tensor'),
-        (without_values, 'conv1.weight is no dense tensor'),
-        (numbered, '1 is no tensor: save only the state dict'),
+        (sparse, 'conv1.weight is not a dense tensor'),
+        (without_values, 'conv1.weight is not a dense tensor'),
+        (numbered, '1 is not a tensor: save only the state dict'),
         (poisoned, 'layer3.1.conv2.weight is not finite'),
-        (two_prefixes, 'neck.0.weight is not of the backbone'),
-        (three_blocks, r'is no ResNet-18, .* its stages have \(3, 4, 6, 2\) blocks'),
+        (two_prefixes, 'neck.0.weight is not part of the backbone'),
+        (three_blocks, r'is not a ResNet-18, .* its stages have \(3, 4, 6, 2\) blocks'),
         (averaging, r'20 tensors that .* are missing \(layer1.0.downsample.0.weight, '),
     ],
 )
@@ -366,8 +371,8 @@ def test_anything_but_a_plain_resnet_is_named(change, message, resnet50, tmp_pat
 @pytest.mark.parametrize(
     ('network', 'message'),
     [
-        ('resnext50_32x4d', r'another shape .*layer1.0.conv1.weight \(128, 64, 1, 1\) instead'),
-        ('wide_resnet50_2', r'another shape .*layer1.0.conv1.weight \(128, 64, 1, 1\) instead'),
+        ('resnext50_32x4d', r'a different shape .*layer1.0.conv1.weight \(128, 64, 1, 1\) instead'),
+        ('wide_resnet50_2', r'a different shape .*layer1.0.conv1.weight \(128, 64, 1, 1\) instead'),
         ('vit_b_32', r'\(0, 0, 0, 0\) blocks and its first tensor is class_token'),
         ('mobilenet_v3_small', 'first tensor is features.0.0.weight'),
     ],
@@ -380,12 +385,12 @@ def test_another_family_is_named(network, message, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ([1, 2], 'holds a list and no dict of tensors'),
+        ([1, 2], 'holds a list, not a dict of tensors'),
         ({}, 'holds no state dict'),
-        ({'epoch': 1}, 'epoch is no tensor'),
+        ({'epoch': 1}, 'epoch is not a tensor'),
         (
             {'meta': {'identity': {}}, 'state_dict': {'student.conv1.weight': torch.ones(1)}},
-            r'written by this suite: if it is of pretraining, use tools/export\.py',
+            r'written by this suite: if it is a pretraining checkpoint, use tools/export\.py',
         ),
     ],
 )
@@ -426,6 +431,6 @@ def test_damaged_missing_and_unsafe_files(resnet18, tmp_path: Path, capsys) -> N
             import_backbone(damaged, tmp_path / 'out.pth', **IMAGENET)
         with pytest.raises(UserError, match=f'No checkpoint .*missing.{suffix}'):
             import_backbone(tmp_path / f'missing.{suffix}', tmp_path / 'out.pth', **IMAGENET)
-    with pytest.raises(UserError, match=r'could run code.*save model\.state_dict\(\) alone'):
+    with pytest.raises(UserError, match=r'could run code.*save only model\.state_dict\(\)'):
         imported({'state_dict': resnet18, 'args': Unsafe()}, tmp_path, **IMAGENET)
     assert capsys.readouterr().out == ''

@@ -181,9 +181,9 @@ def test_what_cannot_be_used_is_one_sentence(
     for other in (photos[0].with_suffix('.png'), photos[0].with_name('colour_predicted.png')):
         Image.open(photos[0]).save(other)
         before = other.read_bytes()
-        with pytest.raises(UserError, match=r'colour_predicted\.png would be drawn over another'):
+        with pytest.raises(UserError, match=r'colour_predicted\.png would overwrite another'):
             list(predict(classifier, [photos[0], other]))
         monkeypatch.chdir(other.parent)
-        with pytest.raises(UserError, match=r'colour_predicted\.png would be drawn over another'):
+        with pytest.raises(UserError, match=r'colour_predicted\.png would overwrite another'):
             list(predict(classifier, [Path(photos[0].name), other]))
         assert other.read_bytes() == before

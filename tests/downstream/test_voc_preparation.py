@@ -128,7 +128,7 @@ def test_nothing_is_overwritten(devkit: Path, sbd: Path, capsys: pytest.CaptureF
     aug.write_text(reordered)
     capsys.readouterr()
     check_voc12aug(devkit, sbd)
-    assert '5 there already, 1 written' in capsys.readouterr().out
+    assert '5 already there, 1 written' in capsys.readouterr().out
     assert np.unique(Image.open(first)).tolist() == [7]
     assert second.exists()
     assert aug.read_text() == reordered

@@ -80,7 +80,7 @@ def test_what_a_gpu_cannot_do_is_found_before_training(
     options = ['train_dataloader.num_workers=1', 'batch_size=4']
     config = load_config(ROOT / 'configs/pretrain/cifar100/resnet20_bl.py', options)
     monkeypatch.setattr(Cifar100, 'check', lambda *_: Checked(100, [], dict))
-    with pytest.raises(UserError, match='the images lie on the GPU'):
+    with pytest.raises(UserError, match='the images are on the GPU'):
         prepare(config)
 
 
@@ -103,7 +103,7 @@ def test_other_images_under_the_same_names_are_another_run(
         Image.new('RGB', (40, 36)).save(path)
     config = tiny_config('bl', tmp_path / 'run', *options)
     resume = Namespace(resume=True, start_from=None, accept_change=[])
-    with pytest.raises(UserError, match=r'data\.train=\w{8}, this run asks for \w{8} \(other'):
+    with pytest.raises(UserError, match=r'data\.train=\w{8}, but this run asks for \w{8} \(other'):
         choose_start(config, resume)
     resume.accept_change = ['data']
     choose_start(config, resume)

@@ -41,7 +41,9 @@ def test_only_a_backbone_file_is_replaced(
 ) -> None:
     out, before = tmp_path / 'out.pth', checkpoint.read_bytes()
     for other in (checkpoint, checkpoint.parent):  # a slip of the user's: SNAPSHOT SNAPSHOT
-        with pytest.raises(UserError, match=f'{other} exists and is no backbone file: delete it'):
+        with pytest.raises(
+            UserError, match=f'{other} exists and is not a backbone file: delete it'
+        ):
             export_backbone(checkpoint, other)
     assert checkpoint.read_bytes() == before
     export_backbone(checkpoint, out)
@@ -52,7 +54,7 @@ def test_only_a_backbone_file_is_replaced(
     torch.save(content, checkpoint)
     exported = export_backbone(checkpoint, out)
     assert load_backbone_file(out).provenance == exported
-    told = f'{out} held the backbone of run/epoch_2.pth, which is replaced.\n'
+    told = f'Replacing {out}, which held the backbone of run/epoch_2.pth.\n'
     assert capsys.readouterr().out == told
 
 

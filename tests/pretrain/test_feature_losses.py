@@ -128,7 +128,7 @@ def test_features_are_those_before_a_relu_in_place() -> None:
 
 def test_layer_that_does_not_exist() -> None:
     network = build_cifar_resnet(8, 10)
-    with pytest.raises(UserError, match=r'a layer layer9, .*choose among conv1, bn1, .*layer3'):
+    with pytest.raises(UserError, match=r'a layer layer9, .*choose from conv1, bn1, .*layer3'):
         forward_to_layers(network, torch.zeros(1, 3, 32, 32), ['layer1', 'layer9'])
 
 
@@ -145,5 +145,5 @@ def test_sizes_that_do_not_fit() -> None:
     other_sizes = features((16, 8, 8), (32, 4, 4))
     with pytest.raises(UserError, match=r'layer1 and layer2 .*16x8x8 and 32x4x4 in the student'):
         fsp(other_sizes, other_sizes)
-    with pytest.raises(UserError, match='as many channels in both networks'):
+    with pytest.raises(UserError, match='the same numbers of channels in both networks'):
         fsp(features((16, 8, 8), (16, 8, 8)), features((16, 8, 8), (32, 8, 8)))

@@ -102,21 +102,29 @@ def test_noise_tells_repeated_channels_apart_and_leaves_the_others() -> None:
         (
             lambda: build_cifar_resnet(8, 10, 16),
             lambda: build_cifar_resnet(8, 10, 12),
-            'layer1 of the student has 12 channels, that of the smaller network 16: .*not narrower',
+            'layer1 of the student has 12 channels, but that of the source has 16: .*or narrower',
         ),
         (
             lambda: build_cifar_resnet(20, 10),
             lambda: build_cifar_resnet(14, 10),
-            'layer1 of the student has 2 blocks, that of the smaller network 3: .*not shallower',
+            'layer1 of the student has 2 blocks, but that of the source has 3: .*never shallower',
         ),
         (lambda: build_resnet(18, 10), lambda: build_resnet(50, 10), 'the same kind of blocks'),
-        (lambda: build_cifar_resnet(8, 10), lambda: build_resnet(18, 10), 'as many stages'),
+        (
+            lambda: build_cifar_resnet(8, 10),
+            lambda: build_resnet(18, 10),
+            'the same number of stages',
+        ),
         (
             lambda: build_cifar_resnet(8, 10),
             lambda: build_cifar_densenet(100, 10),
-            'DenseNet is none',
+            'DenseNet is not one',
         ),
-        (lambda: build_se_resnet(50, 10), lambda: build_resnet(50, 10), 'plain blocks'),
+        (
+            lambda: build_se_resnet(50, 10),
+            lambda: build_resnet(50, 10),
+            'basic or bottleneck blocks',
+        ),
     ],
 )
 def test_networks_that_do_not_fit(small: object, large: object, message: str) -> None:

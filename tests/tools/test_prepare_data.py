@@ -28,7 +28,7 @@ def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
     command = [COMMAND, 'imagenet', '--shorter-side', '20', '--root']
     done = start(*command, str(image_folder), '--out', str(tmp_path / 'small'))()
     assert done.returncode == 0, done.stderr
-    assert '44 written anew' in done.stdout
+    assert '44 re-encoded' in done.stdout
     assert Image.open(tmp_path / 'small/val/class2/1.png').size == (22, 20)
     wrong = start(*command, '/nowhere', '--out', str(tmp_path / 'other'))()
     assert_one_sentence(wrong, 'No folder /nowhere/train')

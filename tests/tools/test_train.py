@@ -169,7 +169,7 @@ def test_resume_and_start_from(options: list[str], tmp_path: Path) -> None:
     assert shared['started_from'] == snapshot
     assert shared['generations'][0]['last'] == record['generations'][0]['last']
     again = train(sd, '--work-dir', second, '--resume', '--cfg-options', *options)
-    assert_one_sentence(again, 'algorithm.teacher_weight=0.0, this run asks for 1.0')
+    assert_one_sentence(again, 'algorithm.teacher_weight=0.0, but this run asks for 1.0')
 
 
 def test_mistakes_are_one_sentence(options: list[str], tmp_path: Path) -> None:

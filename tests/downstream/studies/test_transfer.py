@@ -145,7 +145,7 @@ def test_finished_run_with_other_settings_is_refused(
     content = json.loads(record.read_text())
     content['identity']['batch_size'] = 7
     record.write_text(json.dumps(content))
-    with pytest.raises(UserError, match='other settings: it has batch_size=7, this one 8'):
+    with pytest.raises(UserError, match='other settings: it has batch_size=7, but this one has 8'):
         transfer.run()
 
 

@@ -187,7 +187,7 @@ def test_an_impossible_number_of_images(images, files: dict, tmp_path: Path):
 
 def test_folder_is_checked(files: dict, tmp_path: Path):
     assert Cifar100.check(tmp_path, batch_size=60)[:2] == (5, [])
-    with pytest.raises(UserError, match='60 training images, less than batch_size=61'):
+    with pytest.raises(UserError, match='60 training images, fewer than batch_size=61'):
         Cifar100.check(tmp_path, batch_size=61)
 
 

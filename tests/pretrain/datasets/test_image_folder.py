@@ -91,7 +91,7 @@ def test_seeds_do_not_add_up() -> None:
 
 def test_folder_is_counted(image_folder: Path) -> None:
     assert ClassFolder.check(image_folder, batch_size=32)[:2] == (4, [])
-    with pytest.raises(UserError, match='32 training images, less than batch_size=33'):
+    with pytest.raises(UserError, match='32 training images, fewer than batch_size=33'):
         ClassFolder.check(image_folder, batch_size=33)
     val = len(list((image_folder / 'val').rglob('*.*')))
     assert ClassFolder.check(image_folder, batch_size=2, processes=val)[:2] == (4, [])
@@ -181,7 +181,7 @@ def _renamed(train: Path) -> None:
         (_renamed, r'2 not named as JPEG, .* \(train/a/1.JFIF, train/a/2.gif\)\. .*skip_unusable'),
         (_hidden, r'a/\.ipynb_checkpoints is hidden, but its images would be trained on'),
         (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its images would be'),
-        (_loop, r'a/loop is a link to a folder that holds it: delete it'),
+        (_loop, r'a/loop is a link to a folder above it: delete it'),
         (_no_utf8, r'train has a name that is not UTF-8 .*: rename it'),
         (_same_folder, r'train/a and val/a of .* are the same folder'),
     ],

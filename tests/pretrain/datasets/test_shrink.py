@@ -46,18 +46,18 @@ def test_small_images_keep_their_bytes_or_their_size() -> None:
 def test_folder_is_copied_once(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'out'
     shrink_folder(root, out, 50)
-    assert '2 copied, 2 written anew' in capsys.readouterr().out
+    assert '2 copied, 2 re-encoded' in capsys.readouterr().out
     assert Image.open(out / 'train/n01/large.JPEG').size == (100, 50)
     assert (out / 'val/n01/small.JPEG').read_bytes() == encode(60, 40)
     (out / 'train/n01/large.JPEG').unlink()
     shrink_folder(root, out, 50)
-    assert '3 there already, 1 written anew' in capsys.readouterr().out
+    assert '3 already there, 1 re-encoded' in capsys.readouterr().out
     assert Image.open(root / 'train/n01/large.JPEG').size == (200, 100)
 
 
 def test_refusals(root: Path, tmp_path: Path) -> None:
     for out in (root, root / 'small', tmp_path):
-        with pytest.raises(UserError, match='are not apart'):
+        with pytest.raises(UserError, match='overlap'):
             shrink_folder(root, out, 50)
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/file').write_text('mine')

@@ -175,7 +175,7 @@ def test_what_the_machine_has_too_little_of_is_no_fault_of_the_program(
 
 def test_a_kernel_that_needs_too_much_of_a_gpu_is_not_the_loaders_fault() -> None:
     error = RuntimeError('out of resource: shared memory, Required: 270336, Hardware limit: 232448')
-    with pytest.raises(SystemExit, match='fault of the program'):
+    with pytest.raises(SystemExit, match='bug in the program'):
         run(raises(error))
 
 

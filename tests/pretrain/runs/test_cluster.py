@@ -78,13 +78,13 @@ def test_why_there_is_no_job(
         raise RuntimeError(text)
 
     monkeypatch.setattr('submitit.AutoExecutor.submit', submit)
-    with pytest.raises(UserError, match=r'No job for title: (no room|RuntimeError)$'):
+    with pytest.raises(UserError, match=r'Cannot submit title: (no room|RuntimeError)$'):
         execute(ClusterLauncher(), run, 'pass')
 
 
 def test_an_unknown_option_is_named(run: Run, slurm: Path) -> None:
     launcher = ClusterLauncher(options={'slurm_partitoin': 'gpu'})
-    with pytest.raises(UserError, match=r'No job for title: .*partitoin'):
+    with pytest.raises(UserError, match=r'Cannot submit title: .*partitoin'):
         execute(launcher, run, 'pass')
 
 
@@ -182,7 +182,7 @@ def test_a_signal_ends_the_command_and_not_its_jobs(
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == EXIT_CODES[number]
-    assert f'Stopped by {signal.Signals(number).name}. The jobs go on' in capfd.readouterr().err
+    assert f'Stopped by {signal.Signals(number).name}. The jobs continue' in capfd.readouterr().err
 
 
 def test_a_cancelled_job_is_named(run: Run, slurm: Path) -> None:
@@ -205,10 +205,10 @@ def test_a_finished_run_may_be_of_another_machine_than_this_one(
     monkeypatch.setattr(launch, 'prepare', lambda *_: Config({'identity': identity | here}))
     run = Run('title', Path('x.py'), tmp_path)
     assert ClusterLauncher().run(run) == record
-    with pytest.raises(UserError, match='precision=bf16, this one float32'):
+    with pytest.raises(UserError, match='precision=bf16, but this one has float32'):
         Launcher().run(run)
     here['batch_size'] = 4
-    with pytest.raises(UserError, match='batch_size=8, this one 4'):
+    with pytest.raises(UserError, match='batch_size=8, but this one has 4'):
         ClusterLauncher().run(run)
 
 

@@ -28,9 +28,9 @@ KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
         ),
         ('exit(3)', 'title failed with exit code 3: see the end of .*train.log'),
         (KILLED.format('SIGKILL'), 'title was ended by SIGKILL.*memory.*command again'),
-        (KILLED.format('SIGSEGV'), 'title was ended by SIGSEGV. Give the command again'),
-        ('exit(130)', 'title was stopped by SIGINT. Give the command again'),
-        ('exit(143)', 'title was stopped by SIGTERM. Give the command again'),
+        (KILLED.format('SIGSEGV'), 'title was ended by SIGSEGV. Run the same command again'),
+        ('exit(130)', 'title was stopped by SIGINT. Run the same command again'),
+        ('exit(143)', 'title was stopped by SIGTERM. Run the same command again'),
     ],
 )
 def test_failed_run_says_why(
@@ -216,7 +216,9 @@ def test_a_signal_stops_the_runs_and_waits_until_they_have_saved(
 def test_more_gpus_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, 'usable_gpus', lambda: 8)
     assert Launcher(4, 2).jobs == 2
-    with pytest.raises(UserError, match='4 runs at a time of 4 GPUs each on a machine with 8'):
+    with pytest.raises(
+        UserError, match='4 runs at a time with 4 GPUs each, but this machine has 8'
+    ):
         Launcher(4, 4)
 
 

@@ -112,7 +112,7 @@ def test_a_branch_goes_on_from_its_own_checkpoint_if_it_has_one(
     for arguments in (begin, RESUME):
         choose_start(config, arguments)
         assert config.load_from == str(own)
-        with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+        with pytest.raises(UserError, match='data_seed=0, but this run asks for 1'):
             choose_start(other, arguments)
 
 
@@ -146,16 +146,18 @@ def test_every_difference_is_named_with_both_values(checkpoint: Callable) -> Non
     ours = {'loader': {'shuffle': False}, 'batch': 4, 'c': 1}
     with pytest.raises(UserError) as error:
         check(path, ours)
-    assert f'{path} (epoch 3) was trained with batch=8, this run asks for 4; ' in str(error.value)
-    assert 'loader.shuffle=True, this run asks for False: keep them, or' in str(error.value)
-    assert '--accept-change batch --accept-change loader.shuffle' in str(error.value)
+    said = str(error.value)
+    assert f'{path} (epoch 3) was trained with batch=8, but this run asks for 4; ' in said
+    assert 'shuffle=True, but this run asks for False: go back to the old values, or' in said
+    assert '; loader.shuffle=True' in said
+    assert '--accept-change batch --accept-change loader.shuffle' in said
 
 
 def test_other_images_are_told_without_their_whole_hashes(checkpoint: Callable) -> None:
     path = checkpoint({'data': {'train': 'ab' * 32, 'val': 'c'}})
     with pytest.raises(UserError) as error:
         check(path, {'data': {'train': 'cd' * 32, 'val': 'c'}})
-    said = 'data.train=abababab, this run asks for cdcdcdcd (other images in data_root, or other'
+    said = 'data.train=abababab, but this run asks for cdcdcdcd (other images in data_root, or'
     assert said in str(error.value)
 
 
@@ -165,7 +167,7 @@ def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
     assert check(path, ours, accepted=['data', 'seed']) == [
         {'epoch': 3, 'key': 'data.train', 'was': 'x', 'now': 'z'}
     ]
-    with pytest.raises(UserError, match='seed=0, this run asks for 1'):
+    with pytest.raises(UserError, match='seed=0, but this run asks for 1'):
         check(path, ours | {'seed': 1}, accepted=['data'])
 
 
@@ -181,7 +183,9 @@ def test_what_a_checkpoint_holds_cannot_be_changed(part: dict, checkpoint: Calla
     """mmengine restores the rate and the schedule: the change would be recorded and not made."""
     path = checkpoint(part | {'seed': 0})
     ours = json.loads(json.dumps(part | {'seed': 0}).replace('0.1', '0.2'))
-    with pytest.raises(UserError, match=r'=0\.1, this run asks for 0\.2: keep them, since'):
+    with pytest.raises(
+        UserError, match=r'=0\.1, but this run asks for 0\.2: go back to the old values, on which'
+    ):
         check(path, ours, accepted=[*part])
 
 
@@ -213,7 +217,7 @@ def accepts(path: str, identity: dict, key: str) -> bool:
     try:
         return bool(check(path, identity, accepted=[key]))
     except UserError as error:
-        assert 'keep them, since the checkpoint depends on them' in str(error)
+        assert 'go back to the old values, on which the checkpoint depends' in str(error)
         return False
 
 
@@ -228,7 +232,7 @@ def test_an_epoch_of_another_length_is_refused(
         path.unlink()
     config = tiny_config('sd', tmp_path / 'run', f'data_root={root}')
     choose_start(config, Namespace(**vars(RESUME) | {'accept_change': ['data']}))
-    with pytest.raises(UserError, match=r'epoch_2\.pth is of a run with 4 iterations an epoch'):
+    with pytest.raises(UserError, match=r'epoch_2\.pth is of a run with 4 iterations per epoch'):
         Runner.from_cfg(config).train()
 
 
@@ -244,7 +248,7 @@ def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_program_is_named(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / 'a.pth')
-    fault = 'was not written by this suite' if isinstance(content, dict) else 'holds a .*no dict'
+    fault = 'was not written by this suite' if isinstance(content, dict) else 'holds a .*not a dict'
     with pytest.raises(UserError, match=rf'a\.pth {fault}'):
         check(str(tmp_path / 'a.pth'), {})
 
@@ -309,7 +313,9 @@ def test_what_has_happened_differs(epoch: int, ours: dict, tmp_path: Path) -> No
 def test_a_mini_generation_has_begun_with_its_first_iteration(tmp_path: Path) -> None:
     ours = sd_identity(teacher_weight=0.0)
     assert check(sd_checkpoint(tmp_path / 'epoch_2.pth', 2), ours, may_differ) == []
-    with pytest.raises(UserError, match=r'algorithm\.teacher_weight=1\.0, this run asks for 0\.0'):
+    with pytest.raises(
+        UserError, match=r'algorithm\.teacher_weight=1\.0, but this run asks for 0\.0'
+    ):
         check(sd_checkpoint(tmp_path / 'epoch_2_iter_1.pth', 2), ours, may_differ)
 
 
@@ -319,14 +325,14 @@ def test_another_data_seed_is_for_a_branch_alone(tmp_path: Path) -> None:
     check(path, other, may_differ, another_run=True)
     within = sd_checkpoint(tmp_path / 'epoch_1_iter_2.pth', 1)
     for refused, another_run in ((path, False), (within, True)):
-        with pytest.raises(UserError, match='data_seed=0, this run asks for 1'):
+        with pytest.raises(UserError, match='data_seed=0, but this run asks for 1'):
             check(refused, other, may_differ, another_run)
 
 
 def test_foreign_teacher_joins_before_it_teaches(tmp_path: Path) -> None:
     ours = sd_identity(taught_after=2) | {'teacher': 'its hash'}
     check(sd_checkpoint(tmp_path / 'a.pth', 2), ours, may_differ)
-    with pytest.raises(UserError, match='teacher=None, this run asks for its hash'):
+    with pytest.raises(UserError, match='teacher=None, but this run asks for its hash'):
         check(sd_checkpoint(tmp_path / 'a.pth', 3), ours, may_differ)
 
 

@@ -72,7 +72,7 @@ LAUNCHED = dict(
         ({'SLURM_JOB_ID': '1', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, False),  # a batch script
         ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'}, False),
         ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}, 'OMPI_COMM_WORLD_SIZE=2'),
-        (LAUNCHED | {'LOCAL_RANK': ''}, 'WORLD_SIZE=4 in the environment, but LOCAL_RANK missing'),
+        (LAUNCHED | {'LOCAL_RANK': ''}, 'has WORLD_SIZE=4 but lacks LOCAL_RANK: '),
     ],
 )
 def test_what_launchers_tell(
@@ -194,9 +194,12 @@ def test_nodes_with_other_images_or_gpus_do_not_train_together() -> None:
             return [*pool.map(node, range(2))]
 
     assert agree(dict(first)) == ['None', 'None']
-    for key, said in (('precision', 'precision=float32, this one x.'), ('data', 'data=.*abababab')):
+    for key, said in (
+        ('precision', 'precision=float32, but this one has x.'),
+        ('data', 'data=.*abababab'),
+    ):
         for told in agree(first | {key: 'x'}):
-            assert re.search(rf'differs from the first node: that has {said}', told)
+            assert re.search(rf'differs from the first node: that one has {said}', told)
 
 
 def test_a_run_holds_its_folder_while_it_trains(

@@ -128,5 +128,5 @@ def test_an_iteration_is_an_update_whatever_the_pieces(train: Callable, tmp_path
 def test_impossible_micro_batches(tiny_config: Callable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='micro_batches is 0'):
         tiny_config('bl', tmp_path, 'micro_batches=0')
-    with pytest.raises(UserError, match='1 process, each in 3 micro-batches'):
+    with pytest.raises(UserError, match='1 process with 3 micro-batches each'):
         tiny_config('bl', tmp_path, 'micro_batches=3')
