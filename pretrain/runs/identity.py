@@ -139,7 +139,7 @@ def identity_in(checkpoint: dict, path: object) -> dict:
         )
     if (written_as := meta.get('format', 1)) > FORMAT:
         raise UserError(
-            f'{path} has format {written_as}, this version of the suite reads up to {FORMAT}: '
-            'update the suite.'
+            f'{path} has format {written_as}, but this version of the suite reads only formats '
+            f'up to {FORMAT}: update the suite.'
         )
     return Contents(upgrade(meta['identity'], written_as), path)
