@@ -44,13 +44,15 @@ def main() -> None:
             default = DEFAULTS.get(name)
             part.add_argument('config', type=Path, nargs='?' if default else None, default=default)
             add_options(part)
-        part.add_argument('--rounds', type=positive, default=5, help='timings of each step')
+        part.add_argument(
+            '--rounds', type=positive, default=5, help='number of timings per step (default: 5)'
+        )
         part.add_argument('--json', type=Path, metavar='FILE', help='also write the rows to FILE')
     part = parts.add_parser('all')
-    part.add_argument('--minutes', type=positive, required=True)
+    part.add_argument('--minutes', type=positive, required=True, help='time limit for all parts')
     part.add_argument('--json', type=Path, required=True, metavar='FILE')
     part = parts.add_parser('show')
-    part.add_argument('files', type=Path, nargs='+', help='written by --json')
+    part.add_argument('files', type=Path, nargs='+', help='files that --json wrote')
     part.add_argument('--goals', action='store_true', help='show only the rows with a goal')
     args = parser.parse_args()
     from pretrain.studies import benchmark

@@ -27,14 +27,14 @@ step() {
   if [[ $1 == *'(GPU)' && $machine == *'no GPU'* ]]; then
     result='left out: this machine has no GPU'
   elif ((SECONDS >= end)); then
-    result='not begun: the time was over'
+    result='not started: out of time'
   else
     # timeout kills the command and all processes that it started.
     JSON=$steps/$number.json timeout --signal=KILL $((end - SECONDS)) \
       bash -o pipefail -c "$2" > "$log" 2>&1 < /dev/null
     local code=$?
     if ((code && SECONDS >= end)); then
-      result='stopped: the time was over'
+      result='stopped: out of time'
     elif ((code)); then
       result="exit code $code: $({ grep '^error: ' "$log" || grep . "$log"; } | tail -n 1)"
     elif [ -s "$log" ] && (($(wc -l < "$log") <= 2)); then
@@ -59,7 +59,7 @@ CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py test
 CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
 demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
-peak memory, of record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
+peak memory in record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; timeout 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; echo quit | nvidia-cuda-mps-control; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json \$JSON
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json \$JSON
@@ -67,7 +67,7 @@ run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json \$JS
 run of ResNet-20, SD (GPU) | $benchmark runner $cifar/resnet20_sd_t3.py --json \$JSON
 kernels of ResNet-20 | $benchmark kernels $cifar/resnet20_sd_t3.py --json \$JSON
 synchronisations, warnings counted (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep -c 'synchronizing CUDA operation' $out/synchronisations.log; exit \$code
-a rate of 1e9 is one sentence | ! $train configs/demo/r18_sd.py --work-dir $out/rate --cfg-options optim_wrapper.optimizer.lr=1e9 > $out/rate.log 2>&1 && grep '^error: .*loss is' $out/rate.log
+a learning rate of 1e9 gives one error line | ! $train configs/demo/r18_sd.py --work-dir $out/rate --cfg-options optim_wrapper.optimizer.lr=1e9 > $out/rate.log 2>&1 && grep '^error: .*loss is' $out/rate.log
 export | $python tools/export.py $out/r18_sd/snapshot_2.pth $out/backbone.pth
 demo detection | $train configs/demo/faster_rcnn_r18_voc07.py --work-dir $out/detection --cfg-options backbone_file=$out/backbone.pth
 demo segmentation | $train configs/demo/deeplabv3_r18_voc12.py --work-dir $out/segmentation --cfg-options backbone_file=$out/backbone.pth

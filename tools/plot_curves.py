@@ -28,11 +28,9 @@ def main() -> None:
     if len(runs) < len(args.runs):
         raise UserError('A name is given twice: give each run its own.')
     if args.out.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f'{args.out} is no image that can be written: choose {", ".join(SUFFIXES)}.'
-        )
+        raise UserError(f'{args.out} cannot be written as an image: choose {", ".join(SUFFIXES)}.')
     if len(runs) > len(COLOURS):
-        raise UserError(f'{len(runs)} runs: at most {len(COLOURS)} can be told apart.')
+        raise UserError(f'{len(runs)} runs cannot be told apart: draw at most {len(COLOURS)}.')
     records = {name: one_record(run) for name, run in runs.items()}
     error_figure(records, args.from_epoch).savefig(args.out, dpi=150)
     print(f'The curves are in {args.out}.')

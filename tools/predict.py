@@ -10,7 +10,7 @@ from pretrain.runs.cli import run, tool_parser
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
+    parser.add_argument('checkpoint', help='checkpoint of a pretraining or fine-tuning run')
     parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
     parser.add_argument(
         '--out', type=Path, help='folder for NAME_predicted.png (default: beside each image)'

@@ -19,7 +19,7 @@ def main() -> None:
 
     launcher = launcher_of(args)
     Sweep(args.configs, args.seeds, args.work_dir, args.cfg_options, launcher).run()
-    print(f'The records are in {args.work_dir}: python tools/table.py errors {args.work_dir}')
+    print(f'Done. To print the table: python tools/table.py errors {args.work_dir}')
 
 
 if __name__ == '__main__':

@@ -8,8 +8,8 @@ from pretrain.runs.cli import add_options, run, tool_parser
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument('config', help='defines the test images and the metric')
-    parser.add_argument('checkpoint', help='of a pretraining or fine-tuning run')
+    parser.add_argument('config', help='config that defines the test images and the metric')
+    parser.add_argument('checkpoint', help='checkpoint of a pretraining or fine-tuning run')
     add_options(parser)
     args = parser.parse_args()
     from downstream.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Train any config, of pretraining or fine-tuning.
+"""Train a config of either stage: pretraining or downstream.
 
 python tools/train.py CONFIG [--gpus N] [--resume] [--start-from CHECKPOINT] [--work-dir DIR]
     [--check] [--accept-change KEY] [--log PROGRAM] [--cfg-options KEY=VALUE ...]

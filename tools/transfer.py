@@ -20,21 +20,21 @@ def main() -> None:
         required=True,
         metavar='NAME=FILE',
         help='a backbone file (.pth), a ResNet of another library, or a pretraining config (.py); '
-        'the first is the baseline; repeat for each backbone, with one name for its replicates',
+        'the first is the baseline; give the option once per backbone; replicates share a name',
     )
     parser.add_argument(
         '--pretrain-seeds',
         type=int,
         nargs='+',
         default=[0],
-        help='seeds to run each pretraining config with (default: 0)',
+        help='seeds of each pretraining config, one run per seed (default: 0)',
     )
     parser.add_argument(
         '--configs',
         type=Path,
         nargs='+',
         default=[Path('configs/downstream', name) for name in TABLE_5],
-        help='fine-tuning configs, for a ResNet of the same depth (default: those of Table 5)',
+        help='downstream configs with the depth of the backbones (default: those of Table 5)',
     )
     options = ['--pretrain-options', '--downstream-options']
     add_study_arguments(parser, [0, 1, 2], 'work_dirs/transfer', options)

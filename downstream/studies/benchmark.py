@@ -34,7 +34,10 @@ def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]
     """
     config = load_config(path, options)
     if config.task not in ('detection', 'segmentation'):
-        raise UserError(f'{path} is no config of fine-tuning: give one of configs/downstream/.')
+        raise UserError(
+            f'{path} is not a fine-tuning config: give one of a detector or segmenter, as in '
+            'configs/downstream/.'
+        )
     width, height = config.get('crop_size') or config.image_scale
     least = 2 if config.task == 'segmentation' else 1  # DeepLabv3 needs 2 for batch norm
     options = [f'batch_size={fitting_batch(config.batch_size, width * height, least)}', *options]

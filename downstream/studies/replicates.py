@@ -39,8 +39,8 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
     facts = {key: p.get(key) for p in provenances for key in p if key not in _OF_ITS_OWN}
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
         raise UserError(
-            f'The replicates of {label} differ in {", ".join(differing)}: give backbones that '
-            'differ only in the pretraining seed, and other ones another name.'
+            f'The replicates of {label} differ in {", ".join(differing)}: give one name only to '
+            'backbones that differ in nothing but the pretraining seed.'
         )
     keys = [*map(replicate, provenances)]
     if twice := {key for key in keys if keys.count(key) > 1}:
@@ -133,7 +133,7 @@ class Comparison:
             over += f' that both have, {number_of(left_out, "other runs")} left out'
         difference, interval, p = float(mine.mean() - theirs.mean()), None, None
         if len(samples[0]) > 1 and max(map(np.ptp, samples)) < ROUNDING:
-            over += ', the same with each'
+            over += ', with equal differences'
         elif len(samples[0]) > 1:
             paired = len(samples) == 1
             test = ttest_1samp(*samples, 0.0) if paired else ttest_ind(*samples, equal_var=False)
@@ -153,16 +153,16 @@ class Comparison:
             return f'{self.over}: no comparison is possible.'
         difference, p = self.cells()
         if self.p is None:
-            difference, meaning = '', ': no test is possible'
+            difference, meaning = '', ', so no test is possible'
         elif self.p >= LEVEL:
             meaning = f', p = {p}: not distinguishable'
         else:
             word = 'better' if self.difference > 0 else 'worse'
             p = p if p.startswith('<') else f'= {p}'
             meaning = f', p {p}: {word} at the {100 * LEVEL:.0f} % level'
-        about = 'it compares these backbones, not the methods'
+        about = 'the comparison is between these backbones, not between the methods'
         if self.method:
-            about = 'this covers the variation of pretraining and fine-tuning'
+            about = 'the comparison covers the variation of pretraining and fine-tuning'
         elif self.p is not None:
-            about = f'this covers the variation of fine-tuning alone: {about}'
+            about += ', since it covers the variation of fine-tuning alone'
         return f'{difference} over {self.over}{meaning}; {about}.'.lstrip()

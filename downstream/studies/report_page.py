@@ -182,7 +182,7 @@ def _transfer(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Section:
     except UserError as error:
         return Section(title, [str(error)])
     gains = {name: gain for name, gain in gains.items() if gain.difference is not None}
-    caption = f'Gain over {order[0]} in points, with its 95 % interval where there is one'
+    caption = f'Gain over {order[0]} in points, with its 95 % confidence interval if there is one'
     figures = [_figure(_gain_figure(gains), caption)] if gains else []
     return Section(title, tables=[('Transfer (Table 5)', table)], figures=figures)
 
@@ -242,7 +242,7 @@ def _curves_of(title: str, first: dict[str, RecordedRun]) -> list[dict[str, str]
     if left_out := [label for label in first if label not in shown]:
         seeds += f'; not drawn: {", ".join(left_out)}'
     records = {label: run.record for label, run in shown.items()}
-    caption = f'{title}: errors in training and testing, the last epochs magnified ({seeds})'
+    caption = f'{title}: training and test errors, with the last epochs magnified ({seeds})'
     figures = [_figure(curves.error_figure(records, stacked=True), caption)]
     found = {
         label: curves.diagnostics(run.record, curves.read_scalars(run.folder) if run.folder else [])
@@ -270,8 +270,8 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
                 untimed.append(f'{run.label} with seed {run.seed}')
         if untimed:
             text.append(
-                f'{title}: the cost of {", ".join(untimed)} is not known. The record lacks the '
-                'time of some epochs, because no run.json lay beside the checkpoint at the start.'
+                f'{title}: the cost of {", ".join(untimed)} is unknown, because the times of the '
+                'epochs before the start are missing: there was no run.json beside the checkpoint.'
             )
         if timed:
             tables.append((f'{title}: cost', _cost_table(timed)))
@@ -302,10 +302,10 @@ def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
         row['peak memory (MB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
         rows.append(row)
     notes = [
-        'Seconds are of training alone and means over the seeds; those of an iteration are the '
-        'median of a mini-generation. Runs that shared a machine are not comparable.',
-        "The teacher's extra is claimed for its forward pass (Section 3.3.4) and measured "
-        'within the run, against the pace of its own first mini-generation.',
+        'Seconds are of training alone, and means over the seeds; seconds per iteration are the '
+        'median over a mini-generation. Runs that shared a machine are not comparable.',
+        "The teacher's extra cost: the paper's claim is for its forward pass (Section 3.3.4); the "
+        "measured value compares a run with the pace of the run's own first mini-generation.",
     ]
     return Table.of(rows, notes=notes)
 
@@ -342,11 +342,14 @@ def _pictures(runs: Sequence[RecordedRun]) -> Section:
             title = f'{config}, image {Path(name).stem}'
             halves = {label: _halves(folder / name) for label, folder in folders.items()}
             truth, _ = next(iter(halves.values()))
-            pictures = [('truth', truth), *((label, half) for label, (_, half) in halves.items())]
+            pictures = [
+                ('ground truth', truth),
+                *((label, half) for label, (_, half) in halves.items()),
+            ]
             found.append({'title': title, 'pictures': [_picture(*pair) for pair in pictures]})
     text = (
-        'What each backbone predicts for the same images, from its first run with pictures. Of '
-        f'detectors, boxes with a score above {SCORE_THRESHOLD} are drawn.'
+        'The predictions of each backbone for the same images, from its first run with pictures. '
+        f'Of a detector, the boxes with a score above {SCORE_THRESHOLD} are drawn.'
     )
     return Section('Pictures', [text] if found else (), pictures=found)
 
@@ -386,7 +389,7 @@ def _results(runs: Sequence[RecordedRun]) -> Section:
             'metric': metric,
             'last': last,
             'best': best,
-            'snapshots together': NONE if together is None else f'{together:.2f}',
+            'ensemble': NONE if together is None else f'{together:.2f}',
             'minutes': f'{record["wall_seconds"] / 60:.1f}',
         }
         rows.append(row)
@@ -411,10 +414,12 @@ def _provenance(runs: Sequence[RecordedRun]) -> Section:
             'test images': str(data['val']['count']),
             'data': _shown(data['train']['sha256']),
             'starts from': _shown(weights or record['started_from']),
-            'changed while it ran': changed or NONE,
+            'changed during the run': changed or NONE,
         }
         rows.append(row)
-    notes = ['Hashes are shortened: of the commit, of the list of training files, of the weights.']
+    notes = [
+        'The hashes of the commit, of the training file list and of the weights are shortened.'
+    ]
     found = [run.record['versions'] for run in runs]
     versions = [
         {'package': p, 'version': ', '.join(sorted({of_run.get(p, NONE) for of_run in found}))}

@@ -20,18 +20,20 @@ MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
 MAY_DIFFER += ('model.backbone.deep_stem', 'model.backbone.avg_down', 'model.backbone.style')
 MAY_DIFFER += ('model.roi_head.shared_head.style',)
 COLUMNS = ['task', 'backbone', 'paper', 'mean', 'between', 'within', 'n', "paper's gain"]
-ABOUT_MEANS = 'In percent; n is pretrainings × fine-tunings of each.'
+ABOUT_MEANS = 'Metrics are in percent; n is pretrainings × fine-tunings of each.'
 ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
 ABOUT_BETWEEN = ' Between is the standard deviation between pretrainings.'
 ABOUT_SPREADS = (
     ' Between and within are the standard deviations between pretrainings and between the '
-    'fine-tunings of one, by analysis of variance.'
+    'fine-tunings of one pretraining, by analysis of variance.'
 )
-ABOUT_BOTH = '≤: the pretrainings were fine-tuned once each, so that this contains both spreads.'
-ABOUT_GAINS = 'Gains are in points, and paired by seed unless said otherwise.'
+ABOUT_BOTH = (
+    '≤: each pretraining was fine-tuned once, so this standard deviation contains both spreads.'
+)
+ABOUT_GAINS = 'Gains are in percentage points, and paired by seed unless stated otherwise.'
 ABOUT_TESTS = (
     ' In brackets: the 95 % confidence interval. p: two-sided t-test, not corrected for '
-    'the number of comparisons.'
+    'multiple comparisons.'
 )
 
 
@@ -101,7 +103,7 @@ def _by_config(
 ) -> Iterator[tuple[str, dict[str, list[dict]], dict[str, Values]]]:
     """For each config, its name in the table, and its records and values by label."""
     if not records:
-        raise UserError('There is no finished downstream run: tools/transfer.py makes them.')
+        raise UserError('There is no finished downstream run: train some with tools/transfer.py.')
     configs = sorted({(r['task'], r['config']) for r in records})
     tasks = [task for task, _ in configs]
     for task, config in configs:
@@ -137,8 +139,7 @@ def _values(label: str, records: Sequence[dict]) -> Values:
         runs = values.setdefault(replicate(record['identity']['backbone']), {})
         if (seed := record['identity']['randomness']['seed']) in runs:
             raise UserError(
-                f'Two records are of {label}, {record["config"]} and the same seed: keep one of '
-                'them.'
+                f'Two records of {label}, {record["config"]} have the same seed: keep one of them.'
             )
         metric = record['paper']['metric']
         runs[seed] = record['generations'][-1]['last'][metric] * PERCENT[metric]
@@ -171,6 +172,6 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ', '.join(sorted({r['device'] for r in records}))
-    trained = number_of(epochs, 'epochs') if epochs else 'nothing trained'
+    trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
     return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, on {devices}.'

@@ -79,7 +79,7 @@ class Transfer:
         check_unique(self.configs, self.seeds)
         if len(self.pretrain_seeds) > 1 and not self._pretrained:
             raise UserError(
-                '--pretrain-seeds has no config to pretrain: give --backbone NAME=CONFIG.py, or '
+                '--pretrain-seeds needs a config to pretrain: give --backbone NAME=CONFIG.py, or '
                 'leave it out and give the files of several pretrainings under one name.'
             )
         depths = {}
@@ -107,7 +107,7 @@ class Transfer:
             for label, depth in depths.items():
                 if depth != config.model.backbone.depth:
                     raise UserError(
-                        f'{label} is a ResNet-{depth}, {path} builds a '
+                        f'{label} is a ResNet-{depth}, but {path} builds a '
                         f'ResNet-{config.model.backbone.depth}: give --configs of the same depth.'
                     )
             for provenance, *_ in known.values():
@@ -124,8 +124,8 @@ class Transfer:
         for label in configs:
             if len(self.backbones[label]) > 1:
                 raise UserError(
-                    f'{label} is a config and more: give one config, which --pretrain-seeds '
-                    'repeats, or only files.'
+                    f'{label} has a config and other files: give a single config, which '
+                    '--pretrain-seeds repeats, or only backbone files.'
                 )
         return configs
 
@@ -174,6 +174,6 @@ class Transfer:
         title = f'{config.stem}, {label}, {folder.name}, seed {seed}'
         options = self._options(config, load_backbone_file(file).provenance)
         if fitted := options[len(self.downstream_options) :]:
-            print(f'{title}: fitted to the backbone with {", ".join(fitted)}', flush=True)
+            print(f'{title}: adapted to the backbone with {", ".join(fitted)}', flush=True)
         options += [f'backbone_file={file}', f'label={label!r}', f'randomness.seed={seed}']
         return Run(title, config, folder / config.stem / f'seed{seed}', options)

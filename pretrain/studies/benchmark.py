@@ -80,7 +80,9 @@ def read_rows(path: Path) -> list[dict]:
         rows = content if isinstance(content, list) else content['rows']
         str(show(rows))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} holds no rows of tools/benchmark.py --json.') from error
+        raise UserError(
+            f'{path} holds no rows of tools/benchmark.py: give a file that its --json wrote.'
+        ) from error
     return rows
 
 
@@ -120,7 +122,10 @@ def report_all(commands: Iterable[Sequence[str]], minutes: float, path: Path) ->
             else:
                 missing.append(' '.join(command[2:]))
     if missing:
-        raise UserError(f'Without rows, failed or out of time: {"; ".join(missing)}.')
+        raise UserError(
+            f'Failed or out of time: {"; ".join(missing)}. Read their output above, or raise '
+            '--minutes.'
+        )
 
 
 def synchronize() -> None:
@@ -214,7 +219,7 @@ def bl_and_sd(path: str | Path, options: Sequence[str]) -> tuple[Config, Config]
     """The config ``path`` as BL and as SD, :func:`without_data`; UserError if it has no teacher."""
     distilled = without_data(path, options)
     if not distilled.algorithm.teacher_weight > 0:
-        raise UserError(f'{path} has no teacher: give the config of an SD row.')
+        raise UserError(f'{path} has no teacher: give the config of an SD run.')
     return without_data(path, [*options, 'algorithm.teacher_weight=0.0']), distilled
 
 
@@ -301,7 +306,7 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
     ratio = median['SD'] / median['BL']
     return [
         *rows,
-        *(row(f'{title}: {name}, a step', 1000 * value, 'ms') for name, value in median.items()),
+        *(row(f'{title}: {name}, per step', 1000 * value, 'ms') for name, value in median.items()),
         row(f'{title}: BL', rate, 'images/s', at_least=1900.0 if whole else None),
         row(f'{title}: SD step / BL step', ratio, at_most=1.22 if GPU else 1.26),
         row(f'{title}: BL step / bare loop', median['BL'] / median['bare loop']),
@@ -369,12 +374,12 @@ def saving_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
         return len(spent) == rounds
 
     run_until(config, enough)
-    title, median = f'{Path(path).stem}: a checkpoint', statistics.median(spent)
+    title, median = f'{Path(path).stem}: checkpoint', statistics.median(spent)
     share = median / (60 * config.default_hooks.checkpoint.minutes)
     return [
         row(f'{title}, size', sizes[-1], 'MB'),
         row(f'{title}, saving and verifying', median, 's'),
-        row(f'{title}, share of the time between two', share, at_most=0.01),
+        row(f'{title}, share of the time between two checkpoints', share, at_most=0.01),
     ]
 
 

@@ -84,7 +84,7 @@ def error_figure(
     runs = {label: curves(record) for label, record in records.items()}
     for label, run in runs.items():
         if not all(epochs for epochs, _ in run.values()):
-            raise UserError(f'The record of {label} has no curve: it must hold whole epochs.')
+            raise UserError(f'The record of {label} has no curve: finish an epoch first.')
     last = max(run['test'][0][-1] for run in runs.values())
     start = first_epoch if first_epoch is not None else last - max(1, last // 3)
     if not 0 <= start < last:

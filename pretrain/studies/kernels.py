@@ -124,13 +124,13 @@ def kernel_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
         title = f'{Path(path).stem}: {name}'
         launched, waits = count(config, rounds)
         kernels.append(launched)
-        rows.append(row(f'{title}, kernels an iteration', launched))
-        rows.append(row(f'{title}, waits an iteration between log lines', waits, at_most=0))
+        rows.append(row(f'{title}, kernels per iteration', launched))
+        rows.append(row(f'{title}, waits per iteration between log lines', waits, at_most=0))
         if GPU:
             profiled = Profile()
             run_until(config, profiled)
-            rows.append(row(f'{title}, kernels an iteration, profiled', profiled.kernels))
-            rows.append(row(f'{title}, utilisation of the GPU', profiled.utilisation))
+            rows.append(row(f'{title}, kernels per iteration, profiled', profiled.kernels))
+            rows.append(row(f'{title}, GPU utilisation', profiled.utilisation))
     goal = ALLOWED if config.model.network.get('depth') == 152 else None
     more = kernels[1] - kernels[0]
-    return [*rows, row(f'{Path(path).stem}: kernels of SD beyond BL', more, at_most=goal)]
+    return [*rows, row(f'{Path(path).stem}: extra kernels of SD over BL', more, at_most=goal)]

@@ -101,7 +101,7 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
         'OpenCV, crop and mirror': opencv_pipeline(False),
         'torchvision, whole augmentation': torchvision_pipeline(rotate, jitter),
         'OpenCV, whole augmentation': opencv_pipeline(True),
-        'decode alone': opened(lambda image: image),
+        'decoding only': opened(lambda image: image),
     }
     if TIMM:
         from timm.data import create_transform
@@ -114,7 +114,7 @@ def loader_rows(folder: Path, rounds: int) -> list[dict]:
         for source, target in zip(files, small, strict=True):
             target.write_bytes(shrink_image(source.read_bytes(), 256))
         steps = {name: lambda load=load: list(map(load, files)) for name, load in pipelines.items()}
-        steps['ours, of images shrunk to 256'] = lambda: list(map(ours, small))
+        steps['ours, on images shrunk to 256'] = lambda: list(map(ours, small))
         median = seconds(steps, rounds)
     rate = {name: len(files) / value for name, value in median.items()}
     rows = [row(name, value, 'images/s') for name, value in rate.items()]

@@ -52,7 +52,7 @@ def paper_table(name: str, records: Sequence[dict], backbones: Sequence[str] = B
         UserError: if a backbone is not in Table 3, or the records do not belong in one table.
     """
     if unknown := [backbone for backbone in backbones if backbone not in BACKBONES]:
-        raise UserError(f'Table 3 has no {unknown[0]}: choose of {", ".join(BACKBONES)}.')
+        raise UserError(f'Table 3 has no {unknown[0]}: choose from {", ".join(BACKBONES)}.')
     if name not in ('3', '4'):
         records = [r for r in records if r['status'] == 'finished']
     if name in ON_RECORDS:

@@ -55,11 +55,14 @@ class Similarity:
         config = prepare(load_config(self.config, self.options), self.launcher.gpus or 1)
         shared = list(self.shared_epochs)
         if config.algorithm.generations != [config.epochs] or config.algorithm.teacher_weight:
-            raise UserError(f'{self.config} is not of a baseline: choose one with generations=1.')
+            raise UserError(
+                f'{self.config} is not the config of a baseline: give one with '
+                'algorithm.generations=1 and algorithm.teacher_weight=0.'
+            )
         if not shared or shared != sorted({*shared} & {*range(config.epochs)}):
             raise UserError(
-                f'The shared epochs are {shared}: give different ones in ascending order, from 0 '
-                f'to less than epochs={config.epochs}.'
+                f'The shared epochs are {shared}: give different ones in ascending order, at least '
+                f'0 and less than epochs={config.epochs}.'
             )
         pairs = [(student, teacher) for student in shared for teacher in shared]
         kept = [f'keep_epochs={[epochs for epochs in shared if epochs]}']

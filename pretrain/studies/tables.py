@@ -29,7 +29,7 @@ METRIC = 'top1_error'
 # Runs of a network may differ in these and still belong in one table.
 MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
 MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
-ABOUT_GAIN = 'A gain above 0 is a lower error, in points.'
+ABOUT_GAIN = 'Gains are in percentage points; a positive gain means a lower error.'
 RESNET_EPOCHS = 164  # for ResNets on CIFAR-100 (Section 4.1)
 TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
@@ -153,10 +153,12 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         cost = [*_cost(mine, base, 'iterations'), *_cost(mine, base, 'seconds')]
         rows.append([config.algorithm.name, *attributes, *error, *_gain(mine, base), *cost])
     notes.append(
-        'The cost is that of the run. A network of another architecture was trained before, in a '
-        'run of its own, which is not counted.'
+        'The cost is that of the run alone, without the earlier run that trained a network of '
+        'another architecture.'
     )
-    notes.append('Seconds of runs that shared a machine are not comparable with others.')
+    notes.append(
+        'The seconds of runs that shared a machine are not comparable with those of others.'
+    )
     notes.append(ABOUT_GAIN)
     return Table(header, rows, 3, notes)
 
@@ -174,7 +176,9 @@ def teachers_table(records: Sequence[dict]) -> Table:
     """
     mine = [*filter(has_own_teacher, records)]
     if not mine:
-        raise UserError('There is no record of a run with a teacher of its own.')
+        raise UserError(
+            'There is no record of a run with a teacher of its own: give records of SD runs.'
+        )
     _one_setting(mine)
     rows = []
     for label in dict.fromkeys(r['label'] for r in mine):
@@ -208,7 +212,7 @@ def _c_l(algorithm: Mapping[str, Any]) -> str:
     """Describe c_l, the iteration whose weights teach iteration l."""
     every, lag, decay = (algorithm.get(name) for name in ('copy_every', 'lag', 'decay'))
     if every is None:
-        return f'end of the last of {len(algorithm["generations"])} mini-generations'
+        return f'end of the previous mini-generation (of {len(algorithm["generations"])})'
     lag = lag or 1
     c_l = f'l - {lag}' if every == 1 else f'l - {lag + every - 1} to l - {lag}'
     return f'average up to {c_l}, decay {decay}' if decay else c_l
@@ -223,7 +227,7 @@ def errors_table(records: Sequence[dict]) -> Table:
         UserError: if there are no records, or those of a network do not belong in one table.
     """
     if not records:
-        raise UserError('There is no finished pretraining run: tools/sweep.py makes them.')
+        raise UserError('There is no finished pretraining run: train some with tools/sweep.py.')
     rows, notes = [], []
     for backbone in sorted({backbone_of(r['identity']) for r in records}):
         mine = [r for r in records if backbone_of(r['identity']) == backbone]
@@ -243,7 +247,7 @@ def errors_table(records: Sequence[dict]) -> Table:
             rows.append(row)
     columns = ('network', 'label', 'top-1 error', 'top-5 error', 'n', 'gain over BL', 'p')
     gain = f' {ABOUT_GAIN}' * any('gain over BL' in row for row in rows)
-    notes.append(f'Errors in percent after the last epoch, on the images of val.{gain}')
+    notes.append(f'Errors are in percent, after the last epoch, on the images in val.{gain}')
     return Table.of(rows, columns, 2, notes)
 
 
@@ -273,7 +277,7 @@ def table_2(records: Sequence[dict]) -> Table:
             cells.setdefault(key, []).append(100.0 - _last(record))
             mine.append(record)
     if not mine:
-        raise UserError('There is no record of Table 2: tools/similarity.py makes them.')
+        raise UserError('There is no record of Table 2: train its runs with tools/similarity.py.')
     _one_setting(mine)
     full = _epochs(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
     full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
@@ -291,7 +295,7 @@ def table_2(records: Sequence[dict]) -> Table:
         rows.append([f'student #{student}', 'ours', *values])
     counts = sorted({len(values) for values in cells.values()})
     notes = [_describe(mine, full)]
-    notes.append(f'Accuracy in percent, n = {" or ".join(map(str, counts))}.')
+    notes.append(f'Accuracies are in percent, n = {" or ".join(map(str, counts))}.')
     return Table(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, 2, notes)
 
 
@@ -303,7 +307,7 @@ def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
         seeds = [*map(_seed, mine)]
         if len(set(seeds)) < len(seeds):
             raise UserError(
-                f'Two records are of {backbone_of(config)}, {config.algorithm.name} and the same '
+                f'Two records of {backbone_of(config)}, {config.algorithm.name} have the same '
                 'seed: keep one of them.'
             )
     return arms
@@ -347,8 +351,8 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
     ]
     if going_on:
         notes.append(
-            f'NOT FINISHED: {"; ".join(going_on)}. Such a run counts in n, and has the errors of '
-            'the mini-generations that have ended. Best, ensemble, gain and p are of finished runs.'
+            f'NOT FINISHED: {"; ".join(going_on)}. Such runs count in n, with the errors of the '
+            'mini-generations that have ended. Best, ensemble, gain and p are of finished runs.'
         )
     kinds = [_kind(config) for config, _ in arms]
     others = (r['identity'] for r in _with_ends(records) if _kind(r['identity']) not in kinds)
@@ -356,7 +360,7 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
     if names:
         listed = '; '.join(f'{name} ({count})' for name, count in names.items())
         notes.append(
-            f'Records that belong in no row: {listed}. tools/table.py errors shows any records.'
+            f'Records that belong in no row: {listed}. tools/table.py errors shows all records.'
         )
     return notes
 
@@ -389,10 +393,11 @@ def _describe(records: Sequence[dict], full: bool = True) -> str:
     """Describe runs of one setting; unless they are ``full``, mark them as shortened."""
     identity, data = records[0]['identity'], records[0]['data']
     devices = ', '.join(sorted({r['device'] for r in records}))
+    images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
         f'{"" if full else SHORTENED}{backbone_of(identity)}: '
-        f'{number_of(_epochs(records[0]), "epochs")} a run, {data["train"]["count"]} training and '
-        f'{data["val"]["count"]} test images, batch {identity["batch_size"]}, on {devices}.'
+        f'{number_of(_epochs(records[0]), "epochs")} per run, {images}, '
+        f'batch size {identity["batch_size"]}, on {devices}.'
     )
 
 

@@ -325,7 +325,7 @@ def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file, monkeypat
 
 def test_one_image_a_process_cannot_be_normalised(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=4')
-    with pytest.raises(UserError, match='fewer processes or a larger batch_size'):
+    with pytest.raises(UserError, match='fewer processes, a larger batch_size or fewer'):
         prepare(config, world_size=4)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert prepare(config, world_size=4).train_dataloader.batch_size == 1

@@ -195,6 +195,6 @@ def test_probe_has_its_rows_in_the_transfer_table(
     lines = [line for line in table.splitlines() if line.startswith('| probe top1_accuracy')]
     assert [line.split('|')[2].strip() for line in lines] == ['BL', 'SD']
     assert all(' 1 × 1 ' in line for line in lines)
-    assert 'knn_r18: ResNet-18, 32 training and 12 test images, nothing trained' in table
+    assert 'knn_r18: ResNet-18, 32 training and 12 test images, no training, on' in table
     assert str(study.run()) == table
     assert len(launched) == 2

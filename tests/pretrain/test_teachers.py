@@ -283,7 +283,7 @@ def test_settings_that_do_not_go_together(tiny_config: Callable, tmp_path: Path)
     hint = {'type': 'HintLoss', 'student': '3', 'teacher': '3', 'channels': [16, 16]}
     for options, message in (
         ([f'teacher.checkpoint={path}'], '13 tensors that the network has are missing'),
-        ([f'teacher.checkpoint={path}', 'algorithm.copy_every=1'], 'leave it or teacher.checkp'),
+        ([f'teacher.checkpoint={path}', 'algorithm.copy_every=1'], 'leave one of them out'),
         (['algorithm.copy_every=1', 'algorithm.teacher_weight=0'], 'copy_every is given, but'),
         (["teacher.network={'type': 'TinyNet', 'num_classes': 4}"], 'need teacher.checkpoint'),
         ([f'algorithm.features={hint}'], 'algorithm.features need teacher.checkpoint'),

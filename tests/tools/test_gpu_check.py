@@ -45,7 +45,7 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
     assert len(steps) == len(lines) == 23
     for step, line in zip(steps, lines, strict=True):
         name, command = step.split(' | ', 1)
-        out = 'left out: this machine' if name.endswith('(GPU)') else 'not begun: the time was over'
+        out = 'left out: this machine' if name.endswith('(GPU)') else 'not started: out of time'
         assert line.startswith(f'{name}: {out}')
         command = command.replace('$cifar', 'configs/pretrain/cifar100')
         words = re.findall(r'(?:configs|tools|tests)/[\w/{},.]+', command)
@@ -96,8 +96,8 @@ def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) 
     script = with_steps(tmp_path, steps, '$((SECONDS + 2))')
     _, *lines, error = check(tmp_path / 'report.txt', script)
     assert [line.split(' (')[0] for line in lines] == [
-        'long: stopped: the time was over',
-        'next: not begun: the time was over',
+        'long: stopped: out of time',
+        'next: not started: out of time',
     ]
     assert '2 of 2 steps failed' in error
     time.sleep(4)

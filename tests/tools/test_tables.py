@@ -51,7 +51,7 @@ def test_every_table_has_its_command(call: Callable) -> None:
             'No folder or file nowhere/run.json',
         ),
         (['tools/plot_curves.py', 'A=tests', 'A=tools', 'x.png'], 'A name is given twice'),
-        (['tools/plot_curves.py', 'A=tests', 'x.jpeg2'], 'x.jpeg2 is no image that can be'),
+        (['tools/plot_curves.py', 'A=tests', 'x.jpeg2'], 'x.jpeg2 cannot be written as an image'),
         (['tools/sweep.py', 'configs/nowhere.py'], 'No config configs/nowhere.py'),
         (
             ['tools/similarity.py', '--cfg-options', 'data_root=nowhere'],

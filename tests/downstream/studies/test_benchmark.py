@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.parametrize('config', ['small/knn_r18', 'demo/r18_bl'])
 def test_what_is_no_fine_tuning_is_named(config: str) -> None:
-    with pytest.raises(UserError, match='is no config of fine-tuning'):
+    with pytest.raises(UserError, match='is not a fine-tuning config'):
         benchmark.finetune_rows(ROOT / f'configs/{config}.py', [], rounds=1)
 
 

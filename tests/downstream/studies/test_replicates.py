@@ -81,7 +81,8 @@ def test_paired_test_is_the_mixed_models(pretrainings: int, tunings: int) -> Non
     assert f'over {pretrainings} pretraining seeds × {y.shape[2]} fine-tuning {tunings}, p = ' in (
         result.verdict()
     )
-    assert result.verdict().endswith('this covers the variation of pretraining and fine-tuning.')
+    said = 'the comparison covers the variation of pretraining and fine-tuning.'
+    assert result.verdict().endswith(said)
 
 
 def test_replicates_are_paired_by_their_seeds_in_any_order() -> None:
@@ -102,7 +103,8 @@ def test_one_replicate_is_tested_over_fine_tuning_alone() -> None:
     assert not result.method
     assert 'over 4 fine-tuning seeds, p' in result.verdict()
     assert result.verdict().endswith(
-        'the variation of fine-tuning alone: it compares these backbones, not the methods.'
+        'is between these backbones, not between the methods, since it covers the variation of '
+        'fine-tuning alone.'
     )
 
 

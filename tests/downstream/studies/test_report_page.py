@@ -113,7 +113,7 @@ def test_every_part_is_there(html: str) -> None:
         == 1 + len(RECORDS) + len(METHODS)
     )
     captions = [text for _, text in page.all('figcaption')]
-    for part in ('Gain over BL', 'errors in', 'loss', 'entropy', 'agreement', 'learning rate'):
+    for part in ('Gain over BL', 'test errors', 'loss', 'entropy', 'agreement', 'learning rate'):
         assert any(part in caption for caption in captions), part
 
 
@@ -201,7 +201,7 @@ def test_runs_of_one_label_and_two_lengths_have_curves_each(tmp_path: Path) -> N
     write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
     captions = [text for _, text in Page((tmp_path / 'out.html').read_text()).all('figcaption')]
     for length in (3, 4):
-        assert any(f'{length} epochs: errors in training' in caption for caption in captions)
+        assert any(f'{length} epochs: training and test errors' in caption for caption in captions)
 
 
 @pytest.mark.parametrize('lost', ['the time of an epoch', 'an epoch', 'everything'])
@@ -242,7 +242,7 @@ def test_pictures_show_the_truth_and_each_backbone(html: str) -> None:
     labels = list(dict.fromkeys(record['label'] for record in FINE_TUNED))
     images = Page(html).all('img')
     names = [found['alt'].split(', ')[-1] for found, _ in images]
-    assert names == 2 * ['truth', *labels]
+    assert names == 2 * ['ground truth', *labels]
     for (found, _), colour in zip(images[:2], (RED, BLUE), strict=True):
         data = base64.b64decode(found['src'].removeprefix('data:image/jpeg;base64,'))
         image = Image.open(io.BytesIO(data))
@@ -259,7 +259,7 @@ def test_pictures_are_of_the_first_run_that_has_some(tmp_path: Path) -> None:
     Image.new('RGB', (60, 20), BLUE).save(tmp_path / 'run1/pictures/a.png')
     write_report([tmp_path], tmp_path / 'out.html')
     images = Page((tmp_path / 'out.html').read_text()).all('img')
-    assert [found['alt'].split(', ')[-1] for found, _ in images] == ['truth', 'BL']
+    assert [found['alt'].split(', ')[-1] for found, _ in images] == ['ground truth', 'BL']
 
 
 def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:

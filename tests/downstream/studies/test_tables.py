@@ -109,7 +109,7 @@ def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
     records = [record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))]
     table = str(transfer_table(records))
     (row,) = named(table)
-    assert '≤: the pretrainings were fine-tuned once each' in table
+    assert '≤: each pretraining was fine-tuned once' in table
     assert (row['between'], row['n'], 'within' in row) == ('≤ 1.41', '2 × 1', False)
 
 
@@ -183,21 +183,21 @@ def test_only_shared_seeds_are_paired() -> None:
     )
     words = sentence({0: 70.0, 1: 71.0}, {1: 72.5})
     assert words == (
-        '+1.50 over 1 fine-tuning seed that both have, 1 other run left out: no test is possible'
+        '+1.50 over 1 fine-tuning seed that both have, 1 other run left out, so no test is possible'
     )
 
 
 def test_where_no_test_is_possible() -> None:
-    assert sentence({0: 70.0}, {0: 69.5}) == '-0.50 over 1 fine-tuning seed: no test is possible'
+    assert sentence({0: 70.0}, {0: 69.5}) == '-0.50 over 1 fine-tuning seed, so no test is possible'
     # 0.1 twice, up to rounding in binary.
     same = sentence({0: 70.1, 1: 71.3}, {0: 70.2, 1: 71.4})
-    assert same == '+0.10 over 2 fine-tuning seeds, the same with each: no test is possible'
+    assert same == '+0.10 over 2 fine-tuning seeds, with equal differences, so no test is possible'
     assert sentence({0: 70.0}, {}) == 'no seed in common: no comparison is possible.'
     assert sentence({0: 70.0}, {1: 70.0}) == 'no seed in common: no comparison is possible.'
 
 
 def test_what_seeds_do_not_vary_is_said_where_backbones_are_compared() -> None:
-    said = 'it compares these backbones, not the methods'
+    said = 'the comparison is between these backbones, not between the methods'
     assert said in str(transfer_table([record('BL', 0, 0.7), record('SD', 0, 0.7)]))
     assert said not in str(transfer_table([record('BL', 0, 0.7), record('BL', 1, 0.7)]))
 
@@ -214,7 +214,8 @@ def test_one_seed_has_no_spread_and_miou_is_in_percent() -> None:
 def test_what_holds_for_all_comparisons_is_said_once() -> None:
     labels = 'BL', 'SE', 'SD'
     table = str(transfer_table([record(label, 0, 0.7) for label in labels], labels))
-    assert '- all comparisons: over 1 fine-tuning seed: no test is possible; it compares' in table
+    said = '- all comparisons: over 1 fine-tuning seed, so no test is possible; the comparison is'
+    assert said in table
     assert ' against ' not in table
 
 
@@ -296,7 +297,7 @@ def test_two_configs_of_one_task_are_told_apart() -> None:
     )
     names = [row['task'].split()[0] for row in named(table)]
     assert names == ['c4', 'c4', 'fpn', 'fpn', 'segmentation', 'segmentation']
-    assert 'c4, SD against BL; fpn, SD against BL: over 1 fine-tuning seed: no test' in table
+    assert 'c4, SD against BL; fpn, SD against BL: over 1 fine-tuning seed, so no test' in table
     assert 'segmentation, SD against BL: no seed in common' in table
 
 

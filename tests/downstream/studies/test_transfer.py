@@ -225,7 +225,7 @@ def test_each_run_is_fitted_to_its_backbone(
     said = [line for line in capsys.readouterr().out.splitlines() if 'fitted' in line]
     assert len(said) == 2
     assert said[0].startswith(
-        f'{DETECTION.stem}, SD, pretraining4, seed 0: fitted to the backbone with '
+        f'{DETECTION.stem}, SD, pretraining4, seed 0: adapted to the backbone with '
     )
     assert said[1].endswith('model.data_preprocessor.bgr_to_rgb=False')
 
@@ -317,9 +317,9 @@ def test_unlike_replicates_stop_before_anything_runs(
         replace(transfer, backbones={'BL': files}).run()
     with pytest.raises(UserError, match='Two files of BL hold the same weights'):
         replace(transfer, backbones={'BL': files[:1] * 2}).run()
-    with pytest.raises(UserError, match='BL is a config and more'):
+    with pytest.raises(UserError, match='BL has a config and other files'):
         replace(transfer, backbones={'BL': [Path('bl.py'), *files]}).run()
-    with pytest.raises(UserError, match='--pretrain-seeds has no config'):
+    with pytest.raises(UserError, match='--pretrain-seeds needs a config'):
         replace(transfer, pretrain_seeds=[0, 1]).run()
     assert not launched
 

@@ -53,7 +53,7 @@ def test_all_goes_on_after_a_failure_and_ends_in_time(
 
     monkeypatch.setattr(benchmark.subprocess, 'run', measure)
     commands = [['python', 'benchmark.py', name] for name in ('one', 'fails', 'two')]
-    with pytest.raises(UserError, match='Without rows, failed or out of time: fails'):
+    with pytest.raises(UserError, match=r'^Failed or out of time: fails'):
         benchmark.report_all(commands, 5, file)
     assert [line['name'] for line in benchmark.read_rows(file)] == ['one', 'two']
     assert [name for name, _ in ran] == ['one', 'fails', 'two']
@@ -123,10 +123,10 @@ def test_without_data_a_config_is_what_its_run_prepares() -> None:
 def test_steps_of_a_small_network() -> None:
     rows = benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
     values = {row['name'].removeprefix('r152_sd, batch 2: '): row['value'] for row in rows}
-    assert values['BL'] == pytest.approx(2000 / values['BL, a step'])
-    ratio = values['SD, a step'] / values['BL, a step']
+    assert values['BL'] == pytest.approx(2000 / values['BL, per step'])
+    ratio = values['SD, per step'] / values['BL, per step']
     assert values['SD step / BL step'] == pytest.approx(ratio)
-    ratio = values['BL, a step'] / values['bare loop, a step']
+    ratio = values['BL, per step'] / values['bare loop, per step']
     assert values['BL step / bare loop'] == pytest.approx(ratio)
 
 
@@ -134,7 +134,7 @@ def test_bf16_is_measured_against_float32(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr('pretrain.runs.precision.device_without_bf16', lambda: None)
     rows = benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
     found = {row['name'].removeprefix('r152_sd, batch 2: '): row for row in rows}
-    ratio = found['BL, a step']['value'] / found['BL in float32, a step']['value']
+    ratio = found['BL, per step']['value'] / found['BL in float32, per step']['value']
     gain = found['BL step / BL step in float32']
     assert gain['value'] == pytest.approx(ratio)
     assert gain['goal'] == '≤ 0.62'

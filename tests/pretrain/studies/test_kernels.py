@@ -76,8 +76,8 @@ def test_kernels_of_a_small_network() -> None:
     path = ROOT / 'configs/pretrain/r152_sd.py'
     rows = kernel_rows(path, ['model.network.depth=18'], rounds=1)
     values = {row['name']: row['value'] for row in rows}
-    bl, sd = (values[f'r152_sd: {name}, kernels an iteration'] for name in ('BL', 'SD'))
-    assert values['r152_sd: kernels of SD beyond BL'] == sd - bl
+    bl, sd = (values[f'r152_sd: {name}, kernels per iteration'] for name in ('BL', 'SD'))
+    assert values['r152_sd: extra kernels of SD over BL'] == sd - bl
     waits = [value for name, value in values.items() if 'waits' in name]
     assert waits == [0, 0]
     # Of each of the 20 convolutions in BL: itself and the cast of its weights, two gradients (the

@@ -77,5 +77,5 @@ def test_a_seed_is_given_once(tiny_file: Callable, launched: list[Run], tmp_path
 def test_source_is_a_baseline(tiny_file: Callable, launched: list[Run], tmp_path: Path) -> None:
     for taught in ({'teacher_weight': 1.0}, {'generations': 2}):
         config = tiny_file('sd', **{'generations': 1} | taught)
-        with pytest.raises(UserError, match='not of a baseline'):
+        with pytest.raises(UserError, match='not the config of a baseline'):
             Similarity(config, [0], [0], tmp_path / 'out').run()

@@ -174,7 +174,7 @@ def test_runs_that_go_on_show_the_mini_generations_that_have_ended(tmp_path: Pat
     assert cells(table, 'ResNet-20', 'SE', 'ours') == ['36.50', *missing, '1', '', '']
     assert cells(table, 'ResNet-20', 'SD T=2', 'ours') == ['missing', *missing, '0', '', '']
     said = 'NOT FINISHED: ResNet-20, SE, seed 0 (1 of 4 mini-generations); ResNet-20, SD T=3, seed'
-    assert f'{said} 1 (2 of 4 mini-generations). Such a run' in str(table)
+    assert f'{said} 1 (2 of 4 mini-generations). Such runs' in str(table)
     finished = table_3(find_records(tmp_path), ROWS)
     assert cells(finished, 'ResNet-20', 'SD T=3', 'ours')[6] == '1'
     assert 'NOT FINISHED' not in str(finished)
@@ -183,7 +183,7 @@ def test_runs_that_go_on_show_the_mini_generations_that_have_ended(tmp_path: Pat
 def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [90.0], epochs=8)
     table = str(table_3(find_records(tmp_path), ROWS))
-    assert 'SHORTENED, not comparable with the paper. ResNet-20: 8 epochs a run' in table
+    assert 'SHORTENED, not comparable with the paper. ResNet-20: 8 epochs per run' in table
     assert 'delta' not in table.replace('gain', '')
 
 
@@ -193,7 +193,7 @@ FEWER = {'train': {'count': 2_000}, 'val': {'count': 10_000}}
 def test_runs_on_fewer_images_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [60.0], data=FEWER)
     table = str(table_3(find_records(tmp_path), ROWS))
-    assert 'SHORTENED, not comparable with the paper. ResNet-20: 164 epochs a run, 2000' in table
+    assert 'SHORTENED, not comparable with the paper. ResNet-20: 164 epochs per run, 2000' in table
     assert 'delta' not in table
 
 
@@ -228,7 +228,7 @@ def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
         table_3(find_records(records), ROWS)
     shutil.rmtree(records / 'resnet20_sd_t2')
     write(records / 'more', 'resnet20_bl', 0, [34.0])
-    with pytest.raises(UserError, match='ResNet-20, BL and the same seed'):
+    with pytest.raises(UserError, match='ResNet-20, BL have the same seed'):
         table_3(find_records(records), ROWS)
 
 
@@ -306,7 +306,7 @@ def test_teachers_are_compared_by_what_the_records_hold(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert cells(table, 'resnet20_ema')[0] == 'average up to l - 1, decay 0.99'
     assert cells(table, 'resnet20_sd_t2')[:3] == [
-        'end of the last of 4 mini-generations', '40.00', '61.00',
+        'end of the previous mini-generation (of 4)', '40.00', '61.00',
     ]  # fmt: skip
     assert 'resnet20_kd' not in table
     assert 'resnet20_bl' not in table
