@@ -225,9 +225,9 @@ def _fill_schedule(config: Config) -> None:
             scheduler.end = epochs  # one before it is a warm-up and keeps its length
         if late := [m for m in scheduler.get('milestones', ()) if m >= epochs]:
             raise UserError(
-                f'The learning rate is set to fall after epoch {late[0]}, which is not within '
-                f'train_cfg.max_epochs={epochs}: set param_scheduler.{index}.milestones as well, '
-                'or param_scheduler=[] for a constant rate.'
+                f'The learning rate would fall after epoch {late[0]}, but train_cfg.max_epochs is '
+                f'{epochs}: set param_scheduler.{index}.milestones too, or param_scheduler=[] for '
+                'a constant rate.'
             )
 
 

@@ -137,8 +137,8 @@ def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, str]:
     depths = {(n, block.expansion > 1): d for d, (block, n) in _resnet().arch_settings.items()}
     if (depth := depths.get(kind)) is None:
         raise UserError(
-            f'is not a ResNet-18, 34, 50, 101 or 152: its stages have {counts} blocks and its '
-            f'first tensor is {next(iter(weights), None)}.'
+            f'is not a ResNet-18, 34, 50, 101 or 152, and no other network can be imported: its '
+            f'stages have {counts} blocks and its first tensor is {next(iter(weights), None)}.'
         )
     if 'stem.0.weight' not in weights:
         return depth, 'v1'

@@ -74,7 +74,7 @@ def predict(
         if not path.is_file():
             raise UserError(f'No image {path}: give the paths of files, such as photos/*.jpg.')
         if reason := _unusable(path, may_be_thin=is_classifier):
-            raise UserError(f'{path} cannot be used ({reason}).')
+            raise UserError(f'{path} cannot be used ({reason}): leave it out.')
     predicted = _classify(trained) if is_classifier else _find(trained, threshold)
     for path, file in zip(images, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)

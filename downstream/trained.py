@@ -66,7 +66,9 @@ def load_trained(path: str | Path, precision: str = 'float32') -> Trained:
             model = set_precision(models.build(settings.model), precision)
         part, weights = model, checkpoint['state_dict']
     if mismatch := tensor_mismatch(weights, part.state_dict(), 'its model'):
-        raise UserError(f'{path} does not hold the weights of its model: {mismatch}.')
+        raise UserError(
+            f'{path} does not hold the weights of its model ({mismatch}): use an intact checkpoint.'
+        )
     part.load_state_dict(weights)
     model = model.to(get_device(), memory_format=torch.channels_last).eval()
     return Trained(model, settings, dict(meta['dataset_meta']))

@@ -60,7 +60,10 @@ def check_other_run(path: str, network: dict, config: Config, key: str) -> str:
     with torch.device('meta'):
         wanted = MODELS.build(dict(network)).state_dict()
     if mismatch := tensor_mismatch(weights, wanted, 'the network'):
-        raise UserError(f'{path} is of another network than {dict(network)}: {mismatch}.')
+        raise UserError(
+            f'{path} does not hold the weights of {dict(network)}: {mismatch}. Choose a checkpoint '
+            'of this network.'
+        )
     return weights_sha256(weights)
 
 

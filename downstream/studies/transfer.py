@@ -88,8 +88,8 @@ class Transfer:
             if not is_usual_resnet(network):
                 width = f' of width {network.width}' if 'width' in network else ''
                 raise UserError(
-                    f'{label} is a {network.type}{width}, which no detector or segmenter here is '
-                    'built on: give the config of a ResNet of the usual width.'
+                    f'{label} is a {network.type}{width}, but the detectors and segmenters here '
+                    'need a ResNet of the usual width: give the config of one.'
                 )
             depths[label] = network.depth
         known = {}

@@ -138,12 +138,15 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
             for split, names in only.items()
             if names
         )
-        raise UserError(f'train and val of {root} hold different classes: {", ".join(found)}.')
+        raise UserError(
+            f'train and val of {root} hold different classes: {", ".join(found)}. Give both the '
+            'same.'
+        )
     for name in train:
         if (root / 'train' / name).samefile(root / 'val' / name):
             raise UserError(
-                f'train/{name} and val/{name} of {root} are the same folder: a run would be '
-                'tested on its training images.'
+                f'train/{name} and val/{name} of {root} are the same folder, so a run would be '
+                'tested on its training images: give each split its own images.'
             )
 
 

@@ -67,8 +67,8 @@ def load_from_disk(path: str, map_location: Any = 'cpu') -> dict:
         raise
     except Exception as error:  # torch raises many types for a damaged file, even struct.error
         raise UserError(
-            f'{path} is damaged, or holds more than tensors and plain values, which could run '
-            'code: use an intact .pth file, or ask its owner to save only model.state_dict().'
+            f'{path} is damaged, or holds objects that could run code: use an intact .pth file '
+            'of tensors and plain values, or ask its owner to save only model.state_dict().'
         ) from error
     if not isinstance(content, dict):
         raise UserError(

@@ -82,7 +82,7 @@ def check_processes(count: int) -> None:
     if not 1 <= count <= (gpus or cores):
         have = number_of(gpus, 'GPUs') if gpus else f'no GPU and {number_of(cores, "CPU cores")}'
         raise UserError(
-            f'{count} processes on a machine with {have}: ask for {gpus or cores} or fewer.'
+            f'{count} processes on a machine with {have}: start at most {gpus or cores}.'
         )
 
 

@@ -141,7 +141,7 @@ def start(args: argparse.Namespace) -> None:
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
     if not launched:
         anew = args.resume and not (args.start_from or holds_run(work_dir))
-        more = ', which holds no run yet: it begins anew' if anew else ''
+        more = ', which holds no run to resume: a new one begins' if anew else ''
         print(f'{args.config}: the folder of the run is {work_dir}{more}.', flush=True)
     config.work_dir = str(work_dir)
     check_writable(work_dir)

@@ -89,7 +89,8 @@ def collect_records(source: Path, out: Path, running: bool = False) -> int:
         raise UserError(f'{out} would not be read as records: give it the suffix .jsonl.')
     records = [r for r in read_records(source) if running or r['status'] == 'finished']
     if not records:
-        raise UserError(f'There is no record of a {"" if running else "finished "}run in {source}.')
+        kind = '' if running else 'finished '
+        raise UserError(f'There is no record of a {kind}run in {source}: name another folder.')
     records.sort(
         key=lambda r: (r['config'], r['label'], r['identity']['randomness']['seed'], json.dumps(r))
     )

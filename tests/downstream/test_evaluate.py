@@ -245,5 +245,7 @@ def test_weights_that_do_not_fit_their_model_are_named(train: Callable, tmp_path
     content = load_from_disk(tmp_path / 'epoch_1.pth')
     del content['state_dict']['student.0.weight']
     torch.save(content, tmp_path / 'part.pth')
-    with pytest.raises(UserError, match=r'part\.pth does not hold the weights .* \(0\.weight\)'):
+    with pytest.raises(
+        UserError, match=r'part\.pth does not hold the weights .* \(0\.weight\)\): use'
+    ):
         evaluate(CLASSIFIER, tmp_path / 'part.pth')

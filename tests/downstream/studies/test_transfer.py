@@ -175,9 +175,9 @@ def test_network_without_a_detector_stops_before_anything_runs(
     squeezed, wide = Path('configs/pretrain/ser152_sd.py'), tmp_path / 'wide.py'
     bases = [str(ROOT / f'configs/_base_/{name}.py') for name in ('runtime', 'pretrain/demo')]
     wide.write_text(f'_base_ = {bases}\nmodel = dict(network=dict(depth=50, width=128))\n')
-    with pytest.raises(UserError, match='SE is a SEResNet, which no detector'):
+    with pytest.raises(UserError, match='SE is a SEResNet, but the detectors'):
         replace(transfer, backbones={'SE': [squeezed]}).run()
-    with pytest.raises(UserError, match='W is a ResNet of width 128, which no detector'):
+    with pytest.raises(UserError, match='W is a ResNet of width 128, but the detectors'):
         replace(transfer, backbones={'W': [wide]}).run()
     assert not launched
 

@@ -304,7 +304,7 @@ def test_a_run_goes_on_where_it_left_its_config_or_says_that_it_begins(
         monkeypatch.setattr(sys, 'argv', ['start.py', *arguments])
         start.main()
         assert places.pop() == str(place)
-        assert ('begins anew' in capsys.readouterr().out) == anew
+        assert ('a new one begins' in capsys.readouterr().out) == anew
 
 
 @pytest.mark.parametrize('of_the_run', [False, True])
