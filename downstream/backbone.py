@@ -63,9 +63,9 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
     parts = backbone_parts(model)
     if provenance['stem'] == 'v1d' and len(parts) > 1:
         raise UserError(
-            'The backbone file is a ResNet v1d with pooling in the shortcut of layer4, which '
-            "mmdet's shared head does not support: use a config without model.roi_head."
-            'shared_head, such as one with FPN.'
+            'The backbone file is a ResNet v1d, which has pooling in the shortcut of layer4, but '
+            "mmdet's shared head has none: use a config without model.roi_head.shared_head, such "
+            'as one with FPN.'
         )
     for key, part in parts.items():
         facts += [('depth', part.depth, f'{key}.depth')]
