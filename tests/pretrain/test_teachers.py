@@ -254,7 +254,7 @@ def test_teacher_of_another_architecture(
         ({'mean': [0.0] * 3}, {'num_classes': 4}, r'mean=\[0.0, 0.0, 0.0\], but this run asks for'),
         ({'image_size': 64}, {'num_classes': 4}, 'image_size=64, but this run asks for 32'),
         ({}, {'num_classes': 5}, 'network.num_classes=4, but this run asks for 5'),
-        ({'num_classes': 5}, {'num_classes': 5}, 'with 5 classes, the student has 4'),
+        ({'num_classes': 5}, {'num_classes': 5}, 'with 5 classes, but the student has 4'),
     ],
 )
 def test_teacher_that_does_not_fit(
