@@ -74,7 +74,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
         facts += [(fact, list(preprocessor.get(fact, ())), f'model.data_preprocessor.{fact}')]
     for fact, ours, key in facts:
         theirs = provenance[fact]
-        if not same_fact(ours, theirs):
+        if not values_agree(ours, theirs):
             raise UserError(
                 f'The backbone file was trained with {fact} {theirs}, the config has {ours}: '
                 f'change {key}, or give another backbone_file.'
@@ -97,11 +97,11 @@ def fitting_options(config: Config, provenance: Mapping[str, Any]) -> list[str]:
         f'{key}={value}'
         for key, value in wanted.items()
         # A flag that the config does not set is False in mmdet and mmseg.
-        if not same_fact(present.get(key, False), value)
+        if not values_agree(present.get(key, False), value)
     ]
 
 
-def same_fact(ours: Any, theirs: Any) -> bool:
+def values_agree(ours: Any, theirs: Any) -> bool:
     """Whether two values agree; the numbers of lists may differ by a factor of 1 + 1e-5."""
     if isinstance(ours, list | tuple):
         pairs = zip(ours, theirs, strict=False)
@@ -109,7 +109,7 @@ def same_fact(ours: Any, theirs: Any) -> bool:
     return ours == theirs
 
 
-def select(
+def take_layers(
     weights: Mapping[str, Tensor], module: nn.Module, layers: Sequence[str]
 ) -> dict[str, Tensor]:
     """The tensors of ``layers``, given by top-level names such as ``conv1`` or ``layer4``. They
@@ -133,7 +133,7 @@ class ExportedBackbone:
 
     Unlike mmengine's ``Pretrained``, it skips no tensor that does not match. The Runner calls it
     when training starts, before it loads a checkpoint to resume from. It raises the errors of
-    :func:`select` and :func:`pretrain.runs.backbone_file.load_backbone_file`.
+    :func:`take_layers` and :func:`pretrain.runs.backbone_file.load_backbone_file`.
     """
 
     def __init__(self, checkpoint: str, layers: Sequence[str]) -> None:
@@ -142,6 +142,6 @@ class ExportedBackbone:
 
     def __call__(self, module: nn.Module) -> None:
         weights = load_backbone_file(self.checkpoint)
-        module.load_state_dict(select(weights, module, self.layers))
+        module.load_state_dict(take_layers(weights, module, self.layers))
         if hasattr(module, '_params_init_info'):  # the Runner logs it
             update_init_info(module, f'ExportedBackbone: {self.checkpoint}')

@@ -21,7 +21,7 @@ import pretrain.runs.log
 import pretrain.runs.randomness
 import pretrain.runs.record
 import pretrain.runs.train_loop  # noqa: F401
-from downstream.backbone import backbone_parts, check_handoff, select, top_level
+from downstream.backbone import backbone_parts, check_handoff, take_layers, top_level
 from downstream.mmcv_ops import install
 from downstream.voc_checks import (
     Split,
@@ -105,7 +105,7 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
         _check_probe(config)
         checked = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
         config.skip = checked.skip
-        return config, checked.content
+        return config, checked.hash_content
     if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
         config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
     config.runner_type = 'DownstreamRunner'
@@ -154,7 +154,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
         with scope as models, torch.device('meta'):
             module = models.build(part)
         layers = top_level(module.state_dict())
-        select(weights, module, layers)
+        take_layers(weights, module, layers)
         part.init_cfg = dict(
             type='ExportedBackbone', checkpoint=config.backbone_file, layers=layers
         )

@@ -216,7 +216,7 @@ def voc_palette() -> bytes:
     return np.concatenate(palette, axis=1).tobytes()
 
 
-def stream(seed: int, name: str) -> Generator:
+def random_numbers(seed: int, name: str) -> Generator:
     """The random generator of one image, such as 'imagenet/train/cat/7' or 'VOC2012/val/7'."""
     return np.random.default_rng([seed, *name.encode()])
 
@@ -255,7 +255,7 @@ def write_imagenet_folder(
     def contents() -> Iterator[tuple]:
         for split, kind in product(counts, CLASSES):
             for i in range(counts[split]):
-                rng = stream(seed, f'imagenet/{split}/{kind}/{i}')
+                rng = random_numbers(seed, f'imagenet/{split}/{kind}/{i}')
                 yield f'{split}/{kind}/{kind}_{i:04}.jpg', draw_image(kind, size, rng)
 
     _write_once(root, {'imagenet': counts, 'size': size, 'seed': seed}, contents())
@@ -285,7 +285,7 @@ def write_vocdevkit(root: Path, *, trainval: int, test: int, size: int, seed: in
             stems = [f'{prefix}{number + 1:06}' for number in numbers]
             yield path, ''.join(f'{stem}\n' for stem in stems)
             for i, stem in enumerate(stems):
-                image, objects = draw_scene(size, stream(seed, f'{year}/{split}/{i}'))
+                image, objects = draw_scene(size, random_numbers(seed, f'{year}/{split}/{i}'))
                 yield f'{year}/JPEGImages/{stem}.jpg', image
                 if year == 'VOC2007':
                     yield f'{year}/Annotations/{stem}.xml', voc_xml(stem, objects)

@@ -20,10 +20,10 @@ from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, counted, number_of
 from pretrain.runs.identity import covers, differences, identity_of, in_words
 from pretrain.runs.precision import resolve_precision
-from pretrain.runs.tables import NONE, Table
+from pretrain.runs.tables import DASH, Table
 
 # Settings that change the test data or how a checkpoint is tested.
-TESTING = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
+TEST_SETTINGS = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
 
 FREQUENT = 50  # a class needs this many training images to be learned
 # Metrics in percent, the column titles of the per-class count and metric, and these two per class.
@@ -62,7 +62,7 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
             f'{KINDS[config.task]}: give the config that the checkpoint was trained with.'
         )
     config = _prepare_test(config, trained)
-    _tell_differences(checkpoint, trained, config)
+    _warn_of_differences(checkpoint, trained, config)
     with METRICS.switch_scope_and_registry(config.default_scope):
         loader = Runner.build_dataloader(config.val_dataloader, seed=0)
         metric = METRICS.build(config.val_evaluator)
@@ -105,7 +105,7 @@ def _table(
 ) -> Table:
     """A row for each class: its name, training ``images`` if given, test count and metric."""
     rows = [
-        [name, str(count), NONE if np.isnan(value) else f'{value:.2f}']
+        [name, str(count), DASH if np.isnan(value) else f'{value:.2f}']
         for name, (count, value) in zip(names, classes, strict=True)
     ]
     if images is not None:
@@ -128,11 +128,11 @@ def _of_frequent_classes(
     return {title: float(np.mean(frequent))}
 
 
-def _tell_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
+def _warn_of_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
     """Warn of test settings that differ from those of the run's own validation."""
     ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
     found = differences(trained.settings.to_dict(), ours)
-    if found := {key: values for key, values in found.items() if covers(TESTING, key)}:
+    if found := {key: values for key, values in found.items() if covers(TEST_SETTINGS, key)}:
         words = in_words(found, 'was trained with', 'but is tested with')
         print(f'warning: {checkpoint} {words}.', file=sys.stderr)
 

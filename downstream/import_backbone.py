@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from downstream.backbone import STEMS, same_fact
+from downstream.backbone import STEMS, values_agree
 from downstream.mmcv_ops import install
 from downstream.preprocessings import PREPROCESSINGS, STYLES
 from pretrain.runs.backbone_file import write_backbone_file
@@ -173,7 +173,7 @@ def _resnet() -> type:
 def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Join the facts from the file and the user. UserError if they disagree or one is missing."""
     for fact in sorted(found.keys() & given):
-        if not same_fact(found[fact], given[fact]):
+        if not values_agree(found[fact], given[fact]):
             raise UserError(
                 f'{source} was trained with {fact} {found[fact]}, but the option says '
                 f'{given[fact]}: leave the option out, or give the right file.'

@@ -58,7 +58,7 @@ def set_precision(model: nn.Module, precision: str) -> nn.Module:
             forward = autocast(precision, get_device())(part.forward)
             part.forward = _float32(forward) if name in HEADS else forward
     if POOLING in parts:
-        parts[POOLING].register_forward_pre_hook(_plain_maps)
+        parts[POOLING].register_forward_pre_hook(_float32_contiguous)
     return model
 
 
@@ -71,7 +71,7 @@ def _float32(forward: Any) -> Any:
     return wrapped
 
 
-def _plain_maps(_: nn.Module, args: tuple) -> tuple:
+def _float32_contiguous(_: nn.Module, args: tuple) -> tuple:
     """Feature maps for RoIAlign: float32, because mmdet casts RoIs to their dtype, and contiguous,
     because mmcv's compiled RoIAlign assumes it."""
     maps, *rest = args

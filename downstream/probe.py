@@ -18,7 +18,7 @@ from pretrain.datasets.image_folder import ClassFolder
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.precision import autocast
 from pretrain.runs.record import describe, describe_data, summarise
-from pretrain.runs.saving import stop_at_once
+from pretrain.runs.saving import restore_signals
 
 METRIC = 'top1_accuracy'
 CHUNK = 256  # test images whose neighbours are searched at a time
@@ -40,7 +40,7 @@ class ProbeRunner:
 
     def train(self) -> None:
         config, start = self.config, time.monotonic()
-        stop_at_once()
+        restore_signals()
         if int(os.environ.get('RANK') or 0):
             return
         sets = {

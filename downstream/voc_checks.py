@@ -114,7 +114,7 @@ def check_detection(
     tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
     absent = 'object of these classes (difficult ones do not count)', 'are left out of the mean'
     names = {name: name for name in classes}
-    return _conclude(findings, len(train), names, errors, absent, tolerated)
+    return _raise_or_count(findings, len(train), names, errors, absent, tolerated)
 
 
 def check_segmentation(
@@ -156,7 +156,7 @@ def check_segmentation(
                 'single class.'
             )
     absent = 'pixel of these classes', 'count as 0 in the mean where they are predicted'
-    return _conclude(findings, len(train), dict(enumerate(classes)), errors, absent)
+    return _raise_or_count(findings, len(train), dict(enumerate(classes)), errors, absent)
 
 
 def count_images(splits: Sequence[Split], classes: Sequence[str], task: str) -> list[int]:
@@ -184,7 +184,7 @@ def _files_by_label(found: Iterable[Mapping[str, list]]) -> dict[Any, list[str]]
     return dict(sorted(files.items()))
 
 
-def _conclude(
+def _raise_or_count(
     findings: Sequence[_Findings],
     trained: int,
     classes: Mapping[Any, str],
@@ -296,7 +296,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
             complete -= {*missing}
             files = counted([name + ending for name in missing], 'files')
             suffixes = [its for place, its in folders if place == folder]
-            instead = _instead(folder / (missing[0] + ending), suffixes)
+            instead = _other_suffix(folder / (missing[0] + ending), suffixes)
             wrong.append(f'{folder} lacks {files}{instead}')
     complete = sorted(complete)
     pairs = [tuple(folder / (name + ending) for folder, ending in folders) for name in complete]
@@ -319,7 +319,7 @@ def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]
     return findings
 
 
-def _instead(missing: Path, suffixes: Sequence[str]) -> str:
+def _other_suffix(missing: Path, suffixes: Sequence[str]) -> str:
     """A hint if a missing file exists with a suffix that is not in ``suffixes``, else ''."""
     there = missing.parent.glob(f'{escape(missing.stem)}.*')
     if (other := next((file for file in there if file.suffix not in suffixes), None)) is None:
@@ -385,20 +385,22 @@ def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str
     nodes = root.findall('object')
     if len(nodes) < sum(node.tag.rpartition('}')[2].lower() == 'object' for node in root.iter()):
         raise ValueError('an object is not an <object> directly within <annotation>')
-    size = _only(root, 'size')
+    size = _single_child(root, 'size')
     if size is not None:
         size = int(_text(size, 'width')), int(_text(size, 'height'))
     objects = []
     for node in nodes:
-        difficult = int(node.findtext('difficult')) if _only(node, 'difficult') is not None else 0
-        if (box := _only(node, 'bndbox')) is None:
+        difficult = (
+            int(node.findtext('difficult')) if _single_child(node, 'difficult') is not None else 0
+        )
+        if (box := _single_child(node, 'bndbox')) is None:
             raise ValueError('an object has no bndbox')
         numbers = [int(float(_text(box, key))) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
         objects.append((_text(node, 'name'), difficult, numbers))
     return size, objects
 
 
-def _only(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
+def _single_child(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
     """The only child with a tag, or None. ValueError if there are several, of which mmdet would
     silently read the first."""
     children = node.findall(tag)
@@ -408,7 +410,7 @@ def _only(node: ElementTree.Element, tag: str) -> ElementTree.Element | None:
 
 
 def _text(node: ElementTree.Element, tag: str) -> str:
-    child = _only(node, tag)
+    child = _single_child(node, tag)
     if child is None or not child.text:
         raise ValueError(f'{node.tag}/{tag} is missing')
     return child.text

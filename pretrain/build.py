@@ -43,7 +43,7 @@ LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'c
 
 # These settings take effect before the first teacher: even the lengths of later generations, since
 # mmengine restores the whole schedule from the checkpoint.
-FROM_THE_START = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
+BEFORE_ANY_TEACHER = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
 
 
 def prepare(config: Config, world_size: int = 1) -> Config:
@@ -129,7 +129,7 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
         keys.append('data_seed')
     algorithms = theirs['algorithm'], ours['algorithm']
     if epoch <= min(algorithm['taught_after'] for algorithm in algorithms):
-        late = set().union(*algorithms).difference(FROM_THE_START)
+        late = set().union(*algorithms).difference(BEFORE_ANY_TEACHER)
         keys += ['teacher', 'model.teacher_network', *(f'algorithm.{name}' for name in late)]
     return keys
 
@@ -173,7 +173,7 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
             )
         if folder:
             loader.dataset.update(size=config.image_size, skip=checked.skip)
-    return checked.content()
+    return checked.hash_content()
 
 
 def _hooks(config: Config) -> dict[str, dict]:

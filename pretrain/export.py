@@ -12,7 +12,7 @@ from torch import Tensor
 from pretrain.classifier import student_weights
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
 from pretrain.formats import WRITERS, Snapshot
-from pretrain.runs.backbone_file import check_finite, origin, write_backbone_file
+from pretrain.runs.backbone_file import check_finite, source_facts, write_backbone_file
 from pretrain.runs.checkpoint import load_from_disk, progress
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_in
@@ -61,7 +61,7 @@ def export(
     check_finite(snapshot.weights, snapshot.path)
     for name, tensor in snapshot.weights.items():
         snapshot.weights[name] = tensor.contiguous()  # students are trained in channels_last
-    snapshot.provenance.update(origin(snapshot.weights, snapshot.path))
+    snapshot.provenance.update(source_facts(snapshot.weights, snapshot.path))
     WRITERS[library](snapshot, Path(out))
     return snapshot.provenance
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pretrain.models  # noqa: F401, registers the networks
-from pretrain.datasets.decode import CENTRE
+from pretrain.datasets.decode import CENTRE_SHARE
 from pretrain.runs.checkpoint import save_sealed, write_atomically
 from pretrain.runs.errors import UserError, number_of
 
@@ -96,7 +96,7 @@ def write_timm(snapshot: Snapshot, out: Path) -> None:
             'num_classes': count,
             'input_size': [3, snapshot.image_size, snapshot.image_size],
             'interpolation': 'bilinear',
-            'crop_pct': CENTRE,
+            'crop_pct': CENTRE_SHARE,
             'mean': mean,
             'std': std,
             'first_conv': 'conv1',
@@ -134,7 +134,7 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
     images = {
         'image_processor_type': 'ConvNextImageProcessor',
         'size': {'shortest_edge': snapshot.image_size},
-        'crop_pct': CENTRE,
+        'crop_pct': CENTRE_SHARE,
         'resample': 2,  # bilinear
         'image_mean': mean,
         'image_std': std,
@@ -205,7 +205,7 @@ def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
         },
         'test_pipeline': [
             {'type': 'LoadImageFromFile'},
-            {'type': 'ResizeEdge', 'scale': round(size / CENTRE), 'edge': 'short'},
+            {'type': 'ResizeEdge', 'scale': round(size / CENTRE_SHARE), 'edge': 'short'},
             {'type': 'CenterCrop', 'crop_size': size},
             {'type': 'PackInputs'},
         ],
@@ -349,7 +349,8 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
         'algorithm': f'{algorithm["name"]}, mini-generations of {algorithm["generations"]} epochs',
         'epoch': facts['epoch'],
         'seed': facts['seed'],
-        'image size': f'{snapshot.image_size} pixels, centre crop of {CENTRE:.3f} of the side',
+        'image size': f'{snapshot.image_size} pixels, '
+        f'centre crop of {CENTRE_SHARE:.3f} of the side',
         'mean, standard deviation': f'{facts["mean"]}, {facts["std"]} (RGB, 0 to 255)',
         'parameters': f'{_parameters(snapshot.weights):,}',
         'source': f'{facts["source"]} (SHA-256 {facts["source_sha256"]})',

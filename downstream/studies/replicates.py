@@ -12,12 +12,12 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import NONE, format_p
+from pretrain.runs.tables import DASH, format_p
 
 LEVEL = 0.05  # significance level; confidence intervals are at 1 - LEVEL
 ROUNDING = 1e-9  # in points; smaller differences count as none
 # Facts in which the replicates of a label may differ.
-_OF_ITS_OWN = ('seed', 'weights_sha256', 'source', 'source_sha256', 'top1_error')
+_MAY_DIFFER = ('seed', 'weights_sha256', 'source', 'source_sha256', 'top1_error')
 
 # Metric by replicate and fine-tuning seed. The key of a replicate is its pretraining seed, or the
 # hash of its weights if the seed is unknown.
@@ -36,7 +36,7 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
     Raises:
         UserError: if other facts differ, or if two backbones have the same seed.
     """
-    facts = {key: p.get(key) for p in provenances for key in p if key not in _OF_ITS_OWN}
+    facts = {key: p.get(key) for p in provenances for key in p if key not in _MAY_DIFFER}
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
         raise UserError(
             f'The replicates of {label} differ in {", ".join(differing)}: give one name only to '
@@ -143,7 +143,7 @@ class Comparison:
     def cells(self) -> tuple[str, str]:
         """Two table cells: the difference with its interval, and p."""
         if self.difference is None:
-            return NONE, NONE
+            return DASH, DASH
         interval = ' [{:+.2f}, {:+.2f}]'.format(*self.interval) if self.interval else ''
         return f'{self.difference:+.2f}{interval}', format_p(self.p)
 

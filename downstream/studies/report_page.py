@@ -23,7 +23,7 @@ from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
 from pretrain.runs.record import read_records
-from pretrain.runs.tables import NONE, Table
+from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
 from pretrain.studies.tables import backbone_of, labels_of, lengths_of
@@ -291,14 +291,14 @@ def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
         row = {'run': label, 'n': str(len(records))}
         for k in range(most):
             paces = [r['generations'][k]['seconds_per_iter'] for r in records if k < count]
-            row[f's/iteration, generation {k + 1}'] = f'{fmean(paces):.3g}' if paces else NONE
+            row[f's/iteration, generation {k + 1}'] = f'{fmean(paces):.3g}' if paces else DASH
         row['iterations'] = f'{iterations:.0f}'
         row['seconds'] = f'{seconds:.0f}'
         row['× first row'] = f'{seconds / first_row:.2f}'
         extras = [extra for record in records if (extra := extra_cost(record))]
         for column, name in enumerate(("teacher's extra, paper", 'measured')):
             mean = fmean(extra[column] for extra in extras) if extras else None
-            row[name] = NONE if mean is None else f'{100 * mean:+.1f} %'
+            row[name] = DASH if mean is None else f'{100 * mean:+.1f} %'
         row['peak memory (MB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
         rows.append(row)
     notes = [
@@ -327,7 +327,7 @@ def _settings(runs: Sequence[RecordedRun]) -> Section:
 def _shown(value: Any) -> str:
     """A value as text, with hashes shortened; a dash for None."""
     if value is None:
-        return NONE
+        return DASH
     return shortened(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -376,7 +376,7 @@ def _results(runs: Sequence[RecordedRun]) -> Section:
         factor = PERCENT.get(metric, 1.0)
         measured = [g for g in record['generations'] if metric in g.get('last', {})]
         last, best = (
-            f'{factor * measured[-1][which][metric]:.2f}' if measured else NONE
+            f'{factor * measured[-1][which][metric]:.2f}' if measured else DASH
             for which in ('last', 'best')
         )
         together = record.get('ensemble', {}).get(metric)
@@ -389,7 +389,7 @@ def _results(runs: Sequence[RecordedRun]) -> Section:
             'metric': metric,
             'last': last,
             'best': best,
-            'ensemble': NONE if together is None else f'{together:.2f}',
+            'ensemble': DASH if together is None else f'{together:.2f}',
             'minutes': f'{record["wall_seconds"] / 60:.1f}',
         }
         rows.append(row)
@@ -414,7 +414,7 @@ def _provenance(runs: Sequence[RecordedRun]) -> Section:
             'test images': str(data['val']['count']),
             'data': _shown(data['train']['sha256']),
             'starts from': _shown(weights or record['started_from']),
-            'changed during the run': changed or NONE,
+            'changed during the run': changed or DASH,
         }
         rows.append(row)
     notes = [
@@ -422,7 +422,7 @@ def _provenance(runs: Sequence[RecordedRun]) -> Section:
     ]
     found = [run.record['versions'] for run in runs]
     versions = [
-        {'package': p, 'version': ', '.join(sorted({of_run.get(p, NONE) for of_run in found}))}
+        {'package': p, 'version': ', '.join(sorted({of_run.get(p, DASH) for of_run in found}))}
         for p in sorted(set().union(*found))
     ]
     tables = [

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import MISSING, NONE, SHORTENED, Table, check_alike, mean_std
+from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, mean_std
 from pretrain.studies.tables import labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
@@ -67,7 +67,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
         notes.append(shortened + _note(mine))
         for label, arm in arms.items():
             row = {'task': f'{name} {mine[0]["paper"]["metric"]}', 'backbone': label}
-            row |= _level(arm, values[label], paper.get(label))
+            row |= _row_of_label(arm, values[label], paper.get(label))
             if label != labels[0]:
                 title = f'{name}, {label} against {labels[0]}'
                 row[gain], row['p'] = gains[title].cells()
@@ -146,7 +146,7 @@ def _values(label: str, records: Sequence[dict]) -> Values:
     return values
 
 
-def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:
+def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:
     """The cells of a backbone's row; those without an entry are left out."""
     row = {} if paper is None else {'paper': f'{paper:.2f}'}
     errors = {
@@ -163,8 +163,8 @@ def _level(records: Sequence[dict], values: Values, paper: float | None) -> dict
     counts = sorted({len(runs) for runs in values.values()})
     return row | {
         'mean': f'{fmean(fmean(runs.values()) for runs in values.values()):.2f}',
-        'between': NONE if between is None else f'{most}{between:.2f}',
-        'within': NONE if within is None else f'{within:.2f}',
+        'between': DASH if between is None else f'{most}{between:.2f}',
+        'within': DASH if within is None else f'{within:.2f}',
         'n': f'{len(values)} × {" or ".join(map(str, counts))}',
     }
 

@@ -17,7 +17,7 @@ from pretrain.datasets.image_checks import DECODE_ERRORS
 from pretrain.runs.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-CENTRE = 224 / 256  # side of the test crop as a share of the shorter side
+CENTRE_SHARE = 224 / 256  # side of the test crop as a share of the shorter side
 REDUCTIONS = (8, 4, 2)  # the factors for which libjpeg-turbo has fast code
 
 
@@ -38,8 +38,8 @@ def random_box(height: int, width: int, area: Sequence[float]) -> Box:
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The square centre crop of a test image, with :data:`CENTRE` of the shorter side."""
-    side = max(1, round(min(height, width) * CENTRE))
+    """The square centre crop of a test image, with :data:`CENTRE_SHARE` of the shorter side."""
+    side = max(1, round(min(height, width) * CENTRE_SHARE))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 

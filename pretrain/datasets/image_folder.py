@@ -51,12 +51,12 @@ class Checked(NamedTuple):
     Attributes:
         classes: number of classes.
         skip: the images to leave out, sorted paths relative to the root.
-        content: reads all images and returns a hash of each split's names and bytes.
+        hash_content: reads all images and returns a hash of each split's names and bytes.
     """
 
     classes: int
     skip: list[str]
-    content: Callable[[], dict[str, str]]
+    hash_content: Callable[[], dict[str, str]]
 
 
 def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
@@ -245,10 +245,10 @@ class ClassFolder(Dataset):
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
 
-        def content() -> dict[str, str]:
+        def hash_content() -> dict[str, str]:
             return {s: content_sha256(place / s, place, lists[s], states[s]) for s in lists}
 
-        return Checked(len(train.classes), skip, content)
+        return Checked(len(train.classes), skip, hash_content)
 
     def file_list(self) -> list[str]:
         """The path of each image relative to the split's folder, in the order of the samples."""

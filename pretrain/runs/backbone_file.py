@@ -26,14 +26,14 @@ def write_backbone_file(
         facts: JSON values, with all that :func:`downstream.backbone.check_handoff` compares.
 
     Returns:
-        The provenance: ``facts`` and :func:`origin`.
+        The provenance: ``facts`` and :func:`source_facts`.
 
     Raises:
         UserError: if a weight is not finite, or ``out`` exists and is not a backbone file.
     """
     check_finite(weights, source)
     # As plain dicts and lists: weights_only=True refuses to load the Contents of a record.
-    provenance = json.loads(json.dumps({'format': 1, **facts, **origin(weights, source)}))
+    provenance = json.loads(json.dumps({'format': 1, **facts, **source_facts(weights, source)}))
     _tell_replaced(Path(out), provenance)
     weights.provenance = provenance
     save_sealed(weights, out)
@@ -60,7 +60,7 @@ def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
             raise UserError(f'{source}: {name} is not finite: use another checkpoint.')
 
 
-def origin(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
+def source_facts(weights: Mapping[str, Tensor], source: Path) -> dict[str, str]:
     """The hash of the weights, and the name (``folder/file``) and hash of their source file."""
     return {
         'weights_sha256': weights_sha256(weights),

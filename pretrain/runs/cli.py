@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of a path
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        _find_home()
+        _ensure_home()
         _shorten_tmpdir()
         main()
     except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1 if report_to_torchrun(sentence) else f'error: {sentence}')
 
 
-def _find_home() -> None:
+def _ensure_home() -> None:
     """Give a user without a home directory a temporary one: several libraries need it on import."""
     try:
         Path.home()

@@ -67,9 +67,9 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if not equals:
             raise UserError(f'Option {option}: write key=value.')
         if key not in known:
-            near = _nearest(re.sub(r'\.\d+$', '', key), known)
+            near = _nearest_keys(re.sub(r'\.\d+$', '', key), known)
             raise UserError(f'{path} has no key {key}: did you mean {near}?')
-        overrides[key] = _value(key, text, known[key])
+        overrides[key] = _parse_option(key, text, known[key])
     config.merge_from_dict(overrides)
     return config
 
@@ -104,7 +104,7 @@ def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
             yield from walk(value, f'{key}.')
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def _nearest_keys(key: str, known: Iterable[str]) -> str:
     """The known keys that end most like ``key``: ``lr`` finds ``optim_wrapper.optimizer.lr``."""
     *parents, last = key.split('.')
     known = [name for name in known if name.split('.')[-1] == last] or known
@@ -134,7 +134,7 @@ _REPLACEMENTS = {
 }
 
 
-def _value(key: str, text: str, present: Any) -> Any:
+def _parse_option(key: str, text: str, present: Any) -> Any:
     """Parse the ``text`` of an option; UserError if it may not replace the ``present`` value."""
     value = literal(text)
     if isinstance(present, str) and isinstance(value, bool | int | float):

@@ -30,16 +30,16 @@ SHARE = 0.01
 _received: list[int] = []
 
 
-def stop_when_told() -> None:
+def stop_on_signals() -> None:
     """From now on, a signal of :data:`EXIT_CODES` stops the run at its next iteration."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _receive)
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_ignore_signals)
 
 
-def stop_at_once() -> None:
-    """Undo :func:`stop_when_told`, for a run that has nothing to save."""
+def restore_signals() -> None:
+    """Undo :func:`stop_on_signals`, for a run that has nothing to save."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is _receive:
             signal.signal(number, signal.SIG_DFL)
@@ -49,7 +49,7 @@ def _receive(number: int, _: object) -> None:
     _received.append(number)
 
 
-def _leave_to_parent() -> None:
+def _ignore_signals() -> None:
     """In a forked worker: end at SIGTERM, which pools send, and ignore the run's other signals."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is _receive:
@@ -65,10 +65,10 @@ def _start_worker(first: Callable[[int], object] | None, worker: int) -> None:
     if first:
         first(worker)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+    threading.Thread(target=_end_on_sigterm_of_parent, daemon=True).start()
 
 
-def _end_when_parent_says() -> None:
+def _end_on_sigterm_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -110,37 +110,37 @@ def unwrap(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-class _Wishes:
-    """Combines the wishes of a ``group`` of processes. A wish has two numbers, the signal to stop
-    by and whether to save; the answer is the maximum of each over the processes.
+class _Requests:
+    """Combines the requests of a ``group`` of processes. A request has two numbers, the signal to
+    stop by and whether to save; the answer is the maximum of each over the processes.
 
-    The processes exchange wishes at each iteration and read the answer at the next one, so that
-    none waits and all stop at the same iteration. Without a group, the own wish is the answer.
+    The processes exchange requests at each iteration and read the answer at the next one, so that
+    none waits and all stop at the same iteration. Without a group, the own request is the answer.
     """
 
     def __init__(self, group: torch.distributed.ProcessGroup | None) -> None:
         self.group = group
         self.pending: tuple[torch.distributed.Work, Tensor] | None = None
 
-    def exchange(self, wish: list[int], wait: bool = False) -> list[int]:
-        """Send a wish; return the answer to the previous wishes, or with ``wait`` to these."""
+    def exchange(self, request: list[int], wait: bool = False) -> list[int]:
+        """Send a request; return the answer to the previous requests, or with ``wait`` to these."""
         if self.group is None:
-            return wish
+            return request
         before = self.settle()
-        wishes = torch.tensor(wish)
+        requests = torch.tensor(request)
         largest = torch.distributed.ReduceOp.MAX
-        work = torch.distributed.all_reduce(wishes, largest, self.group, async_op=True)
-        self.pending = work, wishes
+        work = torch.distributed.all_reduce(requests, largest, self.group, async_op=True)
+        self.pending = work, requests
         return self.settle() if wait else before
 
     def settle(self) -> list[int]:
         """Wait for the pending answer and return it; zeros if none is pending."""
         if self.pending is None:
             return [0, 0]
-        work, wishes = self.pending
+        work, requests = self.pending
         self.pending = None
         work.wait()
-        return wishes.tolist()
+        return requests.tolist()
 
 
 @HOOKS.register_module()
@@ -177,7 +177,7 @@ class SaveHook(Hook):
         self.saved_at = time.monotonic()
         several = get_world_size() > 1
         self.group = torch.distributed.new_group(backend='gloo') if several else None
-        self.wishes = _Wishes(self.group)
+        self.requests = _Requests(self.group)
         if is_main_process():
             for part in Path(runner.work_dir).glob('.*.part'):
                 part.unlink()
@@ -189,10 +189,10 @@ class SaveHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.unsaved = True
-        stop, due = self.wishes.exchange(self._wish())
+        stop, due = self.requests.exchange(self._request())
         if not (stop or due):
             return
-        self.wishes.settle()
+        self.requests.settle()
         runner.call_hook('flush', batch_idx=batch_idx)  # pending values of the log and the record
         self.buffers = self._gather(_changing_buffers(unwrap(runner)))
         done = dict(epoch=runner.epoch, iter=runner.iter + 1)
@@ -203,8 +203,8 @@ class SaveHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         epoch = runner.epoch + 1
-        self.wishes.settle()
-        stop, due = self.wishes.exchange(self._wish(end_of_epoch=True), wait=True)
+        self.requests.settle()
+        stop, due = self.requests.exchange(self._request(end_of_epoch=True), wait=True)
         if stop or due or epoch == runner.max_epochs:
             self._save(runner, f'epoch_{epoch}.pth', dict(epoch=epoch, iter=runner.iter))
         if stop:
@@ -237,7 +237,7 @@ class SaveHook(Hook):
                     'earlier checkpoints are kept.'
                 )
 
-    def _wish(self, end_of_epoch: bool = False) -> list[int]:
+    def _request(self, end_of_epoch: bool = False) -> list[int]:
         """The signal to stop by, or 0, and whether to save, which the main process decides."""
         since = time.monotonic() - self.saved_at
         due = since > 60 * self.minutes or (end_of_epoch and self.spent <= SHARE * since)

@@ -33,7 +33,7 @@ from pretrain.runs.processes import (
     usable_gpus,
 )
 from pretrain.runs.resume import choose_start, holds_run
-from pretrain.runs.saving import stop_when_told
+from pretrain.runs.saving import stop_on_signals
 
 # The environment variables that torchrun sets for each process.
 _VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -125,7 +125,7 @@ def _usual_work_dir(config: Path) -> Path:
     return config.parent if of_a_run else Path('work_dirs') / config.stem
 
 
-def _tell_precision(config: Config) -> None:
+def _report_precision(config: Config) -> None:
     if config.precision == 'auto' and (without := device_without_bf16()):
         print(f"precision='auto' means float32 here: {without} has no bfloat16.", file=sys.stderr)
 
@@ -159,7 +159,7 @@ def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
     """
     check_processes(count)
     nodes = number_of_nodes()
-    _tell_precision(config)
+    _report_precision(config)
     config = prepare(config, count * nodes)
     if choose_start(config, args) and args.check is None:
         start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], count, nodes)
@@ -175,7 +175,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
     else:
         check_alone()
         processes, first_of_node = Processes(), 0
-        _tell_precision(config)
+        _report_precision(config)
     # Once per node, because it may check a million files.
     config = processes.decided_by(first_of_node, partial(prepare, config, processes.count))
     first = processes.decided_by(0, config.identity.to_dict)
@@ -205,7 +205,7 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
             # mmengine would require a CUDA device to start the process group.
             torch.distributed.init_process_group('gloo')
         config.runner_type = config.get('runner_type', 'QuietRunner')
-        stop_when_told()
+        stop_on_signals()
         RUNNERS.build(config).train()
 
 

@@ -12,7 +12,7 @@ from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 
 MISSING = 'missing'
-NONE = '–'  # an undefined number, such as the standard deviation of one run
+DASH = '–'  # an undefined number, such as the standard deviation of one run
 SHORTENED = 'SHORTENED, not comparable with the paper. '
 
 
@@ -46,7 +46,7 @@ class Table:
     ) -> 'Table':
         """Build a table from rows that map column names to cells. ``columns`` are by default those
         of the first row. Columns that are empty or a dash in every row are left out."""
-        empty = {'', NONE}
+        empty = {'', DASH}
         header = [c for c in columns or rows[0] if not {row.get(c, '') for row in rows} <= empty]
         return cls(header, [[row.get(c, '') for c in header] for row in rows], texts, notes)
 
@@ -122,5 +122,5 @@ def mean_std(values: Sequence[float]) -> str:
 def format_p(p: float | None) -> str:
     """A p-value with three decimals; a dash for None."""
     if p is None:
-        return NONE
+        return DASH
     return f'{p:.3f}' if p >= 0.001 else '<0.001'

@@ -14,8 +14,8 @@ from scipy.stats import ttest_ind
 
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.tables import (
+    DASH,
     MISSING,
-    NONE,
     SHORTENED,
     Table,
     check_alike,
@@ -40,7 +40,7 @@ def welch_p(ours: Sequence[float], baseline: Sequence[float]) -> str:
     """Two-sided p-value of Welch's t-test; a dash if a side has fewer than two values, or if
     neither side varies."""
     if min(len(ours), len(baseline)) < 2 or len({*ours}) == len({*baseline}) == 1:
-        return NONE
+        return DASH
     return format_p(float(ttest_ind(ours, baseline, equal_var=False).pvalue))
 
 
@@ -68,7 +68,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     }
     for (config, mine), done in zip(arms, finished, strict=True):
         ours = [
-            *(_ends(mine, k, METRIC) for k in range(4)),
+            *(_errors_at_end(mine, k, METRIC) for k in range(4)),
             [min(g['best'][METRIC] for g in r['generations'] if 'best' in g) for r in done],
             [r['ensemble'][METRIC] for r in done if 'ensemble' in r],
         ]
@@ -96,7 +96,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         # BL's only generation ends with the second one of the others.
         columns = [(k - 2 + ends, name) for k in (0, 1) for name in ('top1_error', 'top5_error')]
         paper = [config.paper[name][k] if k >= 0 else None for k, name in columns]
-        ours = [_ends(mine, k, name) if k >= 0 else [] for k, name in columns]
+        ours = [_errors_at_end(mine, k, name) if k >= 0 else [] for k, name in columns]
         rows += _rows(config, paper, ours, full, len(mine))
     return Table(header, rows, 3, notes)
 
@@ -112,12 +112,12 @@ def _rows(
     """The rows of a config: the paper's numbers, ours and, for ``full`` runs, the differences."""
     pairs = list(zip(paper, ours, strict=True))
     found = {
-        'paper': [NONE if p is None else f'{p:.2f}' for p in paper],
-        'ours': [NONE if p is None else mean_std(v) for p, v in pairs],
+        'paper': [DASH if p is None else f'{p:.2f}' for p in paper],
+        'ours': [DASH if p is None else mean_std(v) for p, v in pairs],
     }
     if full:
         found['delta'] = [
-            NONE if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
+            DASH if p is None or not v else f'{statistics.fmean(v) - p:+.2f}' for p, v in pairs
         ]
     name, blank = [backbone_of(config), config.algorithm.name], [''] * (1 + len(gain))
     return [
@@ -190,7 +190,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
             for name in ('teacher_error', 'agreement', 'difference')
         ]
         error = mean_std([_last(r) for r in group])
-        rows.append([label, _c_l(algorithm), *means, error, str(len(group))])
+        rows.append([label, _teacher_source(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = _epochs(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
     return Table([*header, 'error (%)', 'n'], rows, 2, [_describe(mine, full)])
@@ -208,7 +208,7 @@ def _taught(record: dict) -> list[dict]:
     return [means for means in trained if 'difference' in means]
 
 
-def _c_l(algorithm: Mapping[str, Any]) -> str:
+def _teacher_source(algorithm: Mapping[str, Any]) -> str:
     """Describe c_l, the iteration whose weights teach iteration l."""
     every, lag, decay = (algorithm.get(name) for name in ('copy_every', 'lag', 'decay'))
     if every is None:
@@ -286,10 +286,10 @@ def table_2(records: Sequence[dict]) -> Table:
     for student in teachers:
         if full:
             values = (TABLE_2.get((student, teacher)) for teacher in teachers)
-            cells_of_paper = [NONE if value is None else f'{value:.2f}' for value in values]
+            cells_of_paper = [DASH if value is None else f'{value:.2f}' for value in values]
             rows.append([f'student #{student}', 'paper', *cells_of_paper])
         values = (
-            mean_std(cells.get((student, teacher), [])) if teacher <= student else NONE
+            mean_std(cells.get((student, teacher), [])) if teacher <= student else DASH
             for teacher in teachers
         )
         rows.append([f'student #{student}', 'ours', *values])
@@ -302,7 +302,7 @@ def table_2(records: Sequence[dict]) -> Table:
 def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
     """The records of each config, matched by their identities and not by file names."""
     records = _with_ends(records)
-    arms = [(c, [r for r in records if _kind(r['identity']) == _kind(c)]) for c in configs]
+    arms = [(c, [r for r in records if _row_key(r['identity']) == _row_key(c)]) for c in configs]
     for config, mine in arms:
         seeds = [*map(_seed, mine)]
         if len(set(seeds)) < len(seeds):
@@ -354,8 +354,8 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
             f'NOT FINISHED: {"; ".join(going_on)}. Such runs count in n, with the errors of the '
             'mini-generations that have ended. Best, ensemble, gain and p are of finished runs.'
         )
-    kinds = [_kind(config) for config, _ in arms]
-    others = (r['identity'] for r in _with_ends(records) if _kind(r['identity']) not in kinds)
+    kinds = [_row_key(config) for config, _ in arms]
+    others = (r['identity'] for r in _with_ends(records) if _row_key(r['identity']) not in kinds)
     names = Counter(f'{backbone_of(i)}, {i["algorithm"]["name"]}' for i in others)
     if names:
         listed = '; '.join(f'{name} ({count})' for name, count in names.items())
@@ -365,7 +365,7 @@ def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
     return notes
 
 
-def _kind(settings: Mapping[str, Any]) -> tuple:
+def _row_key(settings: Mapping[str, Any]) -> tuple:
     """What distinguishes the rows of a table, from a config or an identity: network and method, but
     not the method's name, its lengths or which weights it takes from another run."""
     # Old records lack settings that were added later.
@@ -424,7 +424,7 @@ def _name(network: Mapping[str, Any]) -> str:
     return f'{name} of width {network["width"]}' if 'width' in network else name
 
 
-def _ends(records: Sequence[dict], k: int, name: str) -> list[float]:
+def _errors_at_end(records: Sequence[dict], k: int, name: str) -> list[float]:
     """A metric at the end of mini-generation k + 1 (k from 0), of the runs that validated it."""
     ends = []
     for record in records:

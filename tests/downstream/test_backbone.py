@@ -10,9 +10,9 @@ from downstream.backbone import (
     backbone_parts,
     check_handoff,
     fitting_options,
-    same_fact,
-    select,
+    take_layers,
     top_level,
+    values_agree,
 )
 from downstream.build import prepare
 from pretrain.runs.backbone_file import load_backbone_file
@@ -195,7 +195,7 @@ def test_a_shared_head_cannot_take_a_pooling_shortcut(provenance):
 def test_select_takes_the_layers_of_one_part():
     module = torch.nn.ModuleDict({'layer4': torch.nn.Linear(2, 3)})
     weights = {'conv1.weight': torch.ones(1)} | dict(module.state_dict())
-    assert select(weights, module, ['layer4']).keys() == module.state_dict().keys()
+    assert take_layers(weights, module, ['layer4']).keys() == module.state_dict().keys()
 
 
 def test_the_initializer_is_strict_by_itself(backbone_file):
@@ -216,6 +216,6 @@ def test_a_damaged_or_missing_file_is_an_error(voc, backbone_file, tmp_path):
 
 
 def test_numbers_of_a_fact_agree_but_for_rounding() -> None:
-    assert same_fact([123.675, 116.28], (255 * 0.485, 255 * 0.456))
-    assert not same_fact([123.675, 116.28], [123.68, 116.28])
-    assert not same_fact([1.0], [1.0, 1.0])
+    assert values_agree([123.675, 116.28], (255 * 0.485, 255 * 0.456))
+    assert not values_agree([123.675, 116.28], [123.68, 116.28])
+    assert not values_agree([1.0], [1.0, 1.0])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from downstream import builtin
-from downstream.builtin import CLASSES, draw_scene, stream
+from downstream.builtin import CLASSES, draw_scene, random_numbers
 from downstream.mmcv_ops import install
 from pretrain.runs.cli import run
 from pretrain.runs.errors import UserError
@@ -37,14 +37,14 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def scenes(split: str, count: int) -> list[list[builtin.SceneObject]]:
     """The objects in the first ``count`` images of a split, from the generator with seed 0."""
-    return [draw_scene(VOC['size'], stream(0, f'{split}/{i}'))[1] for i in range(count)]
+    return [draw_scene(VOC['size'], random_numbers(0, f'{split}/{i}'))[1] for i in range(count)]
 
 
 @pytest.mark.parametrize('kind', CLASSES)
 def test_the_mask_is_what_is_painted(kind):
     black, white = np.zeros((128, 128, 3), np.uint8), np.full((128, 128, 3), 255, np.uint8)
-    mask, cut = builtin.draw_object(black, kind, (64, 64), 80, stream(0, kind))
-    builtin.draw_object(white, kind, (64, 64), 80, stream(0, kind))
+    mask, cut = builtin.draw_object(black, kind, (64, 64), 80, random_numbers(0, kind))
+    builtin.draw_object(white, kind, (64, 64), 80, random_numbers(0, kind))
     seen_through = (white.astype(int) - black).mean(axis=2)
     assert not cut
     assert mask.sum() > 600

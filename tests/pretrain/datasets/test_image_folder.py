@@ -104,9 +104,9 @@ def test_content_tells_which_split_has_other_images(
     split: str, image_folder: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(image_folder, tmp_path / 'root')
-    before = ClassFolder.check(root, batch_size=2).content()
+    before = ClassFolder.check(root, batch_size=2).hash_content()
     Image.new('RGB', (40, 36)).save(root / split / 'class0/0.png')
-    after = ClassFolder.check(root, batch_size=2).content()
+    after = ClassFolder.check(root, batch_size=2).hash_content()
     assert before.keys() == after.keys() == {'train', 'val'}
     assert {name for name in before if before[name] != after[name]} == {split}
 

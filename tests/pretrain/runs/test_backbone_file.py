@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runs.backbone_file import origin
+from pretrain.runs.backbone_file import source_facts
 
 
 def test_the_source_has_its_folder_wherever_the_user_is(
@@ -15,6 +15,7 @@ def test_the_source_has_its_folder_wherever_the_user_is(
     (folder / 'snapshot_1.pth').write_bytes(b'')
     monkeypatch.chdir(folder)
     sources = [
-        origin({}, path)['source'] for path in (Path('snapshot_1.pth'), folder / 'snapshot_1.pth')
+        source_facts({}, path)['source']
+        for path in (Path('snapshot_1.pth'), folder / 'snapshot_1.pth')
     ]
     assert sources == ['seed0/snapshot_1.pth'] * 2

@@ -212,14 +212,14 @@ def test_all_processes_end_when_the_main_one_cannot_save(
 
 
 def test_processes_stop_by_one_signal_at_one_iteration() -> None:
-    """Each learns of all wishes at the next iteration, or at once where all wait."""
+    """Each learns of all requests at the next iteration, or at once where all wait."""
     store = torch.distributed.HashStore()
-    wishes = [[[0, 1], [15, 0], [0, 0], [10, 0]], [[0, 0], [15, 0], [0, 0], [15, 1]]]
+    requests = [[[0, 1], [15, 0], [0, 0], [10, 0]], [[0, 0], [15, 0], [0, 0], [15, 1]]]
 
     def process(rank: int) -> list[list[int]]:
-        group = saving._Wishes(torch.distributed.ProcessGroupGloo(store, rank, 2))
-        answers = [group.exchange(wish) for wish in wishes[rank][:3]]
-        return [*answers, group.settle(), group.exchange(wishes[rank][3], wait=True)]
+        group = saving._Requests(torch.distributed.ProcessGroupGloo(store, rank, 2))
+        answers = [group.exchange(request) for request in requests[rank][:3]]
+        return [*answers, group.settle(), group.exchange(requests[rank][3], wait=True)]
 
     with ThreadPoolExecutor(2) as pool:
         for answers in pool.map(process, range(2)):
@@ -328,7 +328,7 @@ def test_a_snapshot_that_is_needed_later_is_looked_at_before_training(
 def told() -> Iterator[None]:
     """This process takes signals as a run does."""
     before = {number: signal.getsignal(number) for number in saving.EXIT_CODES}
-    saving.stop_when_told()
+    saving.stop_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -346,7 +346,7 @@ def test_a_signal_is_noted(
 
 def test_a_signal_that_nohup_ignores_stays_ignored(usual_signals: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    saving.stop_when_told()
+    saving.stop_on_signals()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is saving._receive
 

@@ -164,7 +164,7 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     monkeypatch.setattr(start.Processes, 'of_launcher', lambda: Decided(3, 4))
     monkeypatch.setattr(torch.distributed, 'init_process_group', built.append)
     monkeypatch.setattr(RUNNERS, 'build', lambda config: built.append(config) or Mock())
-    for name in ('end_with_launcher', 'stop_when_told'):
+    for name in ('end_with_launcher', 'stop_on_signals'):
         monkeypatch.setattr(start, name, lambda: None)
     monkeypatch.setattr(sys, 'argv', ['start.py', str(path), '--work-dir', str(tmp_path / 'run')])
     start.main()
