@@ -222,7 +222,7 @@ def test_each_run_is_fitted_to_its_backbone(
         'model.data_preprocessor.mean=[103.53, 116.28, 123.675]',
         'model.data_preprocessor.bgr_to_rgb=False',
     ]
-    said = [line for line in capsys.readouterr().out.splitlines() if 'fitted' in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if 'adapted' in line]
     assert len(said) == 2
     assert said[0].startswith(
         f'{DETECTION.stem}, SD, pretraining4, seed 0: adapted to the backbone with '
