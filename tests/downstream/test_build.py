@@ -432,6 +432,7 @@ def cells(voc, tmp_path):
 
 def test_other_classes_are_trained_and_evaluated(cells, backbone_file, tmp_path):
     options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'optim_wrapper.optimizer.lr=0']
+    options.append('param_scheduler=[]')
     config = prepare(with_files(DEMO_BCCD, cells, backbone_file, *options, *SMALL[DEMO_DETECTION]))
     assert config.model.roi_head.bbox_head.num_classes == 3
     assert config.identity.drop_invalid_boxes

@@ -138,7 +138,7 @@ def test_tables_say_what_the_records_say(html: str) -> None:
 
 def test_a_label_is_any_text(tmp_path: Path) -> None:
     """A label may be the name of a column, or hold the cell separator of Markdown."""
-    labels = {'BL': 'setting', 'SD': 'a|b', 'random': 'random'}
+    labels = {r['label']: r['label'] for r in RECORDS} | {'BL': 'setting', 'SD': 'a|b'}
     named = [r | {'label': labels[r['label']]} for r in RECORDS]
     (tmp_path / 'set.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in named))
     write_report([tmp_path / 'set.jsonl'], tmp_path / 'page.html')
