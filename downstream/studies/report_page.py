@@ -26,7 +26,7 @@ from pretrain.runs.record import read_records
 from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
-from pretrain.studies.tables import backbone_of, labels_of, lengths_of
+from pretrain.studies.tables import backbone_of, epochs_of, labels_of, lengths_of
 
 TEMPLATE = Path(__file__).with_suffix('.html')
 LABELS = (
@@ -206,18 +206,18 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
 
 
 def _paper(runs: Sequence[RecordedRun]) -> Section:
-    records = [run.record for run in runs if run.record['task'] == 'classification']
+    groups = defaultdict(list)  # runs of different lengths do not belong in one table
+    for run in runs:
+        if run.record['task'] == 'classification':
+            groups[epochs_of(run.record)].append(run.record)
     text, tables = [], []
-    for name, rows in tables_with_records(records):
-        groups = {TITLES[name]: records}
-        if name == 'errors':  # a table for each length; random weights have 1 epoch
-            groups = defaultdict(list)
-            for record in _finished(runs, 'classification'):
-                length = sum(lengths_of(record))
-                groups[f'{TITLES[name]}, {number_of(length, "epochs")}'].append(record)
-        for title, mine in groups.items():
+    for epochs, records in groups.items():
+        for name, rows in tables_with_records(records):
+            title = TITLES[name]
+            if len(groups) > 1:
+                title += f', {number_of(epochs, "epochs")}'
             try:
-                tables.append((title, paper_table(name, mine, rows)))
+                tables.append((title, paper_table(name, records, rows)))
             except UserError as error:
                 text.append(f'{title}: {error}')
     return Section('Pretraining', text, tables)

@@ -174,4 +174,5 @@ def _note(records: Sequence[dict]) -> str:
     devices = ', '.join(sorted({r['device'] for r in records}))
     trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
-    return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, on {devices}.'
+    how = f'in {records[0]["identity"]["precision"]} on {devices}'
+    return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, {how}.'

@@ -192,7 +192,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
         error = mean_std([_last(r) for r in group])
         rows.append([label, _teacher_source(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
-    full = _epochs(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
+    full = epochs_of(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
     return Table([*header, 'error (%)', 'n'], rows, 2, [_describe(mine, full)])
 
 
@@ -279,7 +279,7 @@ def table_2(records: Sequence[dict]) -> Table:
     if not mine:
         raise UserError('There is no record of Table 2: train its runs with tools/similarity.py.')
     _one_setting(mine)
-    full = _epochs(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
+    full = epochs_of(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
     full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
@@ -332,7 +332,7 @@ def _is_full(config: Config, records: Sequence[dict]) -> bool:
     """Whether runs have as many epochs as their config, and train on all images."""
     images = TRAINING_IMAGES[config.train_dataloader.dataset.type]
     first = records[0]
-    return _epochs(first) == config.epochs and first['data']['train']['count'] == images
+    return epochs_of(first) == config.epochs and first['data']['train']['count'] == images
 
 
 def _on_all_of_cifar(record: dict) -> bool:
@@ -385,7 +385,7 @@ def _row_key(settings: Mapping[str, Any]) -> tuple:
 
 
 def _one_setting(records: Sequence[dict]) -> None:
-    settings = [r['identity'] | {'epochs': _epochs(r), 'data': r['data']} for r in records]
+    settings = [r['identity'] | {'epochs': epochs_of(r), 'data': r['data']} for r in records]
     check_alike('The records', settings, MAY_DIFFER)
 
 
@@ -396,12 +396,12 @@ def _describe(records: Sequence[dict], full: bool = True) -> str:
     images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
         f'{"" if full else SHORTENED}{backbone_of(identity)}: '
-        f'{number_of(_epochs(records[0]), "epochs")} per run, {images}, '
-        f'batch size {identity["batch_size"]}, on {devices}.'
+        f'{number_of(epochs_of(records[0]), "epochs")} per run, {images}, '
+        f'batch size {identity["batch_size"]}, in {identity["precision"]} on {devices}.'
     )
 
 
-def _epochs(record: dict) -> int:
+def epochs_of(record: dict) -> int:
     """The number of epochs of one generation of a run."""
     algorithm = record['identity']['algorithm']
     lengths = algorithm['generations']

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from copy import deepcopy
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_every_part_is_there(html: str) -> None:
         'Environment and provenance',
     ]
     tables = page.tables()
-    for title in ('Transfer (Table 5)', TITLES['1'], TITLES['3']):
+    for title in ('Transfer (Table 5)', *(f'{TITLES[name]}, 4 epochs' for name in ('1', '3'))):
         assert title in tables
     # The header, and each run once.
     assert (
@@ -319,6 +320,23 @@ def test_a_run_that_goes_on_shows_the_mini_generations_that_have_ended(tmp_path:
     )
     assert cells['M_#L1'] == f'{record["generations"][0]["last"]["top1_error"]:.2f}'
     assert not any(title.startswith('Errors of all') for title in tables)
+
+
+@pytest.mark.parametrize('status', ['running', 'finished'])
+def test_a_run_of_another_length_hides_no_table(status: str, tmp_path: Path) -> None:
+    other = next(deepcopy(r) for r in METHODS if r['label'] == 'BL') | {'status': status}
+    other['identity']['algorithm']['generations'] = [1]
+    records = ''.join(json.dumps(record) + '\n' for record in (*METHODS, other))
+    (tmp_path / 'records.jsonl').write_text(records)
+    write_report([tmp_path / 'records.jsonl'], tmp_path / 'out.html')
+    page = (tmp_path / 'out.html').read_text()
+    assert 'do not belong in one table' not in page
+    titles = Page(page).tables().keys()
+    assert {
+        f'{TITLES["3"]}, 4 epochs',
+        f'{TITLES["3"]}, 1 epoch',
+        f'{TITLES["1"]}, 4 epochs',
+    } <= titles
 
 
 def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) -> None:

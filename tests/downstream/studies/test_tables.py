@@ -28,7 +28,11 @@ def record(
         'config': f'{task}_config',
         'label': label,
         'device': 'CPU, 2 cores',
-        'identity': {'randomness': {'seed': seed}, 'backbone': backbone(label, pretrained)},
+        'identity': {
+            'randomness': {'seed': seed},
+            'precision': 'float32',
+            'backbone': backbone(label, pretrained),
+        },
         'paper': {'metric': metric, 'BL': 73.49, 'SD': 74.93},
         'data': {'train': {'count': train}, 'val': {'count': val}},
         'history': [{'epoch': epochs}],
@@ -229,7 +233,9 @@ def test_missing_run_is_a_hole() -> None:
 SHORT = {'data': {'train': {'count': 240}, 'val': {'count': 80}}, 'history': [{'epoch': 3}]}
 
 
-@pytest.mark.parametrize(('epochs', 'said'), [(1, '1 epoch, on'), (3, '3 epochs, on')])
+@pytest.mark.parametrize(
+    ('epochs', 'said'), [(1, '1 epoch, in float32 on'), (3, '3 epochs, in float32 on')]
+)
 def test_demo_configs_have_no_paper_number(epochs: int, said: str) -> None:
     short = SHORT | {'history': [{'epoch': epochs}]}
     table = str(transfer_table([record('BL', 0, 0.7, paper={'metric': 'mAP'}, **short)]))
@@ -247,7 +253,10 @@ def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
 
 
 def settings(**more: object) -> dict:
-    return {'identity': {'randomness': {'seed': 0}, 'backbone': backbone('SD')} | more}
+    return {
+        'identity': {'randomness': {'seed': 0}, 'precision': 'float32', 'backbone': backbone('SD')}
+        | more
+    }
 
 
 @pytest.mark.parametrize(
@@ -276,7 +285,16 @@ def test_unlike_runs_are_not_compared(other: dict, names: str) -> None:
 
 def test_the_papers_numbers_are_of_resnet_152() -> None:
     records = [
-        record(b, 0, 0.7, identity={'randomness': {'seed': 0}, 'backbone': backbone(b, depth=18)})
+        record(
+            b,
+            0,
+            0.7,
+            identity={
+                'randomness': {'seed': 0},
+                'precision': 'bf16',
+                'backbone': backbone(b, depth=18),
+            },
+        )
         for b in ('BL', 'SD')
     ]
     table = str(transfer_table(records))

@@ -47,6 +47,7 @@ def write(
         'identity': {
             'randomness': {'seed': seed},
             'batch_size': 128,
+            'precision': 'float32',
             'optim_wrapper': {'optimizer': {'lr': 0.1}},
             'model': {'network': settings.model.network},
             'algorithm': settings.algorithm | {'generations': lengths},
