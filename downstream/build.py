@@ -54,7 +54,7 @@ _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 _SIZES = {f'{name}.{side}': 1 for name in ('image_scale', 'crop_size') for side in (0, 1)}
 
 
-def prepare(config: Config, world_size: int = 1) -> Config:
+def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Config:
     """Check the data and the backbone file, and derive the rest of the config from its settings.
 
     ``data_root`` (a VOCdevkit folder), ``batch_size`` (over all processes), ``image_scale``,
@@ -67,6 +67,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     Args:
         config: as :func:`pretrain.runs.config.load_config` returns it; it is not changed.
         world_size: number of processes.
+        elsewhere: whether they run on another machine, a cluster's node with a GPU for each.
 
     Returns:
         The completed copy of ``config``.
@@ -74,7 +75,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     Raises:
         UserError: if the data, the backbone file or a setting cannot work.
     """
-    config, content = _fill(config, world_size)
+    config, content = _fill(config, world_size, elsewhere)
     backbone, data = _hand_over(config), content()
     if config.task != 'probe':
         loader, seed = config.train_dataloader, config.randomness.seed
@@ -88,18 +89,20 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     return config
 
 
-def prepare_without_backbone(config: Config, world_size: int = 1) -> Config:
+def prepare_without_backbone(
+    config: Config, world_size: int = 1, elsewhere: bool = False
+) -> Config:
     """Check and complete a config as :func:`prepare` does, but without backbone and identity."""
-    return _fill(config, world_size)[0]
+    return _fill(config, world_size, elsewhere)[0]
 
 
-def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
+def _fill(config: Config, world_size: int, elsewhere: bool) -> tuple[Config, Callable[[], dict]]:
     """The config of :func:`prepare_without_backbone`, and a function that reads the data and
     returns its hashes by split."""
     install()
     config = copy.deepcopy(config)
     config.default_scope = _LIBRARIES[config.task]
-    config.precision = resolve_precision(config.precision)
+    config.precision = resolve_precision(config.precision, elsewhere)
     if config.task == 'probe':
         config.runner_type = 'ProbeRunner'
         _check_probe(config)
@@ -115,7 +118,7 @@ def _fill(config: Config, world_size: int) -> tuple[Config, Callable[[], dict]]:
     config.env_cfg.cudnn_benchmark = False
     _fill_schedule(config)
     if config.task == 'segmentation':
-        _fill_segmentation(config, world_size)
+        _fill_segmentation(config, world_size, elsewhere or torch.cuda.is_available())
     else:
         _fill_detection(config)
     visualizer = downstream.pictures.VISUALIZERS_BY_TASK[config.task]
@@ -244,7 +247,7 @@ def _fill_detection(config: Config) -> None:
             loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
-def _fill_segmentation(config: Config, world_size: int) -> None:
+def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
     classes = _classes(config)
     config.model.decode_head.num_classes = len(classes)
     if config.classes:
@@ -257,7 +260,7 @@ def _fill_segmentation(config: Config, world_size: int) -> None:
         )
     config.model.data_preprocessor.size = config.crop_size
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
-    if world_size > 1 and torch.cuda.is_available():
+    if world_size > 1 and gpus:
         config.sync_bn = 'torch'  # batch statistics over all GPUs
     elif config.train_dataloader.batch_size == config.micro_batches:
         raise UserError(

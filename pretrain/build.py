@@ -46,7 +46,7 @@ LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'c
 BEFORE_ANY_TEACHER = ('generations', 'confidence_penalty', 'features', 'copy_every', 'lag', 'decay')
 
 
-def prepare(config: Config, world_size: int = 1) -> Config:
+def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Config:
     """Check the data and derive every part from the few settings that a config states.
 
     ``epochs`` and ``algorithm`` become the loss, the learning rates and the hooks; ``data_root``,
@@ -56,6 +56,7 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     Args:
         config: from :func:`pretrain.runs.config.load_config`.
         world_size: number of processes.
+        elsewhere: whether they run on another machine, such as a cluster's node.
 
     Returns:
         A complete copy of the config.
@@ -75,7 +76,8 @@ def prepare(config: Config, world_size: int = 1) -> Config:
     data = _fill_loaders(config, world_size)
     optimizer = config.optim_wrapper.optimizer
     optimizer.pop('fused', None)  # set if the config was prepared before
-    config.precision = config.model.precision = resolve_precision(config.precision)
+    precision = resolve_precision(config.precision, elsewhere)
+    config.precision = config.model.precision = precision
     config.model.loss = dict(
         type='SnapshotDistillationLoss', **{key: algorithm[key] for key in LOSS_SETTINGS}
     )

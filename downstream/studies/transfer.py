@@ -103,7 +103,7 @@ class Transfer:
             depths[label] = provenances[0]['depth']
         for path in self.configs:
             config = load_config(path, self.downstream_options)
-            prepare_without_backbone(config, self.launcher.gpus or 1)
+            prepare_without_backbone(config, self.launcher.gpus or 1, self.launcher.elsewhere)
             for label, depth in depths.items():
                 if depth != config.model.backbone.depth:
                     raise UserError(

@@ -77,7 +77,7 @@ class ClusterLauncher(Launcher):
     jobs: int = 1000
     cluster: str = 'slurm'
     options: Mapping[str, Any] = field(default_factory=dict)
-    machine_keys: ClassVar[Sequence[str]] = ('precision',)
+    elsewhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Slurm warns all processes of a job by this signal: the run stops at its next iteration.

@@ -77,16 +77,17 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 def stage_of(config: Config) -> ModuleType:
     """The module of the config's stage: ``pretrain.build`` or ``downstream.build``.
 
-    It has ``prepare(config, world_size)``; optionally ``install()``, which a process calls before
-    it builds from a prepared config; and, if its runs can share their first epochs, the rule
-    ``may_differ`` of :func:`pretrain.runs.resume.check_resume`.
+    It has ``prepare(config, world_size, elsewhere)``; optionally ``install()``, which a process
+    calls before it builds from a prepared config; and, if its runs can share their first epochs,
+    the rule ``may_differ`` of :func:`pretrain.runs.resume.check_resume`.
     """
     return importlib.import_module(f'{config.stage}.build')
 
 
-def prepare(config: Config, world_size: int) -> Config:
-    """Have the config's stage check it and fill it in for a run of ``world_size`` processes."""
-    return stage_of(config).prepare(config, world_size)
+def prepare(config: Config, world_size: int, elsewhere: bool = False) -> Config:
+    """Have the config's stage check it and fill it in for a run of ``world_size`` processes;
+    ``elsewhere`` says that they run on another machine, such as a cluster's node."""
+    return stage_of(config).prepare(config, world_size, elsewhere)
 
 
 def walk(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

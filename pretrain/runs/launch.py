@@ -19,6 +19,8 @@ from pathlib import Path
 from threading import Lock
 from typing import ClassVar, NoReturn, TextIO
 
+from mmengine.config import Config
+
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
@@ -64,8 +66,7 @@ class Launcher:
     jobs: int = 1
     processes: list[subprocess.Popen] = field(default_factory=list, init=False, compare=False)
     stopped: threading.Event = field(default_factory=threading.Event, init=False, compare=False)
-    # Keys of the identity that may differ because the run used another machine than this one.
-    machine_keys: ClassVar[Sequence[str]] = ()
+    elsewhere: ClassVar[bool] = False  # whether runs use another machine than this one
 
     def __post_init__(self) -> None:
         there = usable_gpus()
@@ -144,12 +145,17 @@ class Launcher:
             record = read_record(run.work_dir / 'run.json')
         else:
             with _PREPARING:
-                config = prepare(load_config(run.config, run.options), self.gpus or 1)
-            check_finished(run.work_dir, record, config.identity.to_dict(), self.machine_keys)
+                config = self.prepare(load_config(run.config, run.options))
+            other_machine = ['precision'] if self.elsewhere else []
+            check_finished(run.work_dir, record, config.identity.to_dict(), other_machine)
         metrics = record['generations'][-1]['last']
         values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
         _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')
         return record
+
+    def prepare(self, config: Config) -> Config:
+        """Check a config and fill it in for the processes of a run."""
+        return prepare(config, self.gpus or 1, self.elsewhere)
 
     def _environment(self) -> dict[str, str]:
         """The environment of this thread's runs, with their share of the cores and GPUs."""

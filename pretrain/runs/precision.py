@@ -5,18 +5,20 @@ import torch
 from pretrain.runs.errors import UserError
 
 
-def resolve_precision(precision: str) -> str:
+def resolve_precision(precision: str, elsewhere: bool = False) -> str:
     """Resolve a config's ``precision`` on this machine.
 
     Args:
         precision: 'auto', 'bf16' or 'float32'. 'auto' is bf16 on hardware that computes in it, and
             float32 elsewhere, because emulated bf16 is slower than float32.
+        elsewhere: whether the run will use another machine, which may compute in bf16.
 
     Returns:
         'bf16' or 'float32'.
 
     Raises:
-        UserError: if it is none of the three, or 'bf16' on hardware that does not compute in it.
+        UserError: if it is none of the three, or 'bf16' on hardware that does not compute in it,
+            unless the run is ``elsewhere``.
 
     Example:
         >>> resolve_precision('float32')
@@ -27,7 +29,7 @@ def resolve_precision(precision: str) -> str:
     without = device_without_bf16()
     if precision == 'auto':
         return 'float32' if without else 'bf16'
-    if precision == 'bf16' and without:
+    if precision == 'bf16' and without and not elsewhere:
         raise UserError(
             f"precision='bf16', but {without} does not compute in bfloat16: set precision='auto', "
             'which means float32 there.'

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretrain.build import prepare
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
@@ -52,7 +51,7 @@ class Similarity:
             UserError: if a setting or the data is invalid (before any training), or a run fails.
         """
         check_unique([self.config], self.seeds)
-        config = prepare(load_config(self.config, self.options), self.launcher.gpus or 1)
+        config = self.launcher.prepare(load_config(self.config, self.options))
         shared = list(self.shared_epochs)
         if config.algorithm.generations != [config.epochs] or config.algorithm.teacher_weight:
             raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from pretrain.build import may_differ, prepare
+from pretrain.build import may_differ
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import differences
@@ -46,7 +46,7 @@ class Sweep:
         check_unique(self.configs, self.seeds)
         identities, sources = {}, {}
         for path in self.configs:
-            config = prepare(load_config(path, self.options), self.launcher.gpus or 1)
+            config = self.launcher.prepare(load_config(path, self.options))
             identities[path] = config.identity.to_dict()
             sources[path] = next(p for p in identities if _share(identities[p], identities[path]))
         first = [path for path in self.configs if sources[path] == path]

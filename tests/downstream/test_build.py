@@ -318,8 +318,10 @@ def test_a_pyramid_is_filled_from_every_layer(voc, backbone_file_152):
 def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=8')
     assert prepare(config, world_size=4).get('sync_bn') is None
+    on_a_cluster = prepare(config, world_size=4, elsewhere=True)  # by a node without a GPU
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert prepare(config, world_size=2).sync_bn == 'torch'
+    assert prepare(config, world_size=4).identity == on_a_cluster.identity
     assert prepare(config, world_size=1).get('sync_bn') is None
 
 
@@ -327,6 +329,7 @@ def test_one_image_a_process_cannot_be_normalised(voc, backbone_file, monkeypatc
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=4')
     with pytest.raises(UserError, match='fewer processes, a larger batch_size or fewer'):
         prepare(config, world_size=4)
+    prepare(config, world_size=4, elsewhere=True)  # on a cluster, with a GPU for each process
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert prepare(config, world_size=4).train_dataloader.batch_size == 1
 

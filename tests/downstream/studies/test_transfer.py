@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import downstream.studies.transfer as transfer_module
 import pretrain.runs.launch as launch_module
 from downstream.studies.transfer import Transfer
+from pretrain.build import prepare
 from pretrain.runs.checkpoint import weights_sha256
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
@@ -49,9 +50,12 @@ def write_backbone(path: Path, value: float, **facts: object) -> Path:
     return path
 
 
-def prepared(config: Config, _: int) -> Config:
-    """A stand-in for a prepared config with the keys that a Launcher reads; there is no data."""
-    identity = {key: config[key] for key in ('randomness', 'batch_size')}
+def prepared(config: Config, *_: object) -> Config:
+    """A prepared pretraining config, or a stand-in for a downstream one with the keys that a
+    Launcher reads, since there is no data."""
+    if 'algorithm' in config:
+        return prepare(config)
+    identity = {key: config[key] for key in ('randomness', 'batch_size', 'precision')}
     if 'backbone_file' in config:
         identity['backbone'] = torch.load(config.backbone_file, weights_only=True).provenance
     return Config(dict(identity=identity))

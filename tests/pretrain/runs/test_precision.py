@@ -71,6 +71,11 @@ def test_an_avx512_processor_that_emulates_bf16_does_not_count(machine, monkeypa
     assert resolve_precision('auto') == 'float32'
 
 
+def test_another_machine_may_compute_in_bf16(machine):
+    machine()
+    assert resolve_precision('bf16', elsewhere=True) == 'bf16'
+
+
 def test_another_word_is_refused():
     with pytest.raises(UserError, match=r"precision is 'fp16': choose 'auto', 'bf16' or 'float32'"):
         resolve_precision('fp16')
