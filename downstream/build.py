@@ -83,8 +83,9 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
     if not config.label:  # imported backbones have no algorithm
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
+    processes = 1 if config.task == 'probe' else world_size  # one does all the work of a probe
     config.identity = identity_of(
-        config, NOT_IDENTITY, world_size=world_size, backbone=backbone, data=data
+        config, NOT_IDENTITY, world_size=processes, backbone=backbone, data=data
     )
     return config
 

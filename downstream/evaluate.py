@@ -23,7 +23,7 @@ from pretrain.runs.precision import resolve_precision
 from pretrain.runs.tables import DASH, Table
 
 # Settings that change the test data or how a checkpoint is tested.
-TEST_SETTINGS = ('image_size', 'image_scale', 'val_dataloader', 'val_evaluator')
+TEST_SETTINGS = 'image_size', 'image_scale', 'precision', 'val_dataloader', 'val_evaluator'
 
 FREQUENT = 50  # a class needs this many training images to be learned
 # Metrics in percent, the column titles of the per-class count and metric, and these two per class.
@@ -90,6 +90,7 @@ def _prepare_test(config: Config, trained: Trained) -> Config:
         config.model.network = trained.settings.model.network
         # A test needs neither the teacher nor the initial weights of the student.
         config.algorithm.features = {}
+        config.algorithm.taught_after = 0
         config.teacher = config.initial = dict(network={}, checkpoint=None)
         return prepare(config)
     # A test does not use these; with 2 and 1 the checks pass for any number of training images.
@@ -130,7 +131,9 @@ def _of_frequent_classes(
 
 def _warn_of_differences(checkpoint: str | Path, trained: Trained, config: Config) -> None:
     """Warn of test settings that differ from those of the run's own validation."""
-    ours = config.get('identity') or identity_of(config, NOT_IDENTITY)
+    # A config in a run's folder still has the identity of that run.
+    prepared = config.task == 'classification'
+    ours = config.identity.to_dict() if prepared else identity_of(config, NOT_IDENTITY)
     found = differences(trained.settings.to_dict(), ours)
     if found := {key: values for key, values in found.items() if covers(TEST_SETTINGS, key)}:
         words = in_words(found, 'was trained with', 'but is tested with')

@@ -227,12 +227,13 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
         }
         model = settings.get('model', {})
         preprocessor = model.get('data_preprocessor') or settings.get('data_preprocessor') or {}
+        # The first name is mmpretrain's, the second mmdet's and mmseg's.
+        to_rgb = preprocessor.get('to_rgb', preprocessor.get('bgr_to_rgb'))
         found = {
             'style': model.get('backbone', {}).get('style'),
             'mean': preprocessor.get('mean'),
             'std': preprocessor.get('std'),
-            # OpenCV loads BGR
-            'channel_order': {True: 'RGB', False: 'BGR'}.get(preprocessor.get('to_rgb')),
+            'channel_order': {True: 'RGB', False: 'BGR'}.get(to_rgb),  # OpenCV loads BGR
         }
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save only its ['state_dict'].") from error

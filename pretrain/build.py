@@ -180,6 +180,8 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
 
 def _hooks(config: Config) -> dict[str, dict]:
     algorithm = config.algorithm
+    in_turn = algorithm.teacher_weight > 0
+    in_turn = in_turn and not (config.teacher.checkpoint or algorithm.copy_every)
     hooks = dict(
         record=dict(type='RunRecordHook', generations=algorithm.generations),
         snapshot=dict(
@@ -195,8 +197,9 @@ def _hooks(config: Config) -> dict[str, dict]:
             type='EnsembleHook',
             # No ensemble: the first snapshot has learnt features alone and does not classify.
             generations=1 if algorithm.features else len(algorithm.generations),
-            # T^(k-1) is for asymmetric distillation, which softens the teacher alone.
-            temperature=1.0 if algorithm.symmetric else algorithm.temperature,
+            # T^(k-1) is for snapshots that taught each other in turn: each is softer by T than its
+            # teacher, unless T softens the student as well.
+            temperature=algorithm.temperature if in_turn and not algorithm.symmetric else 1.0,
         ),
     )
     if config.initial.checkpoint:

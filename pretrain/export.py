@@ -12,7 +12,12 @@ from torch import Tensor
 from pretrain.classifier import student_weights
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
 from pretrain.formats import WRITERS, Snapshot
-from pretrain.runs.backbone_file import check_finite, source_facts, write_backbone_file
+from pretrain.runs.backbone_file import (
+    check_finite,
+    provenance_of,
+    source_facts,
+    write_backbone_file,
+)
 from pretrain.runs.checkpoint import load_from_disk, progress
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import identity_in
@@ -121,7 +126,6 @@ def read_snapshot(path: Path) -> Snapshot:
     if identity['task'] != 'classification':
         raise UserError(f'{path} is not a checkpoint of a ResNet pretrained here.')
     network, preprocessor = (identity['model'][key] for key in ('network', 'data_preprocessor'))
-    recipe = {k: v for k, v in identity.items() if k not in ('randomness', 'data_seed')}
     provenance = {
         'arch': network['type'],
         'depth': network.get('depth'),
@@ -133,7 +137,7 @@ def read_snapshot(path: Path) -> Snapshot:
         'epoch': meta['epoch'],
         'algorithm': dict(identity['algorithm']),
         'seed': identity['randomness']['seed'],
-        'recipe_sha256': hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        'recipe_sha256': _recipe_sha256(identity),
         **_recorded(path, identity, meta['epoch']),
     }
     return Snapshot(
@@ -143,6 +147,23 @@ def read_snapshot(path: Path) -> Snapshot:
         tuple(meta['dataset_meta']['classes']),
         identity.get('image_size', CIFAR_SIZE),
         provenance,
+    )
+
+
+def _recipe_sha256(identity: Mapping[str, Any]) -> str:
+    """A hash of a run's identity without its seeds."""
+    recipe = {k: v for k, v in identity.items() if k not in ('randomness', 'data_seed')}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def is_export_of(backbone: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a backbone file holds the weights after the last epoch of a run with this record."""
+    facts = provenance_of(backbone) if backbone.exists() else None
+    identity = record['identity']
+    return bool(facts) and (facts.get('recipe_sha256'), facts.get('seed'), facts.get('epoch')) == (
+        _recipe_sha256(identity),
+        identity['randomness']['seed'],
+        record['history'][-1]['epoch'],
     )
 
 

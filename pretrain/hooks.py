@@ -78,15 +78,23 @@ class SnapshotHook(Hook):
 
     def _complete_snapshots(self, runner: Runner) -> None:
         """Make sure that each finished mini-generation has an undamaged snapshot. A run that starts
-        from another run's snapshot writes its own copy; any other gap raises a UserError."""
+        from another run's snapshot writes its own copy, even over one of an earlier start that
+        saved nothing else; any other gap raises a UserError."""
         paths = {
             end: Path(runner.work_dir) / f'snapshot_{k}.pth'
             for k, end in enumerate(boundaries(self.generations), start=1)
             if end <= runner.epoch
         }
+        source = runner.cfg.get('load_from')
+        begins = source and Path(source).resolve().parent != Path(runner.work_dir).resolve()
+        copied = runner.epoch if begins and not iterations_done(runner) else None
         # Rank 0 checks for all: the others could already find a file that rank 0 saves below.
         lacking = [
-            [end for end, path in paths.items() if not (path.exists() and is_whole(path))]
+            [
+                end
+                for end, path in paths.items()
+                if end == copied or not (path.exists() and is_whole(path))
+            ]
             if is_main_process()
             else None
         ]
@@ -173,7 +181,11 @@ class SnapshotHook(Hook):
         Raises:
             RuntimeError: if the checkpoint is of another network.
         """
-        self.waiting = list(checkpoint.get('waiting_copies', []))
+        # mmengine has loaded them to the run's device.
+        self.waiting = [
+            (step, {name: tensor.cpu() for name, tensor in weights.items()})
+            for step, weights in checkpoint.get('waiting_copies', [])
+        ]
         weights, own = checkpoint['state_dict'], unwrap(runner).state_dict()
         for key in own.keys() - weights.keys():
             if key.startswith('teacher.'):
@@ -235,7 +247,7 @@ class EnsembleHook(Hook):
             predictions = [model.val_step(batch)[0] for batch in loader]
             logits.append(torch.cat([p['logits'] for p in predictions]))
             labels = torch.cat([p['labels'] for p in predictions])
-        metric = TopKError()
+        metric = TopKError(collect_device='gpu')  # by communication, not through files
         scores = ensemble_probabilities(logits, self.temperature)
         metric.process({}, [{'logits': scores, 'labels': labels}])
         metrics = metric.evaluate(len(loader.dataset))

@@ -41,8 +41,8 @@ def mini_generations(
             2 compares with.
 
     Raises:
-        UserError: if K does not divide ``epochs``, the lengths do not add up to it, or one is not a
-            whole number above 0.
+        UserError: if K does not divide ``epochs``, the lengths do not add up to it (whole
+            generations: each is not ``epochs``), or one is not a whole number above 0.
     """
     if not _is_positive_int(epochs):
         raise UserError(f'epochs is {epochs}: it must be a whole number of at least 1.')
@@ -61,6 +61,13 @@ def mini_generations(
             f'algorithm.generations is {generations}: give the number of mini-generations, or a '
             'list of their lengths in epochs, each at least 1, for example [45, 45].'
         )
+    if whole:
+        if {*lengths} != {epochs}:
+            raise UserError(
+                f'algorithm.generations={list(lengths)}: with algorithm.fresh_student each '
+                f'generation has epochs={epochs}: give the number of generations.'
+            )
+        return list(lengths)
     if sum(lengths) != epochs:
         raise UserError(
             f'algorithm.generations={list(lengths)} add up to '

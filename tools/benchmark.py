@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pretrain.runs.cli import add_options, positive, run, tool_parser
 
-DEFAULTS = dict.fromkeys(('step', 'runner', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
-DEFAULTS['libraries'] = 'configs/pretrain/r152_bl.py'
+DEFAULTS = dict.fromkeys(('step', 'kernels', 'saving'), 'configs/pretrain/r152_sd.py')
+DEFAULTS |= dict.fromkeys(('runner', 'libraries'), 'configs/pretrain/r152_bl.py')
 # What ``all`` measures, in order.
 ALL = [
     'step',

@@ -21,9 +21,12 @@ if [ -z "${found:-}" ]; then
   exit 1
 fi
 
-echo "Setting up .venv with $("$found" --version): about 6 GB on disk, nothing to compile."
 start=$SECONDS
-[ -x .venv/bin/python ] || "$found" -m venv .venv
+# Without the system's venv package, "python -m venv" fails but leaves a folder without pip.
+if [ ! -x .venv/bin/python ] || ! { command -v uv || .venv/bin/python -m pip --version; } > /dev/null 2>&1; then
+  "$found" -m venv --clear .venv
+fi
+echo "Setting up .venv with $(.venv/bin/python --version): about 6 GB on disk, nothing to compile."
 if uv=$(command -v uv); then :; else
   .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
   uv=.venv/bin/uv

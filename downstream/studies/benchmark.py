@@ -81,7 +81,11 @@ def _random_backbone(config: Config, folder: Path) -> Path:
     depth, expected = config.model.backbone.depth, config.model.data_preprocessor
     weights = OrderedDict(build_resnet(depth, 1).state_dict())
     del weights['fc.weight'], weights['fc.bias']
-    facts = dict(arch='ResNet', depth=depth, stem='v1', style='pytorch', channel_order='RGB')
-    facts |= {'mean': expected.mean, 'std': expected.std}
+    facts = dict(arch='ResNet', depth=depth, stem='v1', channel_order='RGB')
+    facts |= {
+        'style': config.model.backbone.get('style', 'pytorch'),
+        'mean': expected.mean,
+        'std': expected.std,
+    }
     write_backbone_file(folder / 'backbone.pth', weights, Path(config.filename), facts)
     return folder / 'backbone.pth'

@@ -1,5 +1,6 @@
 """``metafile.yml`` for each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -50,16 +51,26 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
         'Metadata': {'Training Data': dataset, 'Epochs': epochs},
     }
     metric = config.paper.metric if 'metric' in config.paper else 'top1_error'
-    if metrics := _metrics(_records(path, config, epochs), metric):
-        model['Results'] = [{'Task': TASKS[config.task], 'Dataset': dataset, 'Metrics': metrics}]
+    if records := _records(path, config, epochs):
+        counts = [f'{records[0]["data"][split]["count"]} {split}' for split in ('train', 'val')]
+        model['Results'] = [
+            {
+                'Task': TASKS[config.task],
+                'Dataset': f'{dataset} ({", ".join(counts)} images)',
+                'Metrics': _metrics(records, metric),
+            }
+        ]
     return model
 
 
 def _records(path: Path, config: Config, epochs: int) -> list[dict]:
-    """The records of runs with this config whose epochs, classes and network are the config's."""
+    """The records of runs with this config whose epochs, classes and recipe are the config's."""
 
     def kind(settings: Mapping[str, Any]) -> tuple:
-        return settings['model'].get('network'), list(settings.get('classes') or ())
+        keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'crop_size'
+        recipe = {key: settings[key] for key in keys if key in settings}
+        recipe['network'] = settings['model'].get('network')
+        return json.loads(json.dumps(recipe)), list(settings.get('classes') or ())
 
     return [
         record

@@ -17,7 +17,7 @@ from PIL import Image
 
 from downstream.pictures import SCORE_THRESHOLD
 from downstream.studies.replicates import Comparison
-from downstream.studies.tables import PERCENT, TASKS, comparisons, transfer_table
+from downstream.studies.tables import PERCENT, TASKS, comparisons, in_order, transfer_table
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
@@ -175,8 +175,8 @@ def _transfer(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Section:
     title = 'Transfer'
     if not (records := _finished(runs, *TASKS)):
         return Section(title)
-    order = [*dict.fromkeys([*labels, *labels_of(records)])]
     try:
+        order = in_order(records, labels)
         table = transfer_table(records, order)
         gains = comparisons(records, order)
     except UserError as error:
@@ -299,7 +299,7 @@ def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
         for column, name in enumerate(("teacher's extra, paper", 'measured')):
             mean = fmean(extra[column] for extra in extras) if extras else None
             row[name] = DASH if mean is None else f'{100 * mean:+.1f} %'
-        row['peak memory (MB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
+        row['peak memory (MiB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
         rows.append(row)
     notes = [
         'Seconds are of training alone, and means over the seeds; seconds per iteration are the '

@@ -89,6 +89,17 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     return replace(table, notes=notes)
 
 
+def in_order(records: Sequence[dict], first: Sequence[str]) -> list[str]:
+    """The labels of records: those of ``first``, the baseline at their head, then the others; BL is
+    the baseline if ``first`` is empty. UserError if no record has a label of ``first``."""
+    known = labels_of(records)
+    if unknown := [label for label in first if label not in known]:
+        raise UserError(
+            f'No finished run has the label {unknown[0]}: the labels are {", ".join(known)}.'
+        )
+    return [*dict.fromkeys([*first, *known])]
+
+
 def comparisons(records: Sequence[dict], labels: Sequence[str]) -> dict[str, Comparison]:
     """The comparisons of :func:`transfer_table` by title, such as 'detection, SD against BL'."""
     return {

@@ -12,7 +12,7 @@ from downstream.build import prepare_without_backbone
 from downstream.import_backbone import import_backbone
 from downstream.studies.replicates import check_replicates
 from downstream.studies.tables import transfer_table
-from pretrain.export import export_backbone, is_usual_resnet
+from pretrain.export import export_backbone, is_export_of, is_usual_resnet
 from pretrain.runs.backbone_file import load_backbone_file, provenance_of
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import load_config
@@ -166,9 +166,12 @@ class Transfer:
         for label, config in self._pretrained.items():
             for seed in self.pretrain_seeds:
                 run = sweep.folder(config, seed)
-                last = read_record(run / 'run.json')['generations'][-1]['generation']
+                record = read_record(run / 'run.json')
+                snapshot = run / f'snapshot_{record["generations"][-1]["generation"]}.pth'
                 backbone = self._folder(label, seed) / 'backbone.pth'
-                export_backbone(run / f'snapshot_{last}.pth', backbone)
+                # The snapshots are large: the user may have deleted them after the export.
+                if snapshot.exists() or not is_export_of(backbone, record):
+                    export_backbone(snapshot, backbone)
 
     def _fine_tuning(self, label: str, folder: Path, file: Path, config: Path, seed: int) -> Run:
         title = f'{config.stem}, {label}, {folder.name}, seed {seed}'

@@ -156,8 +156,14 @@ PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint'
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
-# Settings of OpenMMLab that have no effect here.
-UNUSED = 'load_from', 'resume', 'model.pretrained'
+# Settings of OpenMMLab that have no effect here, and what has.
+UNUSED = {
+    'load_from': 'start the run with --start-from',
+    'resume': 'start the run with --resume',
+    'model.pretrained': 'set backbone_file=FILE',
+    'optim_wrapper.accumulative_counts': 'set micro_batches',
+    'compile': 'for pretraining, set model.compiled=True',
+}
 # Settings that must be 0 or more.
 NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
 # Settings that must be whole numbers, and their least values.
@@ -189,11 +195,10 @@ def check_settings(config: Config) -> None:
     cannot be built (not checked if it has a constructor), or a config that is not yet prepared sets
     one of ``UNUSED``."""
     values = dict(walk(config.to_dict()))
-    for key in UNUSED if 'identity' not in values else ():
+    for key, instead in UNUSED.items() if 'identity' not in values else ():
         if values.get(key):
             raise UserError(
-                f'{key} is {values[key]}, which would have no effect: leave it out. Set '
-                'backbone_file=FILE for a backbone, --start-from or --resume for a checkpoint.'
+                f'{key} is {values[key]}, which would have no effect: leave it out; {instead}.'
             )
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):

@@ -162,6 +162,8 @@ class RunRecordHook(Hook):
         own, of_source = seen
         if begins and own and own['started_from'] != source:
             own = None  # of an earlier start from another checkpoint, which saved nothing
+        if begins:  # else the checkpoint's peak is this run's own
+            runner.message_hub.runtime_info.pop('peak_memory_mb', None)
         earlier = own or {
             'started_from': source,
             'history': of_source['history'] if of_source else [],

@@ -402,6 +402,11 @@ def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
     """Compare a run with the bare loop and, if it has no loader workers, with its data path. Needs
     CIFAR-100 in ``data_root``; generates images in place of ImageNet."""
     alone = without_data(path, options)
+    if alone.algorithm.teacher_weight > 0:
+        raise UserError(
+            f'{path} trains without its teacher at first, and only that would be measured: give '
+            'the config of a baseline, and measure the teacher with tools/benchmark.py step.'
+        )
     title = f'{Path(path).stem}, batch {alone.batch_size}'
     options = [*options, f'batch_size={alone.batch_size}']
     steps = {'bare loop': bare_step(MODELS.build(alone.model.network), alone)}

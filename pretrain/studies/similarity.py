@@ -7,6 +7,7 @@ from pathlib import Path
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run
+from pretrain.runs.record import read_record
 from pretrain.studies.sweep import check_unique
 
 # Added to the data seed of a teacher, which sees the images in another order than its source.
@@ -71,8 +72,21 @@ class Similarity:
             order = [f'data_seed={DATA_SEED + seed}']
             teachers += [self._run(seed, f'T#{epochs}', epochs, order) for epochs in shared]
             students += [self._student(seed, *pair) for pair in pairs if pair[1] <= pair[0]]
+            self._check_kept(seed)
         records = self.launcher.finish(sources, teachers, students)
         return records[1] + records[2]
+
+    def _check_kept(self, seed: int) -> None:
+        """Raise a UserError if the source has passed a shared epoch without keeping its state."""
+        folder = self._folder(seed, 'M')
+        record = read_record(folder / 'run.json')
+        done = record['history'][-1]['epoch'] if record and record['history'] else 0
+        for epoch in self.shared_epochs:
+            if 0 < epoch <= done and not (folder / f'kept_{epoch}.pth').exists():
+                raise UserError(
+                    f'{folder} was trained without keeping epoch {epoch}, and other runs start '
+                    'there: choose another --work-dir, or leave this epoch out.'
+                )
 
     def _student(self, seed: int, shared: int, teacher: int) -> Run:
         options = [

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from scipy.stats import ttest_ind
 
 from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.identity import differences
 from pretrain.runs.tables import (
     DASH,
     MISSING,
@@ -27,8 +28,8 @@ from pretrain.settings import defaults
 
 METRIC = 'top1_error'
 # Runs of a network may differ in these and still belong in one table.
-MAY_DIFFER = ('algorithm', 'param_scheduler', 'randomness.seed', 'data_seed')
-MAY_DIFFER += ('teacher', 'model.teacher_network', 'initial', 'initial_weights')
+SEEDS = 'randomness.seed', 'data_seed', 'teacher', 'initial_weights'
+MAY_DIFFER = *SEEDS, 'algorithm', 'param_scheduler', 'model.teacher_network', 'initial'
 ABOUT_GAIN = 'Gains are in percentage points; a positive gain means a lower error.'
 RESNET_EPOCHS = 164  # for ResNets on CIFAR-100 (Section 4.1)
 TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
@@ -56,7 +57,8 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
         UserError: if records do not belong in one table, or two have the same row and seed.
     """
     arms = _arms(records, configs)
-    notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
+    notes = _notes(records, arms)
+    full = not any(_unlike_the_paper(*network) for network in _networks(arms))
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
@@ -87,7 +89,8 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     The arguments and errors are those of :func:`table_3`.
     """
     arms = _arms(records, configs)
-    notes, full = _notes(records, arms), all(_is_full(*network) for network in _networks(arms))
+    notes = _notes(records, arms)
+    full = not any(_unlike_the_paper(*network) for network in _networks(arms))
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
     rows = []
@@ -183,6 +186,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
     rows = []
     for label in dict.fromkeys(r['label'] for r in mine):
         group = [r for r in mine if r['label'] == label]
+        _one_method(label, group)
         algorithm = group[0]['identity']['algorithm']
         taught = [means for r in group for means in _taught(r)]
         means = [
@@ -193,7 +197,8 @@ def teachers_table(records: Sequence[dict]) -> Table:
         rows.append([label, _teacher_source(algorithm), *means, error, str(len(group))])
     header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
     full = epochs_of(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
-    return Table([*header, 'error (%)', 'n'], rows, 2, [_describe(mine, full)])
+    note = _describe(mine, '' if full else SHORTENED)
+    return Table([*header, 'error (%)', 'n'], rows, 2, [note])
 
 
 def has_own_teacher(record: dict) -> bool:
@@ -236,6 +241,7 @@ def errors_table(records: Sequence[dict]) -> Table:
         arms = {label: [r for r in mine if r['label'] == label] for label in labels_of(mine)}
         base = arms.get('BL', [])
         for label, arm in arms.items():
+            _one_method(f'{backbone}, {label}', arm)
             ends = [r['generations'][-1]['last'] for r in arm]
             top5 = [end['top5_error'] for end in ends if 'top5_error' in end]
             row = {'network': backbone, 'label': label, 'n': str(len(arm))}
@@ -279,6 +285,8 @@ def table_2(records: Sequence[dict]) -> Table:
     if not mine:
         raise UserError('There is no record of Table 2: train its runs with tools/similarity.py.')
     _one_setting(mine)
+    for label in dict.fromkeys(r['label'] for r in mine):
+        _one_method(label, [r for r in mine if r['label'] == label])
     full = epochs_of(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
     full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
     teachers = sorted({teacher for _, teacher in cells})
@@ -294,7 +302,7 @@ def table_2(records: Sequence[dict]) -> Table:
         )
         rows.append([f'student #{student}', 'ours', *values])
     counts = sorted({len(values) for values in cells.values()})
-    notes = [_describe(mine, full)]
+    notes = [_describe(mine, '' if full else SHORTENED)]
     notes.append(f'Accuracies are in percent, n = {" or ".join(map(str, counts))}.')
     return Table(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, 2, notes)
 
@@ -304,13 +312,19 @@ def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
     records = _with_ends(records)
     arms = [(c, [r for r in records if _row_key(r['identity']) == _row_key(c)]) for c in configs]
     for config, mine in arms:
-        seeds = [*map(_seed, mine)]
-        if len(set(seeds)) < len(seeds):
-            raise UserError(
-                f'Two records of {backbone_of(config)}, {config.algorithm.name} have the same '
-                'seed: keep one of them.'
-            )
+        _check_seeds(f'{backbone_of(config)}, {config.algorithm.name}', mine)
     return arms
+
+
+def _one_method(name: str, records: Sequence[dict]) -> None:
+    """Raise a UserError if records of one row differ in more than seeds, or repeat a seed."""
+    _one_setting(records, f'The records of {name}', SEEDS)
+    _check_seeds(name, records)
+
+
+def _check_seeds(name: str, records: Sequence[dict]) -> None:
+    if len({*map(_seed, records)}) < len(records):
+        raise UserError(f'Two records of {name} have the same seed: keep one of them.')
 
 
 def _with_ends(records: Sequence[dict]) -> list[dict]:
@@ -328,11 +342,30 @@ def _networks(arms: Arms) -> Arms:
     return networks
 
 
-def _is_full(config: Config, records: Sequence[dict]) -> bool:
-    """Whether runs have as many epochs as their config, and train on all images."""
+def _unlike_the_paper(config: Config, records: Sequence[dict]) -> str:
+    """Why runs are not comparable with the numbers of their config; empty if they are."""
     images = TRAINING_IMAGES[config.train_dataloader.dataset.type]
     first = records[0]
-    return epochs_of(first) == config.epochs and first['data']['train']['count'] == images
+    if epochs_of(first) != config.epochs or first['data']['train']['count'] != images:
+        return SHORTENED
+    found = differences(recipe(config), recipe(first['identity']))
+    changes = ', '.join(
+        f'{key}={theirs} instead of {ours}' for key, (ours, theirs) in found.items()
+    )
+    return f'CHANGED ({changes}), not comparable with the paper. ' if found else ''
+
+
+def recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config or an identity that all methods share: network, optimizer, batch
+    and images."""
+    parts = {
+        key: settings[key]
+        for key in ('batch_size', 'optim_wrapper', 'image_size')
+        if key in settings
+    }
+    parts['network'] = settings['model']['network']
+    parts['crop_area'] = settings['train_dataloader']['dataset'].get('crop_area')
+    return json.loads(json.dumps(parts))
 
 
 def _on_all_of_cifar(record: dict) -> bool:
@@ -341,7 +374,7 @@ def _on_all_of_cifar(record: dict) -> bool:
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
     """Notes on the settings of each network, on unfinished runs and on records that fit no arm."""
-    notes = [_describe(mine, _is_full(config, mine)) for config, mine in _networks(arms)]
+    notes = [_describe(mine, _unlike_the_paper(c, mine)) for c, mine in _networks(arms)]
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
         f'({ended_generations(record)} of {number_of(len(lengths_of(record)), "mini-generations")})'
@@ -384,18 +417,20 @@ def _row_key(settings: Mapping[str, Any]) -> tuple:
     )
 
 
-def _one_setting(records: Sequence[dict]) -> None:
+def _one_setting(
+    records: Sequence[dict], name: str = 'The records', may_differ: Sequence[str] = MAY_DIFFER
+) -> None:
     settings = [r['identity'] | {'epochs': epochs_of(r), 'data': r['data']} for r in records]
-    check_alike('The records', settings, MAY_DIFFER)
+    check_alike(name, settings, may_differ)
 
 
-def _describe(records: Sequence[dict], full: bool = True) -> str:
-    """Describe runs of one setting; unless they are ``full``, mark them as shortened."""
+def _describe(records: Sequence[dict], mark: str = '') -> str:
+    """Describe runs of one setting, after a ``mark`` that warns of what they are not."""
     identity, data = records[0]['identity'], records[0]['data']
     devices = ', '.join(sorted({r['device'] for r in records}))
     images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
-        f'{"" if full else SHORTENED}{backbone_of(identity)}: '
+        f'{mark}{backbone_of(identity)}: '
         f'{number_of(epochs_of(records[0]), "epochs")} per run, {images}, '
         f'batch size {identity["batch_size"]}, in {identity["precision"]} on {devices}.'
     )

@@ -487,6 +487,8 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
         ("train_list=['a.txt', 'b.txt']", r"train_list is \['a.txt', 'b.txt'\]: .* of one list"),
         ('load_from=epoch_12.pth', r'load_from is epoch_12\.pth, .* no effect: leave it out'),
         ('resume=True', 'resume is True, which would have no effect'),
+        ('compile=True', 'compile is True, which would have no effect'),
+        ('optim_wrapper.accumulative_counts=4', 'leave it out; set micro_batches'),
         ('val_list=2012', 'val_list is 2012: give the path of one list'),
         ('image_scale=[(64, 48), (96, 72)]', r'image_scale.0 is \(64, 48\): .* whole number'),
     ],
@@ -498,9 +500,7 @@ def test_settings_of_other_libraries_are_one_sentence(config, option, message, v
 
 def test_a_backbone_given_as_mmsegs_users_do_is_one_sentence(voc, backbone_file):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'model.pretrained=r18.pth')
-    with pytest.raises(
-        UserError, match=r'model\.pretrained is r18\.pth, .* Set backbone_file=FILE'
-    ):
+    with pytest.raises(UserError, match=r'model\.pretrained is r18\.pth, .*; set backbone_file=F'):
         prepare(config)
 
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from pretrain.classifier import student_weights
 from pretrain.hooks import ensemble_probabilities
+from pretrain.metrics import TopKError
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
@@ -27,11 +28,38 @@ def test_ensemble_against_a_loop(temperature: float) -> None:
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)  # float32
 
 
-@pytest.mark.parametrize(('method', 'temperature'), [('se', 1.0), ('sd', 2.0)])
+@pytest.mark.parametrize(
+    ('method', 'options', 'temperature'),
+    [
+        ('se', (), 1.0),
+        ('sd', (), 2.0),
+        # Without a chain of teachers that T softens, all snapshots are alike.
+        ('sd', ('algorithm.teacher_weight=0.0',), 1.0),
+        ('sd', ('algorithm.symmetric=True',), 1.0),
+        ('sd', ('algorithm.copy_every=1',), 1.0),
+    ],
+)
 def test_record_has_the_ensemble_of_the_snapshots(
-    method: str, temperature: float, train: Callable, tmp_path: Path
+    method: str,
+    options: tuple[str, ...],
+    temperature: float,
+    train: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runner = train(method, tmp_path)
+    used, devices = [], []
+    own = ensemble_probabilities
+    monkeypatch.setattr(
+        'pretrain.hooks.ensemble_probabilities', lambda z, t: used.append(t) or own(z, t)
+    )
+    make = TopKError
+    monkeypatch.setattr(
+        'pretrain.hooks.TopKError',
+        lambda collect_device: devices.append(collect_device) or make(collect_device),
+    )
+    runner = train(method, tmp_path, *options)
+    assert used == [temperature]
+    assert devices == ['gpu']  # several processes must not communicate through files
     last = copy.deepcopy(runner.model.student.state_dict())
     network = runner.model.student.eval()
     wrong = count = 0

@@ -312,6 +312,27 @@ def test_all_processes_save_a_shared_snapshot_or_none_does(
     assert saved == [f'snapshot_{end}.pth' for end in lacking]
 
 
+def test_a_run_that_begins_from_another_snapshot_copies_it(
+    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even over the copy of an earlier start from elsewhere, which was killed before it saved."""
+    runner = train('se', tmp_path / 'run')
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SnapshotHook))
+    saved = []
+    monkeypatch.setattr('pretrain.hooks.save', lambda runner, name, done: saved.append(name))
+    for source, iterations, expected in (
+        (tmp_path / 'other/snapshot_1.pth', 4, ['snapshot_1.pth']),
+        (tmp_path / 'other/snapshot_1.pth', 6, []),  # the run has trained since
+        (tmp_path / 'run/epoch_1.pth', 4, []),
+        (None, 4, []),
+    ):
+        runner.train_loop._epoch, runner.train_loop._iter = 1, iterations
+        runner.cfg.load_from = source and str(source)
+        saved.clear()
+        hook.before_train(runner)
+        assert saved == expected
+
+
 def test_a_student_within_an_epoch_does_not_stand_for_a_missing_snapshot(
     train: Callable, tmp_path: Path
 ) -> None:

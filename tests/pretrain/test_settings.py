@@ -14,6 +14,10 @@ def test_lengths_of_the_mini_generations(epochs: int, generations: object, lengt
 
 def test_whole_generations_are_as_long_as_a_run() -> None:
     assert mini_generations(164, 3, whole=True) == [164, 164, 164]
+    # As in the config that a run leaves in its folder.
+    assert mini_generations(164, [164, 164], whole=True) == [164, 164]
+    with pytest.raises(UserError, match=r'each generation has epochs=164: give the number'):
+        mini_generations(164, [40, 124], whole=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 import statistics
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pretrain.studies.tables import (
 from tests.conftest import ROOT
 
 CIFAR = ROOT / 'configs/pretrain/cifar100'
+RECIPE = 'batch_size', 'optim_wrapper', 'image_size', 'train_dataloader'
 load_once = functools.cache(load_config)
 ROWS = [load_config(CIFAR / f'resnet20_{row}.py') for row in ('bl', 'se', 'sd_t2', 'sd_t3')]
 
@@ -46,9 +48,8 @@ def write(
         'device': 'CPU',
         'identity': {
             'randomness': {'seed': seed},
-            'batch_size': 128,
             'precision': 'float32',
-            'optim_wrapper': {'optimizer': {'lr': 0.1}},
+            **{key: settings[key] for key in RECIPE if key in settings},
             'model': {'network': settings.model.network},
             'algorithm': settings.algorithm | {'generations': lengths},
         }
@@ -189,6 +190,15 @@ def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
 
 
 FEWER = {'train': {'count': 2_000}, 'val': {'count': 10_000}}
+
+
+def test_runs_with_another_recipe_are_not_compared(tmp_path: Path) -> None:
+    changed = {'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 1.0}}, 'batch_size': 64}
+    write(tmp_path, 'resnet20_bl', 0, [60.0], identity=changed)
+    table = str(table_3(find_records(tmp_path), ROWS))
+    assert 'CHANGED (batch_size=64 instead of 128, optim_wrapper.optimizer.lr=1.0 instead' in table
+    assert 'not comparable with the paper. ResNet-20: 164 epochs' in table
+    assert 'delta' not in table
 
 
 def test_runs_on_fewer_images_are_not_compared(tmp_path: Path) -> None:
@@ -341,8 +351,7 @@ def test_errors_of_any_runs_have_no_column_for_the_paper(tmp_path: Path) -> None
     for label, errors in (('SD', [20.0, 21.0]), ('BL', [30.0, 33.0])):
         for seed, error in enumerate(errors):
             write(tmp_path / label, 'r152_bl', seed, [error], identity=network, label=label)
-    for record in (records := find_records(tmp_path)):
-        record['identity']['randomness'] = {'seed': 0}
+    records = find_records(tmp_path)
     table = str(errors_table(records))
     header = [cell.strip() for cell in table.splitlines()[0].split('|')[1:-1]]
     assert header == ['network', 'label', 'top-1 error', 'n', 'gain over BL', 'p']
@@ -354,6 +363,25 @@ def test_errors_of_any_runs_have_no_column_for_the_paper(tmp_path: Path) -> None
     assert cells(errors_table(records), 'ResNet-18', 'SD')[:2] == ['20.50 ± 0.71', '2.00 ± 0.00']
     with pytest.raises(UserError, match='no finished pretraining run'):
         errors_table([])
+
+
+@pytest.mark.parametrize('make', [errors_table, teachers_table, table_2])
+def test_a_row_is_of_one_method_and_different_seeds(make: Callable, tmp_path: Path) -> None:
+    """Not of all methods that were given the same label."""
+    taught = [{'epoch': 1, 'train': {'teacher_error': 1.0, 'agreement': 1.0, 'difference': 1.0}}]
+    for seed, temperature in ((0, 2.0), (1, 2.0), (2, 3.0), (0, 2.0)):
+        algorithm = load_once(CIFAR / 'resnet20_sd_t2.py').algorithm | {'temperature': temperature}
+        identity = {'algorithm': algorithm | {'generations': [41] * 4}}
+        write(
+            tmp_path / str(len([*tmp_path.iterdir()])), 'resnet20_sd_t2', seed, [9.0] * 4,
+            identity=identity, label='T#0', history=taught,
+        )  # fmt: skip
+    records = [record for folder in '0123' for record in find_records(tmp_path / folder)]
+    make(records[:2])
+    with pytest.raises(UserError, match=r'T#0 differ in algorithm\.temperature \(2\.0 and 3\.0\)'):
+        make(records[:3])
+    with pytest.raises(UserError, match=r'Two records of .*T#0 have the same seed'):
+        make([*records[:2], records[3]])
 
 
 def test_a_row_is_what_the_records_say_they_are(tmp_path: Path) -> None:
