@@ -41,7 +41,7 @@ class ProbeRunner:
     def train(self) -> None:
         config, start = self.config, time.monotonic()
         restore_signals()
-        if config.launcher != 'none' and int(os.environ['RANK']):
+        if config.get('launcher', 'none') != 'none' and int(os.environ['RANK']):
             return
         sets = {
             split: ClassFolder(config.data_root, split, 0, config.image_size, skip=config.skip)

@@ -89,6 +89,17 @@ def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) ->
     assert counts['train'] == 0
 
 
+def test_another_setting_than_in_the_config_of_the_runs_folder_is_told(
+    finished: Finished, capsys: pytest.CaptureFixture
+) -> None:
+    """That config holds the identity of its run, which the setting does not change."""
+    own = finished.folder / Path(finished.config).name
+    evaluate(own, finished.checkpoint)
+    assert 'was trained with' not in capsys.readouterr().err
+    evaluate(own, finished.checkpoint, ['val_dataloader.dataset.pipeline.1.keep_ratio=False'])
+    assert 'is tested with False' in capsys.readouterr().err
+
+
 def test_classifier_gives_what_its_record_says(
     train: Callable, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -184,9 +184,18 @@ def test_files_older_than_the_batch_counter(resnet18, tmp_path: Path) -> None:
             {'model.data_preprocessor': dict(mean=[1.0] * 3, std=[2.0] * 3, to_rgb=False)},
             dict(mean=[1.0] * 3, std=[2.0] * 3, channel_order='BGR'),
         ),
+        # mmdet and mmseg have another name for the order of the channels.
+        (
+            {'model.data_preprocessor': dict(mean=[1.0] * 3, std=[2.0] * 3, bgr_to_rgb=True)},
+            dict(mean=[1.0] * 3, channel_order='RGB'),
+        ),
+        (
+            {'model.data_preprocessor': dict(mean=[1.0] * 3, std=[2.0] * 3, bgr_to_rgb=False)},
+            dict(mean=[1.0] * 3, channel_order='BGR'),
+        ),
     ],
 )
-def test_mmpretrain_tells_everything(changes, facts, resnet50, tmp_path: Path) -> None:
+def test_openmmlab_tells_everything(changes, facts, resnet50, tmp_path: Path) -> None:
     ours = imported(mmpretrain(resnet50, **changes), tmp_path)
     assert facts.items() <= ours.provenance.items()
     assert torch.equal(ours['layer4.2.bn3.weight'], resnet50['layer4.2.bn3.weight'])

@@ -81,10 +81,10 @@ def test_neighbours_and_temperature_matter() -> None:
 def run(image_folder: Path, tmp_path: Path):
     """``run(backbone_file, 'key=value', ...)``: the ProbeRunner of a finished run."""
 
-    def start(file: str, *options: str) -> ProbeRunner:
+    def start(file: str, *options: str, launcher: str = 'none') -> ProbeRunner:
         settings = [f'data_root={image_folder}', 'image_size=32', f'backbone_file={file}']
         config = prepare(load_config(CONFIG, [*settings, 'precision=float32', *options]))
-        config.work_dir = str(tmp_path / 'run')
+        config.update(work_dir=str(tmp_path / 'run'), launcher=launcher)
         runner = RUNNERS.build(config)
         runner.train()
         return runner
@@ -142,8 +142,15 @@ def test_only_the_first_process_probes(
     run, backbone_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('RANK', '1')
-    run(backbone_file)
+    run(backbone_file, launcher='pytorch')
     assert not (tmp_path / 'run/run.json').exists()
+    run(backbone_file)  # alone, in a shell where another program left the variable
+    assert (tmp_path / 'run/run.json').exists()
+
+
+def test_the_number_of_processes_does_not_matter(backbone_file: str, image_folder: Path) -> None:
+    config = load_config(CONFIG, [f'data_root={image_folder}', f'backbone_file={backbone_file}'])
+    assert prepare(config, world_size=4).identity == prepare(config).identity
 
 
 def test_what_cannot_be_probed_is_one_sentence(backbone_file: str, image_folder: Path) -> None:
@@ -195,6 +202,6 @@ def test_probe_has_its_rows_in_the_transfer_table(
     lines = [line for line in table.splitlines() if line.startswith('| probe top1_accuracy')]
     assert [line.split('|')[2].strip() for line in lines] == ['BL', 'SD']
     assert all(' 1 × 1 ' in line for line in lines)
-    assert 'knn_r18: ResNet-18, 32 training and 12 test images, no training, on' in table
+    assert 'knn_r18: ResNet-18, 32 training and 12 test images, no training, in float32 on' in table
     assert str(study.run()) == table
     assert len(launched) == 2

@@ -112,6 +112,19 @@ def test_run_from_a_shared_snapshot_has_its_ensemble(
     assert shared['ensemble'] == alone['ensemble']
 
 
+def test_a_run_from_a_shared_snapshot_has_its_own_peak_memory(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    train('sd', tmp_path / 'sd')
+    checkpoint = load_from_disk(tmp_path / 'sd/snapshot_1.pth')
+    checkpoint['message_hub']['runtime_info']['peak_memory_mb'] = 1e9
+    torch.save(checkpoint, tmp_path / 'sd/snapshot_1.pth')
+    config = tiny_config('se', tmp_path / 'se')
+    config.load_from, config.resume = str(tmp_path / 'sd/snapshot_1.pth'), True
+    Runner.from_cfg(config).train()
+    assert read_record(tmp_path / 'se/run.json')['peak_memory_mb'] < 1e9
+
+
 def test_snapshots_of_different_runs_are_refused(
     tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from pretrain.export import export_backbone
+from pretrain.export import export_backbone, is_export_of
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk, weights_sha256
 from pretrain.runs.errors import UserError
@@ -34,6 +34,21 @@ def test_provenance_travels_with_the_file(checkpoint: Path, tmp_path: Path) -> N
     assert returned['weights_sha256'] == weights_sha256(weights)
     assert returned['source'] == 'run/epoch_2.pth'
     assert returned['algorithm']['name'] == 'SD'
+
+
+def test_the_export_of_a_finished_run_is_known(checkpoint: Path, tmp_path: Path) -> None:
+    """By recipe, seed and epoch: the snapshot itself may have been deleted."""
+    out = tmp_path / 'backbone.pth'
+    record = {
+        'identity': load_from_disk(checkpoint)['meta']['identity'],
+        'history': [{'epoch': 1}, {'epoch': 2}],
+    }
+    assert not is_export_of(out, record)
+    export_backbone(checkpoint, out)
+    assert is_export_of(out, record)
+    for key, value in (('batch_size', 1), ('randomness', {'seed': 6})):
+        assert not is_export_of(out, record | {'identity': record['identity'] | {key: value}})
+    assert not is_export_of(out, record | {'history': [{'epoch': 3}]})
 
 
 def test_only_a_backbone_file_is_replaced(

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -42,7 +45,7 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
     machine, *lines, error = check(tmp_path / 'new/report.txt')
     assert re.fullmatch(f'torch .*, no GPU, {os.cpu_count()} cores', machine)
     steps = re.search('<<LIST\n(.*)\nLIST\n', SCRIPT.read_text(), re.DOTALL)[1].splitlines()
-    assert len(steps) == len(lines) == 23
+    assert len(steps) == len(lines) == 21
     for step, line in zip(steps, lines, strict=True):
         name, command = step.split(' | ', 1)
         out = 'left out: this machine' if name.endswith('(GPU)') else 'not started: out of time'
@@ -51,7 +54,7 @@ def test_every_step_is_reported_and_all_that_it_runs_exists(tmp_path: Path) -> N
         words = re.findall(r'(?:configs|tools|tests)/[\w/{},.]+', command)
         listed = [part for word in words for part in _braces(word)]
         assert all((ROOT / path).is_file() for path in listed), listed
-    assert error.startswith('error: 9 of 23 steps failed')
+    assert error.startswith('error: 9 of 21 steps failed')
 
 
 def test_none_stops_the_others(tmp_path: Path) -> None:
@@ -101,6 +104,44 @@ def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) 
     ]
     assert '2 of 2 steps failed' in error
     time.sleep(4)
+    assert not alive.exists()
+
+
+def test_a_folder_is_no_report_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / 'kept').write_text('')
+    done = subprocess.run(['bash', str(SCRIPT), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f'error: {tmp_path} is a folder: name the file for the report' in done.stderr
+    assert (tmp_path / 'kept').exists()
+
+
+def test_steps_set_their_time_within_that_of_the_check(tmp_path: Path) -> None:
+    """A timeout without --foreground leaves the process group that ends with the check."""
+    assert re.findall(r'\btimeout \d+ ', SCRIPT.read_text()) == []
+    alive = tmp_path / 'alive'
+    steps = f"long | timeout --foreground 60 bash -c 'sleep 4; touch {alive}'"
+    script = with_steps(tmp_path, steps, '$((SECONDS + 2))')
+    check(tmp_path / 'a report.txt', script)
+    time.sleep(4)
+    assert not alive.exists()
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_check_and_its_step(number: int, code: int, tmp_path: Path) -> None:
+    begun, alive = tmp_path / 'begun', tmp_path / 'alive'
+    script = with_steps(
+        tmp_path, f'long | touch {begun}; sleep 4; touch {alive}\nnext | true', '60'
+    )
+    # As a program in a terminal, which Python's own handling of Ctrl-C would hide.
+    process = subprocess.Popen(
+        ['bash', str(script), str(tmp_path / 'report.txt'), '60'], restore_signals=True
+    )
+    while not begun.exists():
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(20) == code
+    assert 'next' not in (tmp_path / 'report.txt').read_text()
+    time.sleep(5)
     assert not alive.exists()
 
 

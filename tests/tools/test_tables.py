@@ -40,12 +40,26 @@ def test_every_table_has_its_command(call: Callable) -> None:
     assert ' mAP | BL ' in printed
 
 
+def test_the_baseline_of_table_5_can_be_chosen(call: Callable) -> None:
+    records = 'configs/small/results/bccd.jsonl'
+    printed, _ = call('tools/table.py', '5', records, '--labels', 'SD')
+    labels = [line.split('|')[2].strip() for line in printed.splitlines() if ' mAP ' in line]
+    assert labels == ['SD', 'BL', 'random']
+    assert 'gain over SD' in printed
+    for table, option, value in (('5', '--backbones', 'resnet20'), ('3', '--labels', 'SD')):
+        assert call('tools/table.py', table, records, option, value) == ('', 2)
+
+
 @pytest.mark.parametrize(
     ('command', 'message'),
     [
         (['tools/table.py', '3', 'nowhere'], 'No folder or file nowhere'),
         (['tools/table.py', '2', 'tests'], 'no record of Table 2'),
         (['tools/table.py', '5', 'tests'], 'no finished downstream run'),
+        (
+            ['tools/table.py', '5', 'configs/small/results/bccd.jsonl', '--labels', 'SE'],
+            'No finished run has the label SE: the labels are BL, SD, random',
+        ),
         (
             ['tools/plot_curves.py', 'BL=nowhere/run.json', 'x.png'],
             'No folder or file nowhere/run.json',

@@ -21,7 +21,12 @@ def test_what_is_no_fine_tuning_is_named(config: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('stem', 'batch'), [('deeplabv3_r18_voc12', 8), ('faster_rcnn_r18_voc07', 8)]
+    ('stem', 'batch'),
+    [
+        ('demo/deeplabv3_r18_voc12', 8),
+        ('demo/faster_rcnn_r18_voc07', 8),
+        ('small/faster_rcnn_r50_fpn_voc07', 4),  # of caffe's style
+    ],
 )
 def test_a_run_is_compared_with_the_library_s(
     stem: str, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -35,7 +40,8 @@ def test_a_run_is_compared_with_the_library_s(
 
     monkeypatch.setattr(benchmark, 'run_seconds', run_seconds)
     options = ['precision=float32']
-    rows = benchmark.finetune_rows(ROOT / f'configs/demo/{stem}.py', options, rounds=1)
+    rows = benchmark.finetune_rows(ROOT / f'configs/{stem}.py', options, rounds=1)
+    stem = Path(stem).name
     assert {(row['name'], row['unit']): row['value'] for row in rows} == {
         (f'{stem}, batch {batch}: run / library run', ''): 0.5,
         (f'{stem}, batch {batch}: run', 'ms'): 2000.0,

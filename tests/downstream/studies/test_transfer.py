@@ -345,6 +345,7 @@ def test_each_config_is_pretrained_with_each_seed(
         write_backbone(out, value, seed=seed, source=checkpoint.parts[-3])
 
     monkeypatch.setattr(transfer_module, 'export_backbone', export)
+    monkeypatch.setattr(transfer_module, 'is_export_of', lambda backbone, _: backbone.exists())
     settings = ['epochs=2', 'image_size=32', 'batch_size=8', 'model.network.num_classes=4']
     study = replace(
         transfer,
@@ -368,5 +369,13 @@ def test_each_config_is_pretrained_with_each_seed(
     launched.clear()
     assert str(study.run()) == table
     assert not launched
+    # Nor were the snapshots needed again: users may delete them after the export.
+    asked = []
+    monkeypatch.setattr(transfer_module, 'export_backbone', lambda *pair: asked.append(pair))
+    assert str(study.run()) == table
+    assert not asked
+    monkeypatch.setattr(transfer_module, 'is_export_of', lambda *_: False)
+    study.run()
+    assert len(asked) == 6
     said = re.findall(r'\$demo/(\S+/run\.json)', (ROOT / 'tools/demo.sh').read_text())
     assert said and all((study.work_dir / path).is_file() for path in said)

@@ -145,11 +145,16 @@ def test_a_step_needs_a_teacher_to_measure() -> None:
         benchmark.step_rows(ROOT / 'configs/pretrain/r152_bl.py', ['batch_size=2'], rounds=1)
 
 
+def test_a_run_that_begins_without_its_teacher_is_not_measured_as_sd() -> None:
+    with pytest.raises(UserError, match=r'r152_sd\.py trains without its teacher at first'):
+        benchmark.runner_rows(R152, SMALL, rounds=1)
+
+
 def test_run_of_a_small_network(tmp_path: Path) -> None:
     options = [*SMALL, 'batch_size=2', 'model.network.num_classes=2']
     options += ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
-    found = benchmark.runner_rows(R152, options, rounds=2)
-    rows = {(row['name'].removeprefix('r152_sd, batch 2: '), row['unit']): row for row in found}
+    found = benchmark.runner_rows(ROOT / 'configs/pretrain/r152_bl.py', options, rounds=2)
+    rows = {(row['name'].removeprefix('r152_bl, batch 2: '), row['unit']): row for row in found}
     run, path, bare = (rows[name, 'ms']['value'] for name in ('run', 'data path', 'bare loop'))
     assert rows['data path / run', '']['value'] == pytest.approx(path / run)
     assert rows['run / bare loop', '']['value'] == pytest.approx(run / bare)

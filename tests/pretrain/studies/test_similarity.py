@@ -59,6 +59,17 @@ def test_finished_runs_are_not_run_again(similarity: Similarity, launched: list[
     assert [run.title for run in launched] == ['[6/10] M#1<T#0, seed 3']
 
 
+def test_an_epoch_that_the_source_did_not_keep_is_named(
+    similarity: Similarity, launched: list[Run]
+) -> None:
+    similarity.run()
+    launched.clear()
+    (similarity.work_dir / 'seed3/M/kept_2.pth').unlink()
+    with pytest.raises(UserError, match='M was trained without keeping epoch 2, and other runs'):
+        similarity.run()
+    assert not launched
+
+
 @pytest.mark.parametrize('shared', [[], [1, 0], [0, 0], [0, 4], [-1, 1]])
 def test_impossible_shares(
     shared: list[int], tiny_file: Callable, launched: list[Run], tmp_path: Path
