@@ -69,7 +69,7 @@ CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/
 demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
 peak memory in record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
-Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; echo quit | nvidia-cuda-mps-control; exit \$code
+Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; started=\$?; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; [ \$started -ne 0 ] || echo quit | nvidia-cuda-mps-control; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json "\$JSON"
 run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json "\$JSON"
