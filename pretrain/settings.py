@@ -41,8 +41,8 @@ def mini_generations(
             2 compares with.
 
     Raises:
-        UserError: if K does not divide ``epochs``, the lengths do not add up to it (whole
-            generations: each is not ``epochs``), or one is not a whole number above 0.
+        UserError: if K does not divide ``epochs``, the lengths do not add up to it, the length of a
+            whole generation is not ``epochs``, or one is not a whole number above 0.
     """
     if not _is_positive_int(epochs):
         raise UserError(f'epochs is {epochs}: it must be a whole number of at least 1.')

@@ -4,12 +4,17 @@
 # usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]     needs data/cifar-100-python
 # REPORT.json adds all measurements to the report. REPORT.steps/3.log has the output of step 3.
 set -uo pipefail
-report=$(realpath -m "${1:-work_dirs/gpu_check.txt}")
+report=
+case ${1:-} in
+  -*) echo "usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]" >&2 && exit 2 ;;
+  ?*) report=$(realpath -m -- "$1") ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+report=${report:-$PWD/work_dirs/gpu_check.txt}
 if [ -e "$report" ] && [ ! -f "$report" ]; then
-  echo "error: $report is a folder: name the file for the report, such as $report/gpu_check.txt." >&2
+  echo "error: $report is not a file: name one for the report, such as $report/gpu_check.txt." >&2
   exit 1
 fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 out=work_dirs/gpu_check
@@ -23,6 +28,9 @@ gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 print(f"torch {torch.__version__}, {gpu}, {os.cpu_count()} cores")')
 say "$machine"
 number=0 failed=0 running=
+quit_mps="[ ! -e '$steps/mps' ] || { echo quit | nvidia-cuda-mps-control; rm '$steps/mps'; }"
+trap "$quit_mps" EXIT
+trap 'kill $running 2> /dev/null; exit 129' HUP
 trap 'kill $running 2> /dev/null; exit 130' INT
 trap 'kill $running 2> /dev/null; exit 143' TERM
 
@@ -69,7 +77,7 @@ CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/
 demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
 peak memory in record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
-Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1; started=\$?; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; [ \$started -ne 0 ] || echo quit | nvidia-cuda-mps-control; exit \$code
+Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1 && touch '$steps/mps'; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; $quit_mps; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json "\$JSON"
 run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json "\$JSON"

@@ -206,18 +206,23 @@ def _gain_figure(gains: dict[str, Comparison]) -> Figure:
 
 
 def _paper(runs: Sequence[RecordedRun]) -> Section:
-    groups = defaultdict(list)  # runs of different lengths do not belong in one table
-    for run in runs:
-        if run.record['task'] == 'classification':
-            groups[epochs_of(run.record)].append(run.record)
+    records = [run.record for run in runs if run.record['task'] == 'classification']
+    lengths = defaultdict(set)
+    for record in records:
+        lengths[backbone_of(record['identity'])].add(epochs_of(record))
+    # Runs of one network but of different lengths do not belong in one table.
+    several = any(len(found) > 1 for found in lengths.values())
+    groups = defaultdict(list)
+    for record in records:
+        groups[epochs_of(record) if several else None].append(record)
     text, tables = [], []
-    for epochs, records in groups.items():
-        for name, rows in tables_with_records(records):
+    for epochs, mine in sorted(groups.items()):
+        for name, rows in tables_with_records(mine):
             title = TITLES[name]
-            if len(groups) > 1:
+            if several:
                 title += f', {number_of(epochs, "epochs")}'
             try:
-                tables.append((title, paper_table(name, records, rows)))
+                tables.append((title, paper_table(name, mine, rows)))
             except UserError as error:
                 text.append(f'{title}: {error}')
     return Section('Pretraining', text, tables)
@@ -299,7 +304,8 @@ def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
         for column, name in enumerate(("teacher's extra, paper", 'measured')):
             mean = fmean(extra[column] for extra in extras) if extras else None
             row[name] = DASH if mean is None else f'{100 * mean:+.1f} %'
-        row['peak memory (MiB)'] = f'{max(r["peak_memory_mb"] for r in records):.0f}'
+        peaks = [r['peak_memory_mb'] for r in records if r['peak_memory_mb']]
+        row['peak memory (MiB)'] = f'{max(peaks):.0f}' if peaks else DASH  # it trained nothing
         rows.append(row)
     notes = [
         'Seconds are of training alone, and means over the seeds; seconds per iteration are the '

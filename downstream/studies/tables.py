@@ -91,7 +91,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
 
 def in_order(records: Sequence[dict], first: Sequence[str]) -> list[str]:
     """The labels of records: those of ``first``, the baseline at their head, then the others; BL is
-    the baseline if ``first`` is empty. UserError if no record has a label of ``first``."""
+    the baseline if ``first`` is empty. UserError if a label of ``first`` has no record."""
     known = labels_of(records)
     if unknown := [label for label in first if label not in known]:
         raise UserError(

@@ -404,7 +404,7 @@ def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
     alone = without_data(path, options)
     if alone.algorithm.teacher_weight > 0:
         raise UserError(
-            f'{path} trains without its teacher at first, and only that would be measured: give '
+            f'{path} has a teacher, which a run may lack in the iterations that are measured: give '
             'the config of a baseline, and measure the teacher with tools/benchmark.py step.'
         )
     title = f'{Path(path).stem}, batch {alone.batch_size}'

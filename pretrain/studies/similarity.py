@@ -72,21 +72,22 @@ class Similarity:
             order = [f'data_seed={DATA_SEED + seed}']
             teachers += [self._run(seed, f'T#{epochs}', epochs, order) for epochs in shared]
             students += [self._student(seed, *pair) for pair in pairs if pair[1] <= pair[0]]
-            self._check_kept(seed)
+        for run in (*teachers, *students):
+            self._check_start(run)
         records = self.launcher.finish(sources, teachers, students)
         return records[1] + records[2]
 
-    def _check_kept(self, seed: int) -> None:
-        """Raise a UserError if the source has passed a shared epoch without keeping its state."""
-        folder = self._folder(seed, 'M')
-        record = read_record(folder / 'run.json')
-        done = record['history'][-1]['epoch'] if record and record['history'] else 0
-        for epoch in self.shared_epochs:
-            if 0 < epoch <= done and not (folder / f'kept_{epoch}.pth').exists():
-                raise UserError(
-                    f'{folder} was trained without keeping epoch {epoch}, and other runs start '
-                    'there: choose another --work-dir, or leave this epoch out.'
-                )
+    def _check_start(self, run: Run) -> None:
+        """Raise a UserError if a run cannot begin because its source did not keep the epoch."""
+        kept = run.start_from
+        if kept is None or kept.exists() or (run.work_dir / 'run.json').exists():
+            return
+        source, epoch = read_record(kept.parent / 'run.json'), int(kept.stem.rpartition('_')[2])
+        if source and source['history'] and source['history'][-1]['epoch'] >= epoch:
+            raise UserError(
+                f'{kept.parent} was trained without keeping epoch {epoch}, from which {run.title} '
+                'starts: choose another --work-dir, or leave this epoch out.'
+            )
 
     def _student(self, seed: int, shared: int, teacher: int) -> Run:
         options = [

@@ -323,7 +323,11 @@ def _one_method(name: str, records: Sequence[dict]) -> None:
 
 
 def _check_seeds(name: str, records: Sequence[dict]) -> None:
-    if len({*map(_seed, records)}) < len(records):
+    seeds = {
+        (_seed(r), *(r['identity'].get(key) for key in ('data_seed', 'teacher', 'initial_weights')))
+        for r in records
+    }
+    if len(seeds) < len(records):
         raise UserError(f'Two records of {name} have the same seed: keep one of them.')
 
 
@@ -420,7 +424,13 @@ def _row_key(settings: Mapping[str, Any]) -> tuple:
 def _one_setting(
     records: Sequence[dict], name: str = 'The records', may_differ: Sequence[str] = MAY_DIFFER
 ) -> None:
-    settings = [r['identity'] | {'epochs': epochs_of(r), 'data': r['data']} for r in records]
+    # Old records lack settings that were added later.
+    settings = [
+        r['identity']
+        | {'algorithm': defaults()['algorithm'] | dict(r['identity']['algorithm'])}
+        | {'epochs': epochs_of(r), 'data': r['data']}
+        for r in records
+    ]
     check_alike(name, settings, may_differ)
 
 

@@ -30,7 +30,7 @@ SNAPSHOT = 'work_dirs/demo/pretrain/r18_sd/seed0/snapshot_2.pth'
 
 
 def library(name: str):
-    return pytest.importorskip(name, reason=f'{name} is not installed: pip install ".[export]"')
+    return pytest.importorskip(name, reason=f'{name} is not installed')
 
 
 def student(checkpoint: Path) -> torchvision.models.ResNet:

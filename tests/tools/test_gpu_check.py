@@ -111,7 +111,7 @@ def test_a_folder_is_no_report_and_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / 'kept').write_text('')
     done = subprocess.run(['bash', str(SCRIPT), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert f'error: {tmp_path} is a folder: name the file for the report' in done.stderr
+    assert f'error: {tmp_path} is not a file: name one for the report' in done.stderr
     assert (tmp_path / 'kept').exists()
 
 
@@ -126,20 +126,27 @@ def test_steps_set_their_time_within_that_of_the_check(tmp_path: Path) -> None:
     assert not alive.exists()
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_check_and_its_step(number: int, code: int, tmp_path: Path) -> None:
     begun, alive = tmp_path / 'begun', tmp_path / 'alive'
     script = with_steps(
         tmp_path, f'long | touch {begun}; sleep 4; touch {alive}\nnext | true', '60'
     )
-    # As a program in a terminal, which Python's own handling of Ctrl-C would hide.
     process = subprocess.Popen(
-        ['bash', str(script), str(tmp_path / 'report.txt'), '60'], restore_signals=True
+        ['bash', str(script), str(tmp_path / 'report.txt'), '60'],
+        # If these tests run in the background, their shell ignores SIGINT.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
-    while not begun.exists():
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(20) == code
+    try:
+        end = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
     assert 'next' not in (tmp_path / 'report.txt').read_text()
     time.sleep(5)
     assert not alive.exists()

@@ -374,6 +374,11 @@ def test_each_config_is_pretrained_with_each_seed(
     monkeypatch.setattr(transfer_module, 'export_backbone', lambda *pair: asked.append(pair))
     assert str(study.run()) == table
     assert not asked
+    (newer := folder / 'r18_bl/seed0/snapshot_1.pth').write_bytes(b'')
+    study.run()
+    assert asked == [(newer, study.work_dir / 'BL/pretraining0/backbone.pth')]
+    newer.unlink()
+    asked.clear()
     monkeypatch.setattr(transfer_module, 'is_export_of', lambda *_: False)
     study.run()
     assert len(asked) == 6

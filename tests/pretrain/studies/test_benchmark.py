@@ -146,7 +146,7 @@ def test_a_step_needs_a_teacher_to_measure() -> None:
 
 
 def test_a_run_that_begins_without_its_teacher_is_not_measured_as_sd() -> None:
-    with pytest.raises(UserError, match=r'r152_sd\.py trains without its teacher at first'):
+    with pytest.raises(UserError, match=r'r152_sd\.py has a teacher, which a run may lack'):
         benchmark.runner_rows(R152, SMALL, rounds=1)
 
 
