@@ -487,8 +487,6 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
         ("train_list=['a.txt', 'b.txt']", r"train_list is \['a.txt', 'b.txt'\]: .* of one list"),
         ('load_from=epoch_12.pth', r'load_from is epoch_12\.pth, .* no effect: leave it out'),
         ('resume=True', 'resume is True, which would have no effect'),
-        ('compile=True', 'compile is True, which would have no effect'),
-        ('optim_wrapper.accumulative_counts=4', 'leave it out; set micro_batches'),
         ('val_list=2012', 'val_list is 2012: give the path of one list'),
         ('image_scale=[(64, 48), (96, 72)]', r'image_scale.0 is \(64, 48\): .* whole number'),
     ],
@@ -496,6 +494,22 @@ def test_the_mean_is_over_the_configs_classes(cells, backbone_file, monkeypatch)
 def test_settings_of_other_libraries_are_one_sentence(config, option, message, voc, backbone_file):
     with pytest.raises(UserError, match=message):
         prepare(with_files(config, voc, backbone_file, option))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('compile', True, 'compile is True, which would have no effect'),
+        ('optim_wrapper.accumulative_counts', 4, 'leave it out; set micro_batches'),
+    ],
+)
+def test_settings_of_mmengine_without_effect_are_refused_in_a_config(
+    key, value, message, voc, backbone_file
+):
+    config = with_files(DEMO_DETECTION, voc, backbone_file)
+    config.merge_from_dict({key: value})  # as a config that inherits ours does
+    with pytest.raises(UserError, match=message):
+        prepare(config)
 
 
 def test_a_backbone_given_as_mmsegs_users_do_is_one_sentence(voc, backbone_file):
