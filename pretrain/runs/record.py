@@ -186,7 +186,7 @@ class RunRecordHook(Hook):
         last = runner.epoch == runner.max_epochs
         due = last or runner.epoch % runner.train_loop.val_interval == 0
         due = due and runner.epoch > 0 and not iterations_done(runner)
-        if due and 'metrics' not in self._entry(runner, runner.epoch):
+        if due and 'metrics' not in self._entry(runner.epoch):
             runner.val_loop.run()
         self._write(runner)
 
@@ -209,7 +209,7 @@ class RunRecordHook(Hook):
             self.begun, self.tick = 0, now
 
     def after_train_epoch(self, runner: Runner) -> None:
-        entry = self._entry(runner, runner.epoch + 1)
+        entry = self._entry(runner.epoch + 1)
         entry['iterations'] = sum(count for count, _ in self.seconds)
         entry['seconds'] = sum(seconds for _, seconds in self.seconds)
         entry['seconds_per_iter'] = statistics.median(s / count for count, s in self.seconds)
@@ -219,7 +219,7 @@ class RunRecordHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         values = {name.split('/')[-1]: float(value) for name, value in metrics.items()}
-        self._entry(runner, runner.epoch)['metrics'] = values
+        self._entry(runner.epoch)['metrics'] = values
         self._write(runner)
 
     def after_train(self, runner: Runner) -> None:
@@ -233,7 +233,7 @@ class RunRecordHook(Hook):
         if iterations_done(runner):
             self._write(runner)  # updates wall_seconds
 
-    def _entry(self, runner: Runner, epoch: int) -> dict:
+    def _entry(self, epoch: int) -> dict:
         history = self.record['history']
         if not history or history[-1]['epoch'] != epoch:
             history.append({'epoch': epoch, 'generation': bisect_left(self.ends, epoch) + 1})

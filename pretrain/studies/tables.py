@@ -56,9 +56,7 @@ def table_3(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     Raises:
         UserError: if records do not belong in one table, or two have the same row and seed.
     """
-    arms = _arms(records, configs)
-    notes = _notes(records, arms)
-    full = not any(_unlike_the_paper(*network) for network in _networks(arms))
+    arms, notes, full = _arms(records, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1', 'M_#L2', 'M_#L3', 'M_#L4', 'best', 'ensemble', 'n', 'gain over BL', 'p']
     rows = []
@@ -88,9 +86,7 @@ def table_4(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 
     The arguments and errors are those of :func:`table_3`.
     """
-    arms = _arms(records, configs)
-    notes = _notes(records, arms)
-    full = not any(_unlike_the_paper(*network) for network in _networks(arms))
+    arms, notes, full = _arms(records, configs)
     header = ['backbone', 'alg.', 'source']
     header += ['M_#L1 top-1', 'top-5', 'M_#L2 top-1', 'top-5', 'n']
     rows = []
@@ -137,8 +133,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     seconds are those of training, summed over all generations and averaged over the seeds. The
     first config is the baseline. The arguments and errors are those of :func:`table_3`.
     """
-    arms = _arms(records, configs)
-    notes = _notes(records, arms)
+    arms, notes, _ = _arms(records, configs)
     base = arms[0][1]
     header = ['method', 'same architecture?', 'one generation?', 'error (%)', 'n', 'gain over BL']
     header += ['p', 'iterations', '× BL', 'seconds', '× BL']
@@ -307,13 +302,16 @@ def table_2(records: Sequence[dict]) -> Table:
     return Table(['', 'source', *(f'teacher #{t}' for t in teachers)], rows, 2, notes)
 
 
-def _arms(records: Sequence[dict], configs: Sequence[Config]) -> Arms:
-    """The records of each config, matched by their identities and not by file names."""
+def _arms(records: Sequence[dict], configs: Sequence[Config]) -> tuple[Arms, list[str], bool]:
+    """The records of each config, matched by their identities and not by file names; the notes on
+    them; and whether all are comparable with the paper."""
     records = _with_ends(records)
     arms = [(c, [r for r in records if _row_key(r['identity']) == _row_key(c)]) for c in configs]
     for config, mine in arms:
         _check_seeds(f'{backbone_of(config)}, {config.algorithm.name}', mine)
-    return arms
+    marks = [(mine, _unlike_the_paper(config, mine)) for config, mine in _networks(arms)]
+    notes = [_describe(mine, mark) for mine, mark in marks]
+    return arms, notes + _notes(records, arms), not any(mark for _, mark in marks)
 
 
 def _one_method(name: str, records: Sequence[dict]) -> None:
@@ -377,8 +375,8 @@ def _on_all_of_cifar(record: dict) -> bool:
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
-    """Notes on the settings of each network, on unfinished runs and on records that fit no arm."""
-    notes = [_describe(mine, _unlike_the_paper(c, mine)) for c, mine in _networks(arms)]
+    """Notes on unfinished runs and on records that fit no arm."""
+    notes = []
     going_on = [
         f'{backbone_of(config)}, {config.algorithm.name}, seed {_seed(record)} '
         f'({ended_generations(record)} of {number_of(len(lengths_of(record)), "mini-generations")})'
