@@ -205,3 +205,14 @@ def test_probe_has_its_rows_in_the_transfer_table(
     assert 'knn_r18: ResNet-18, 32 training and 12 test images, no training, in float32 on' in table
     assert str(study.run()) == table
     assert len(launched) == 2
+
+
+def test_the_test_images_are_classified_by_the_training_images(
+    run, backbone_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr('downstream.probe.knn_accuracy', lambda *a: calls.append(a) or 0.0)
+    config = run(backbone_file, 'neighbours=7').config
+    ((*images, neighbours, temperature),) = calls
+    assert [len(part) for part in images] == [32, 32, 12, 12]
+    assert (neighbours, temperature) == (7, config.temperature)

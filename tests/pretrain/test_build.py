@@ -130,3 +130,15 @@ def test_only_what_no_device_can_compute_is_refused() -> None:
         _try_images(Reads(), 2, 32)
         with pytest.raises(UserError, match=r'cannot train on 2 images .* an odd size'):
             _try_images(Odd(), 2, 32)
+
+
+def test_the_model_computes_in_the_precision_of_the_run(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('pretrain.runs.precision.device_without_bf16', lambda: None)
+    config = tiny_config('sd', tmp_path, 'precision=auto')
+    assert config.model.precision == config.identity.precision == 'bf16'
+
+
+def test_micro_batches_reach_the_training_loop(tiny_config: Callable, tmp_path: Path) -> None:
+    assert tiny_config('bl', tmp_path, 'micro_batches=2').train_cfg.micro_batches == 2

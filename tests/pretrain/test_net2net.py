@@ -130,3 +130,14 @@ def test_noise_tells_repeated_channels_apart_and_leaves_the_others() -> None:
 def test_networks_that_do_not_fit(small: object, large: object, message: str) -> None:
     with torch.device('meta'), pytest.raises(UserError, match=message):
         check_net2net(small(), large())
+
+
+def test_noise_is_one_percent_of_the_spread_of_the_weights() -> None:
+    small, networks = trained(build_cifar_resnet(8, 10, 8)), []
+    for options in ({'noise': 0.0}, {}):
+        networks.append(build_cifar_resnet(8, 10))
+        torch.manual_seed(0)
+        net2net(small, networks[-1], **options)
+    exact, usual = (network.conv1.weight.detach() for network in networks)
+    noise = (usual - exact)[8:].std()
+    assert noise.item() == pytest.approx(0.01 * exact.std().item(), rel=0.5)

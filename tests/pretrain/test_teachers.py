@@ -393,3 +393,10 @@ def test_net2net_begins_as_the_smaller_network(tiny_config: Callable, tmp_path: 
     next(hook for hook in larger.hooks if isinstance(hook, Net2NetHook)).before_train(larger)
     for name, tensor in larger.model.student.state_dict().items():
         assert torch.equal(tensor, trained[name]), name
+
+
+def test_copies_wait_for_the_epoch_that_taught_after_names(train: Callable, tmp_path: Path) -> None:
+    options = ('algorithm.generations=1', 'algorithm.copy_every=1', 'algorithm.taught_after=2')
+    train('sd', tmp_path, *options)
+    history = read_record(tmp_path / 'run.json')['history']
+    assert ['difference' in entry['train'] for entry in history] == [False, False, True]

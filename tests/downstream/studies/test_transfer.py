@@ -384,3 +384,25 @@ def test_each_config_is_pretrained_with_each_seed(
     assert len(asked) == 6
     said = re.findall(r'\$demo/(\S+/run\.json)', (ROOT / 'tools/demo.sh').read_text())
     assert said and all((study.work_dir / path).is_file() for path in said)
+
+
+def test_the_weights_of_the_last_mini_generation_are_exported(
+    transfer: Transfer,
+    launched: list[str],
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the first are equal for SE and SD."""
+    read, names = transfer_module.read_record, []
+    two = {'generations': [{'generation': 1}, {'generation': 2}]}
+    monkeypatch.setattr(transfer_module, 'read_record', lambda path: read(path) | two)
+    monkeypatch.setattr(transfer_module, 'is_export_of', lambda *_: False)
+    monkeypatch.setattr(transfer_module, 'export_backbone', lambda s, _: names.append(s.name))
+    settings = ['epochs=2', 'image_size=32', 'batch_size=8', 'model.network.num_classes=4']
+    study = replace(
+        transfer,
+        backbones={'SD': [Path('configs/demo/r18_sd.py')]},
+        pretrain_options=[f'data_root={image_folder}', *settings],
+    )
+    study._pretrain()
+    assert names == ['snapshot_2.pth']

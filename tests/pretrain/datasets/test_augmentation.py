@@ -101,3 +101,13 @@ def test_draws_are_those_of_section_4_2() -> None:
     for factor in factors:
         assert 0.6 <= factor.min() < 0.605
         assert 1.395 < factor.max() <= 1.4
+
+
+def test_a_batch_is_jittered_normalised_and_turned_in_this_order(images: torch.Tensor) -> None:
+    preprocessor = AugmentingPreprocessor(mean=MEAN, std=STD)
+    drawn = torch.tensor([[1.0, 0.1, 0.7, 1.3, 0.8]]).repeat(6, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    expected = (jitter(images, drawn[:, 2:]) - mean) / std
+    expected = flip_and_rotate(expected, drawn[:, 0], drawn[:, 1])
+    result = preprocessor({'inputs': images, 'augmentation': drawn})['inputs']
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)  # float32 in another order

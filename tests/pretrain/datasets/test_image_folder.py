@@ -14,9 +14,10 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
+from pretrain.datasets.decode import EncodedImage, random_box
 from pretrain.datasets.image_folder import ClassFolder, list_images
 from pretrain.runs.errors import UserError
-from pretrain.runs.randomness import EpochSampler, stable_seed
+from pretrain.runs.randomness import EpochSampler, stable_seed, torch_seed
 
 AREA = (0.08, 1.0)
 
@@ -282,3 +283,12 @@ def test_unusable_images_stop_a_run_or_are_left_out(
         lists += dataset.file_list()
     assert 'class1/3.png' not in lists[:31]
     assert 'class0/1.png' not in lists[31:]
+
+
+def test_a_training_crop_is_the_box_that_was_drawn(image_folder: Path) -> None:
+    dataset = ClassFolder(str(image_folder), 'train', seed=3, size=32, crop_area=(0.3, 0.5))
+    for index in range(8):
+        with torch_seed(stable_seed(3, 4, index)):
+            box = random_box(36, 40, (0.3, 0.5))  # height before width
+        image = EncodedImage(image_folder / f'train/class0/{index}.png')
+        assert torch.equal(dataset[4, index]['inputs'], image.crop(box, 32))

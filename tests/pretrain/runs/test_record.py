@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -281,3 +282,19 @@ def test_committed_records_stay_readable() -> None:
             assert record['status'] in ('finished', 'running')  # Table 3 shows both
             assert record['history'][-1]['epoch'] == record['generations'][-1]['last_epoch']
             assert isinstance(record['identity']['randomness']['seed'], int)
+
+
+def test_a_record_is_replaced_and_not_written_over(train: Callable, tmp_path: Path) -> None:
+    """A kill while it is written leaves the record of before."""
+    runner = train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    os.link(tmp_path / 'run.json', tmp_path / 'before')
+    before = (tmp_path / 'before').read_bytes()
+    runner.call_hook('after_train')
+    assert (tmp_path / 'before').read_bytes() == before != (tmp_path / 'run.json').read_bytes()
+
+
+def test_seconds_are_those_of_one_iteration(train: Callable, tmp_path: Path) -> None:
+    train('bl', tmp_path, 'epochs=1', 'algorithm.generations=1')
+    (entry,) = read_record(tmp_path / 'run.json')['history']
+    # All iterations of so short an epoch are timed together.
+    assert entry['iterations'] * entry['seconds_per_iter'] == pytest.approx(entry['seconds'])

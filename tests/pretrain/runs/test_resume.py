@@ -93,6 +93,17 @@ def leave(folder: Path, identity: dict, epoch: int | None = None, **record: obje
     return path
 
 
+def test_a_start_that_is_given_comes_before_that_of_the_record(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    config = tiny_config('se', tmp_path / 'run')
+    identity = config.identity.to_dict()
+    recorded, given = (leave(tmp_path / name, identity, 1) for name in 'ab')
+    leave(tmp_path / 'run', identity, started_from=str(recorded))
+    choose_start(config, Namespace(**vars(RESUME) | {'start_from': str(given)}))
+    assert config.load_from == str(given)
+
+
 @pytest.mark.faults
 def test_a_branch_goes_on_from_its_own_checkpoint_if_it_has_one(
     tiny_config: Callable, tmp_path: Path

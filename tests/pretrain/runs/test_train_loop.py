@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import distributed, nn
 
 from pretrain.classifier import SnapshotClassifier
@@ -130,3 +131,12 @@ def test_impossible_micro_batches(tiny_config: Callable, tmp_path: Path) -> None
         tiny_config('bl', tmp_path, 'micro_batches=0')
     with pytest.raises(UserError, match='1 process with 3 micro-batches each'):
         tiny_config('bl', tmp_path, 'micro_batches=3')
+
+
+def test_the_rest_of_an_epoch_has_the_workers_of_a_whole_one(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """Workers ignore the signals on which the run saves and ends."""
+    runner = Runner.from_cfg(tiny_config('bl', tmp_path))
+    runner.train_dataloader.worker_init_fn = print
+    assert runner.train_loop._batches(2).worker_init_fn is print
