@@ -315,6 +315,19 @@ def test_a_pyramid_is_filled_from_every_layer(voc, backbone_file_152):
         assert load_config(PYRAMID)[key] == theirs[key]
 
 
+def test_what_table_5_is_trained_with():
+    """What the paper says, or the deviations in configs/README.md, not the libraries' defaults."""
+    sgd = dict(type='SGD', momentum=0.9, weight_decay=1e-4)
+    for path, lr in ((DETECTION, 0.01), (PYRAMID, 0.01), (SEGMENTATION, 0.007)):
+        config = load_config(path)
+        assert config.optim_wrapper == dict(type='OptimWrapper', optimizer=sgd | dict(lr=lr))
+        if config.task == 'detection':
+            assert config.model.train_cfg.rcnn.sampler.num == 128
+    head = load_config(SEGMENTATION).model.decode_head
+    assert (tuple(head.dilations), head.channels) == ((1, 6, 12, 18), 256)
+    assert head.align_corners and head.loss_decode.avg_non_ignore
+
+
 def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=8')
     assert prepare(config, world_size=4).get('sync_bn') is None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from downstream.predict import Found, _areas, _boxes, predict
 from downstream.trained import load_trained
+from pretrain.datasets.decode import EncodedImage
 from pretrain.runs.errors import UserError
 from tests.downstream.conftest import Finished
 
@@ -187,3 +188,13 @@ def test_what_cannot_be_used_is_one_sentence(
         with pytest.raises(UserError, match=r'colour_predicted\.png would overwrite another'):
             list(predict(classifier, [Path(photos[0].name), other]))
         assert other.read_bytes() == before
+
+
+def test_a_classifier_sees_images_of_its_own_size(
+    train: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train('bl', tmp_path / 'run', 'epochs=1', 'algorithm.generations=1', 'image_size=40')
+    sizes, crop = [], EncodedImage.crop
+    monkeypatch.setattr(EncodedImage, 'crop', lambda *a: sizes.append(a[-1]) or crop(*a))
+    list(predict(tmp_path / 'run/snapshot_1.pth', [image_folder / 'val/class0/0.png'], tmp_path))
+    assert sizes == [40]

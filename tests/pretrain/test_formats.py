@@ -353,3 +353,14 @@ def test_a_training_snapshot_as_init_cfg(
     backbone.init_weights()
     theirs = student(checkpoint).layer4[1].conv2.weight
     assert torch.equal(backbone.layer4[1].conv2.weight, theirs) == prefix
+
+
+def test_exports_state_the_preprocessing_of_the_test(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ('timm', 'huggingface', 'mmpretrain'):
+        export(checkpoint, tmp_path / name, name, classifier=True)
+    timm = json.loads((tmp_path / 'timm/config.json').read_text())['pretrained_cfg']
+    hf = json.loads((tmp_path / 'huggingface/preprocessor_config.json').read_text())
+    _, resize, crop, _ = Config.fromfile(tmp_path / 'mmpretrain/config.py').test_pipeline
+    bilinear = 2  # in Pillow
+    assert (timm['interpolation'], hf['crop_pct'], hf['resample']) == ('bilinear', 0.875, bilinear)
+    assert (resize.scale, resize.edge, crop.crop_size) == (55, 'short', 48)

@@ -235,6 +235,11 @@ def test_slurm_starts_each_node_with_its_rank(slurm: Callable) -> None:
     assert lines[-1] == ['node7', '3', '2:', SD, '8', '--resume', 'a', 'b']
 
 
+def test_slurm_passes_on_the_cores_that_a_batch_job_has(slurm: Callable) -> None:
+    _, lines = slurm('--resume', SLURM_CPUS_PER_TASK='64')
+    assert '--cpus-per-task=64' in lines[0]
+
+
 def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable) -> None:
     code, lines = slurm('--work-dir', 'x')
     assert code == 0

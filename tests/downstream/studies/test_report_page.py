@@ -339,6 +339,15 @@ def test_a_run_of_another_length_hides_no_table(status: str, tmp_path: Path) -> 
     } <= titles
 
 
+def test_all_runs_have_the_numbers_of_their_records(html: str) -> None:
+    header, *rows = Page(html).tables()['All runs']
+    shown = [dict(zip(header, row, strict=True)) for row in rows]
+    ends = [(r['label'], r['generations'][-1]) for r in FINE_TUNED]
+    assert sorted((c['label'], c['last'], c['best']) for c in shown if c['metric'] == 'mAP') == (
+        sorted((n, *(f'{100 * e[k]["mAP"]:.2f}' for k in ('last', 'best'))) for n, e in ends)
+    )
+
+
 def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) -> None:
     """The page has the error in place of the table, and is written."""
     records_file.write_text(records_file.read_text() * 2)

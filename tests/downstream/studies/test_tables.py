@@ -338,3 +338,9 @@ def test_only_finished_downstream_records_count(tmp_path: Path) -> None:
 def test_no_record_at_all() -> None:
     with pytest.raises(UserError, match=r'tools/transfer\.py'):
         transfer_table([])
+
+
+def test_a_whole_segmentation_run_stands_beside_the_paper() -> None:
+    table = str(transfer_table([record('BL', 0, 77.5, 'segmentation')]))
+    assert named(table)[0]['paper'] == '73.49'
+    assert 'SHORTENED' not in table

@@ -307,6 +307,7 @@ def test_recipe_of_section_4_2() -> None:
     )
     assert config.batch_size == 256
     assert config.image_size == 224
+    assert config.train_dataloader.dataset == dict(type='ClassFolder', crop_area=(0.08, 1.0))
     assert config.model.network == dict(type='ResNet', depth=152, num_classes=1000)
     assert config.optim_wrapper.optimizer == dict(
         type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True

@@ -333,3 +333,10 @@ def test_several_nodes_meet_at_the_first(torchrun):
             '--nproc_per_node=4',
         ]  # fmt: skip
     assert os.environ['OMP_NUM_THREADS'] == '5'
+
+
+def test_each_gpu_needs_a_core(machine, monkeypatch):
+    machine(gpus=[(9, 0)] * 8)
+    monkeypatch.setattr(processes, 'usable_cores', lambda: 7)
+    with pytest.raises(UserError, match='only 7 CPU cores to run them'):
+        check_processes(8)

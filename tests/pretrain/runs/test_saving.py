@@ -21,6 +21,7 @@ from pretrain.runs import saving
 from pretrain.runs.checkpoint import checkpoints
 from pretrain.runs.errors import UserError
 from pretrain.runs.record import read_record
+from pretrain.runs.saving import SHARE  # before conftest.py replaces it
 from tests.stopping import Signal, assert_same_run
 
 pytestmark = pytest.mark.faults
@@ -170,7 +171,7 @@ def test_ends_of_epochs_are_left_out_where_saving_takes_long(
 
     monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(saving, 'save', slow_save)
-    monkeypatch.setattr(saving, 'SHARE', 0.01)
+    monkeypatch.setattr(saving, 'SHARE', SHARE)
     runner = Runner.from_cfg(tiny_config('bl', tmp_path, 'epochs=8', 'algorithm.generations=1'))
     runner.register_hook(Pass())
     runner.train()
@@ -362,3 +363,14 @@ def test_workers_end_by_sigterm_and_leave_the_other_signals_to_the_run(told: Non
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(('passed', 'due'), [(15 * 60 - 1, 0), (15 * 60 + 1, 1)])
+def test_a_run_saves_every_fifteen_minutes(
+    passed: int, due: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, '_received', [])
+    monkeypatch.setattr(saving, 'time', SimpleNamespace(monotonic=lambda: passed))
+    hook = saving.SaveHook()
+    hook.saved_at = 0.0
+    assert hook._request() == [0, due]

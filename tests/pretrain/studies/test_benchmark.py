@@ -186,3 +186,16 @@ def test_cudnn_s_trials_are_no_part_of_the_peak(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 5e6)
     assert benchmark.peak_megabytes(lambda: calls.append('step')) == 5
     assert calls[:3] == ['step'] * 3 and calls[-2:] == ['reset_peak_memory_stats', 'step']
+
+
+def test_the_step_of_sd_has_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = {}
+
+    def seconds(steps: dict, rounds: int) -> dict[str, float]:
+        logs.update({name: step() for name, step in steps.items()})
+        return dict.fromkeys(steps, 1.0)
+
+    monkeypatch.setattr(benchmark, 'seconds', seconds)
+    benchmark.step_rows(R152, [*SMALL, 'batch_size=2'], rounds=1)
+    assert 'kl' in logs['SD']
+    assert 'kl' not in logs['BL']
