@@ -1,6 +1,5 @@
 """``metafile.yml`` for each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +13,7 @@ from pretrain.formats import COLLECTION
 from pretrain.runs.config import load_config
 from pretrain.runs.tables import find_records
 from pretrain.settings import mini_generations
+from pretrain.studies.tables import recipe
 
 TASKS = {
     'classification': 'Image Classification',
@@ -67,10 +67,7 @@ def _records(path: Path, config: Config, epochs: int) -> list[dict]:
     """The records of runs with this config whose epochs, classes and recipe are the config's."""
 
     def kind(settings: Mapping[str, Any]) -> tuple:
-        keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'crop_size'
-        recipe = {key: settings[key] for key in keys if key in settings}
-        recipe['network'] = settings['model'].get('network')
-        return json.loads(json.dumps(recipe)), list(settings.get('classes') or ())
+        return recipe(settings), list(settings.get('classes') or ())
 
     return [
         record

@@ -358,15 +358,12 @@ def _unlike_the_paper(config: Config, records: Sequence[dict]) -> str:
 
 
 def recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a config or an identity that all methods share: network, optimizer, batch
-    and images."""
-    parts = {
-        key: settings[key]
-        for key in ('batch_size', 'optim_wrapper', 'image_size')
-        if key in settings
-    }
-    parts['network'] = settings['model']['network']
-    parts['crop_area'] = settings['train_dataloader']['dataset'].get('crop_area')
+    """The settings of a config or an identity, of any task, that all methods share: network,
+    optimizer, batch and images."""
+    keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'crop_size'
+    parts = {key: settings[key] for key in keys if key in settings}
+    parts['network'] = settings['model'].get('network')
+    parts['crop_area'] = settings.get('train_dataloader', {}).get('dataset', {}).get('crop_area')
     return json.loads(json.dumps(parts))
 
 
