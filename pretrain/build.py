@@ -33,7 +33,8 @@ from pretrain.settings import check_copies, check_epochs, check_names, mini_gene
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
 # and the settings that `prepare` derives from others.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
-NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'find_unused_parameters', 'runner_type')
+NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'model.graph_batch', 'runner_type')
+NOT_IDENTITY += ('find_unused_parameters',)
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
@@ -84,6 +85,7 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
     config.model.teacher_network = config.teacher.network or None
     config.model.features = algorithm.features or None
     config.model.fold_teacher = algorithm.copy_every is None
+    config.model.graph_batch = _graph_batch(config, world_size)
     config.find_unused_parameters = bool(algorithm.features)  # each phase uses only some
     with MODELS.switch_scope_and_registry('mmengine'):
         _check_model(config)
@@ -176,6 +178,14 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
         if folder:
             loader.dataset.update(size=config.image_size, skip=checked.skip)
     return checked.hash_content()
+
+
+def _graph_batch(config: Config, world_size: int) -> int:
+    """The batch size of a CUDA graph, 0 for none: a single process trains a small network on images
+    that are on its GPU. Gradients of micro-batches or processes are summed in other memory."""
+    small = 'image_size' not in config and not config.model.compiled
+    alone = world_size == 1 and config.micro_batches == 1
+    return config.batch_size if torch.cuda.is_available() and small and alone else 0
 
 
 def _hooks(config: Config) -> dict[str, dict]:

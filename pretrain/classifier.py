@@ -11,8 +11,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pretrain.feature_losses import forward_to_layers
+from pretrain.graph import Losses, capture
 from pretrain.losses import SnapshotDistillationLoss
-from pretrain.metrics import TrainingStatistics
+from pretrain.metrics import LABEL, STUDENT, TrainingStatistics, compare
 from pretrain.runs.precision import autocast
 from pretrain.runs.randomness import torch_seed
 from pretrain.teacher import fold, freeze
@@ -38,6 +39,8 @@ class SnapshotClassifier(BaseModel):
         features: config of a loss of :mod:`pretrain.feature_losses`; None for no such loss.
         fold_teacher: whether to compute the teacher's logits with a folded copy
             (:func:`pretrain.teacher.fold`), which pays if the teacher seldom changes.
+        graph_batch: the number of images of the batches whose kernels a GPU launches as a CUDA
+            graph (:func:`pretrain.graph.capture`); 0 for no graph.
 
     Attributes:
         student: the network being trained.
@@ -58,6 +61,7 @@ class SnapshotClassifier(BaseModel):
         teacher_network: dict | None = None,
         features: dict | None = None,
         fold_teacher: bool = True,
+        graph_batch: int = 0,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
         # Convolutions are fastest in channels_last, above all on GPUs in bfloat16.
@@ -71,6 +75,9 @@ class SnapshotClassifier(BaseModel):
         self.features = MODELS.build(features) if features else None
         self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
         self.fold_teacher = fold_teacher
+        self.graph_batch = graph_batch
+        self._graph: list[Losses] = []
+        self._graph_of: list[object] = []  # what the captured kernels depend on
         self.teaching = self.imitating = False
         self.statistics = TrainingStatistics()
         self.precision = precision
@@ -104,10 +111,7 @@ class SnapshotClassifier(BaseModel):
 
     def teach(self, inputs: Tensor) -> Tensor:
         """The teacher's logits, float32 (N, C) without gradient, for images (N, 3, H, W)."""
-        if self.fold_teacher and not self._folded:  # a new teacher, or a resumed run
-            self._folded.append(fold(self.teacher, self.precision))
-            if self.compiled:
-                self._folded[0].compile()
+        self._fold()
         with torch.no_grad():
             return self._compute(self._folded[0] if self.fold_teacher else self.teacher, inputs)
 
@@ -117,7 +121,7 @@ class SnapshotClassifier(BaseModel):
             _, theirs = forward_to_layers(self.teacher, inputs, self.features.teacher_layers)
         with self._autocast(inputs):
             logits, ours = forward_to_layers(self.student, inputs, self.features.student_layers)
-        self.statistics.add(logits.float().log_softmax(dim=1), labels)
+        self.statistics.add(*compare(logits.float().log_softmax(dim=1), labels))
         return {'loss': self.features(ours, theirs)}
 
     def renew_student(self, seed: int) -> None:
@@ -151,23 +155,47 @@ class SnapshotClassifier(BaseModel):
         inputs = inputs.to(dtype, memory_format=torch.channels_last)
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
-        # The teacher goes first, before the student's activations take memory.
-        teacher_logits = self.teach(inputs) if mode == 'loss' and self.teaching else None
+        if mode == 'loss':
+            losses = self._launch(inputs, data_samples)
+            self.statistics.add(losses.pop('equal'), losses.pop('nats'))
+            return losses
         logits = self._compute(self.student, inputs)
-        if mode == 'tensor':
-            return logits
-        if mode == 'predict':
-            return [{'logits': logits, 'labels': data_samples}]
-        parts = self.loss.parts(logits, data_samples, teacher_logits)
-        error = self.statistics.add(
-            parts.log_student, data_samples, parts.log_teacher, teacher_logits
-        )
-        return parts.logged() | {'error': error}
+        return logits if mode == 'tensor' else [{'logits': logits, 'labels': data_samples}]
+
+    def losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The values to log, and those that :func:`pretrain.metrics.compare` returns as ``equal``
+        and ``nats``, for images (N, 3, H, W) with classes (N,). Only ``loss`` has a gradient."""
+        # The teacher goes first, before the student's activations take memory.
+        teacher_logits = self.teach(inputs) if self.teaching else None
+        logits = self._compute(self.student, inputs)
+        parts = self.loss.parts(logits, labels, teacher_logits)
+        equal, nats = compare(parts.log_student, labels, parts.log_teacher, teacher_logits)
+        error = (equal[LABEL, LABEL] - equal[LABEL, STUDENT]) * (100.0 / len(labels))
+        return {**parts.logged(), 'error': error, 'equal': equal, 'nats': nats}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and the values to log. All are scalars; mmengine's own method would
         launch kernels to average and sum them."""
         return losses['loss'], losses
+
+    def _launch(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """:meth:`losses`, launched as a CUDA graph if the batch has ``graph_batch`` images."""
+        if len(inputs) != self.graph_batch:
+            return self.losses(inputs, labels)
+        if self.teaching:
+            self._fold()
+        parts = [self.teaching, *self._folded]
+        if parts != self._graph_of:  # the first batch, or a new teacher
+            self._graph = []  # frees the memory of the old graph
+            self._graph = [capture(self.losses, self.student, inputs, labels)]
+            self._graph_of = parts
+        return self._graph[0](inputs, labels)
+
+    def _fold(self) -> None:
+        if self.fold_teacher and not self._folded:  # a new teacher, or a resumed run
+            self._folded.append(fold(self.teacher, self.precision))
+            if self.compiled:
+                self._folded[0].compile()
 
     def _compute(self, network: nn.Module, inputs: Tensor) -> Tensor:
         with self._autocast(inputs):

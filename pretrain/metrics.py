@@ -39,6 +39,41 @@ class TopKError(BaseMetric):
         return {name: 100.0 * sum(column) / len(column) for name, column in columns}
 
 
+@torch.no_grad()
+def compare(
+    log_student: Tensor,
+    labels: Tensor,
+    log_teacher: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compare the labels, the student and its teacher on a batch, without waiting for the device.
+
+    Args:
+        log_student: the student's log-probabilities, shape (N, C).
+        labels: class indices, shape (N,).
+        log_teacher: log softmax(z_T / T), shape (N, C); None without a teacher.
+        teacher_logits: z_T, shape (N, C).
+
+    Returns:
+        ``equal``, int64 (2, 2) or with a teacher (3, 3): the number of images to which two of
+        ``LABEL``, ``STUDENT`` and ``TEACHER`` give the same class. ``nats``, float32 (1,) or (3,):
+        the sums over the images of the student's negative entropy, and of the teacher's and
+        KL[softmax(z_T) ‖ softmax(z)].
+    """
+    classes = [labels, log_student.argmax(dim=1)]
+    logs = [log_student.detach()]
+    if log_teacher is not None:
+        classes.append(teacher_logits.argmax(dim=1))
+        logs += [log_teacher, teacher_logits.log_softmax(dim=1)]
+    classes = torch.stack(classes)
+    equal = (classes[:, None] == classes).sum(dim=2)
+    scores = torch._foreach_exp(logs)  # in one kernel
+    if log_teacher is not None:
+        logs[2] = logs[2] - logs[0]
+    sums = [p.flatten().dot(log.flatten()) for p, log in zip(scores, logs, strict=True)]
+    return equal, torch.stack(sums)
+
+
 class TrainingStatistics(nn.Module):
     """Means over the training images, kept on the device and read once an epoch, so that no
     iteration waits for the device.
@@ -63,40 +98,10 @@ class TrainingStatistics(nn.Module):
         """Forget all batches."""
         self.equal = self.nats = None
 
-    @torch.no_grad()
-    def add(
-        self,
-        log_student: Tensor,
-        labels: Tensor,
-        log_teacher: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> Tensor:
-        """Count a batch.
-
-        Args:
-            log_student: the student's log-probabilities, shape (N, C).
-            labels: class indices, shape (N,).
-            log_teacher: log softmax(z_T / T), shape (N, C); None without a teacher.
-            teacher_logits: z_T, shape (N, C).
-
-        Returns:
-            The batch's top-1 error in percent, a scalar on the device.
-        """
-        classes = [labels, log_student.argmax(dim=1)]
-        logs = [log_student.detach()]
-        if log_teacher is not None:
-            classes.append(teacher_logits.argmax(dim=1))
-            logs += [log_teacher, teacher_logits.log_softmax(dim=1)]
-        classes = torch.stack(classes)
-        equal = (classes[:, None] == classes).sum(dim=2)  # images on which two rows agree
-        scores = torch._foreach_exp(logs)  # in one kernel
-        if log_teacher is not None:
-            logs[2] = logs[2] - logs[0]
-        sums = [p.flatten().dot(log.flatten()) for p, log in zip(scores, logs, strict=True)]
-        nats = torch.stack(sums)
+    def add(self, equal: Tensor, nats: Tensor) -> None:
+        """Count a batch, given what :func:`compare` returns for it."""
         self.equal = equal if self.equal is None else self.equal + equal
         self.nats = nats.double() if self.nats is None else self.nats + nats
-        return (equal[LABEL, LABEL] - equal[LABEL, STUDENT]) * (100.0 / len(labels))
 
     def mean(self) -> dict[str, float]:
         """The means over the images of all processes; every process must call it, once an epoch."""
