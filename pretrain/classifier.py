@@ -186,7 +186,7 @@ class SnapshotClassifier(BaseModel):
             self._fold()
         parts = [self.teaching, *self._folded]
         if parts != self._graph_of:  # the first batch, or a new teacher
-            self._graph = []  # frees the memory of the old graph
+            self._graph = []  # the old one's memory can be used again
             self._graph = [capture(self.losses, self.student, inputs, labels)]
             self._graph_of = parts
         return self._graph[0](inputs, labels)

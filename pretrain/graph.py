@@ -1,5 +1,6 @@
 """A CUDA graph of a training batch's losses and gradients: two launches in place of hundreds."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -38,9 +39,12 @@ def capture(losses: Losses, network: nn.Module, inputs: Tensor, labels: Tensor) 
     Returns:
         A function like ``losses``.
     """
+    gc.collect()  # an earlier graph is in reference cycles, which keep its memory
     before = [buffer.clone() for buffer in network.buffers()]
     samples = inputs.clone(), labels.clone()  # the memory from which the graph reads its batches
     graphed = torch.cuda.make_graphed_callables(_Module(losses, network), samples)
+    # The gradients were captured on another stream than the one on which they are replayed.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     for buffer, value in zip(network.buffers(), before, strict=True):
         buffer.copy_(value)
 

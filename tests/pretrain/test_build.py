@@ -69,6 +69,36 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
         assert prepare(prepared).identity == prepared.identity  # as from the run's own folder
 
 
+@pytest.mark.parametrize(
+    ('gpu', 'config', 'options', 'processes', 'graph_batch'),
+    [
+        (True, 'cifar100/resnet20_sd_t3', [], 1, 128),
+        (True, 'cifar100/resnet20_sd_t3', ['batch_size=64'], 1, 64),
+        (False, 'cifar100/resnet20_sd_t3', [], 1, 0),
+        # Their gradients are summed in memory that a graph does not use.
+        (True, 'cifar100/resnet20_sd_t3', [], 2, 0),
+        (True, 'cifar100/resnet20_sd_t3', ['micro_batches=2'], 1, 0),
+        (True, 'cifar100/resnet20_sd_t3', ['model.compiled=True'], 1, 0),
+        (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8'], 1, 0),
+    ],
+)
+def test_a_gpu_captures_a_small_network_that_one_process_trains(
+    gpu: bool,
+    config: str,
+    options: list[str],
+    processes: int,
+    graph_batch: int,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(Cifar100, 'check', lambda *_: Checked(100, [], dict))
+    options = [f'data_root={image_folder}', *options]
+    prepared = prepare(load_config(ROOT / f'configs/pretrain/{config}.py', options), processes)
+    assert prepared.model.graph_batch == graph_batch
+    assert 'graph_batch' not in prepared.identity.get('model', {})  # it changes no result
+
+
 def test_what_a_gpu_cannot_do_is_found_before_training(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

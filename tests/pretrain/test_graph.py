@@ -1,0 +1,148 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+import pretrain.models  # noqa: F401  (registers the networks)
+from pretrain import classifier
+from pretrain.graph import capture
+from pretrain.runs.train_loop import train_in_micro_batches
+
+
+class Results(torch.autograd.Function):
+    """Copies results to fixed memory, as a CUDA graph does. All of them then have a gradient."""
+
+    @staticmethod
+    def forward(ctx, memory: list[Tensor], *values: Tensor) -> tuple[Tensor, ...]:
+        for place, value in zip(memory, values, strict=True):
+            place.copy_(value)
+        return tuple(place.detach() for place in memory)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *gradients
+
+
+def in_fixed_memory(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable:
+    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU."""
+    for _ in range(3):  # it warms up, which changes running statistics
+        memory = [torch.empty_like(value) for value in module(*samples).values()]
+
+    def replay(*batch: Tensor) -> dict[str, Tensor]:
+        for sample, value in zip(samples, batch, strict=True):
+            sample.copy_(value)
+        values = module(*samples)
+        return dict(zip(values, Results.apply(memory, *values.values()), strict=True))
+
+    return replay
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', in_fixed_memory)
+
+
+def make(graph_batch: int, device: str = 'cpu', **settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    model = classifier.SnapshotClassifier(
+        network=dict(type='CifarResNet', depth=8, num_classes=4),
+        loss=dict(type='SnapshotDistillationLoss', teacher_weight=1.0, temperature=2.0),
+        data_preprocessor=dict(type='ImgDataPreprocessor', mean=[127.0] * 3, std=[64.0] * 3),
+        graph_batch=graph_batch,
+        **settings,
+    )
+    return model.to(device).train()
+
+
+def batches(sizes: tuple[int, ...], device: str = 'cpu') -> list[dict[str, Tensor]]:
+    drawn = torch.Generator().manual_seed(1)
+    return [
+        {
+            'inputs': torch.randint(0, 256, (n, 3, 32, 32), generator=drawn).byte().to(device),
+            'data_samples': torch.randint(0, 4, (n,), generator=drawn).to(device),
+        }
+        for n in sizes
+    ]
+
+
+def train(model: nn.Module, data: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Train on the batches, each mini-generation on four; return all logged values, the statistics
+    of each mini-generation and the final weights."""
+    sgd = torch.optim.SGD(model.student.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    wrapper = OptimWrapper(sgd)
+    logs, results = [], []
+    for number, batch in enumerate(data):
+        if number and number % 4 == 0:
+            results += [model.statistics.equal, model.statistics.nats]
+            model.statistics.clear()
+            model.set_teacher(model.student.state_dict())
+            model.teaching = True
+        logs += train_in_micro_batches(model, batch, wrapper, 1).values()
+    results += [model.statistics.equal, model.statistics.nats]
+    # Read at the end, since a run reads them up to 50 iterations later.
+    return [*logs, *results, *model.student.state_dict().values()]
+
+
+SIZES = (6, 6, 6, 5, 6, 6, 6, 5, 6, 6)  # an epoch's last batch may be smaller
+DEVICES = [
+    'cpu',
+    pytest.param(
+        'cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+    ),
+]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('precision', ['bf16', 'float32'])
+@pytest.mark.parametrize('fold_teacher', [True, False])
+def test_a_graph_changes_no_bit_of_training(
+    device: str, precision: str, fold_teacher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, statistics and weights over three mini-generations; on the CPU with a simulation."""
+    if device == 'cpu':
+        monkeypatch.setattr(torch.cuda, 'make_graphed_callables', in_fixed_memory)
+    # cuDNN may otherwise choose other algorithms, or add in another order.
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    settings = dict(precision=precision, fold_teacher=fold_teacher)
+    ours, plain = (train(make(size, device, **settings), batches(SIZES, device)) for size in (6, 0))
+    assert len(ours) > 40
+    for value, expected in zip(ours, plain, strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_only_the_loss_of_a_graph_has_a_gradient(simulated: None) -> None:
+    """Sums of values that have one would keep the graphs of all iterations in memory."""
+    model = make(6)
+    (batch,) = batches((6,))
+    losses = model(**model.data_preprocessor(batch, True), mode='loss')
+    assert {name for name, value in losses.items() if value.requires_grad} == {'loss'}
+    assert not model.statistics.nats.requires_grad
+
+
+@pytest.mark.parametrize('fold_teacher', [True, False])
+def test_a_graph_is_captured_once_per_teacher(
+    fold_teacher: bool, simulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = []
+
+    def counted(losses: Callable, network: nn.Module, *batch: Tensor) -> Callable:
+        captured.append(len(batch[0]))
+        return capture(losses, network, *batch)
+
+    monkeypatch.setattr(classifier, 'capture', counted)
+    train(make(6, fold_teacher=fold_teacher), batches(SIZES))
+    # Weights that replace those of an unfolded teacher are in the memory that the graph reads.
+    assert captured == [6, 6, 6] if fold_teacher else [6, 6]
+
+
+def test_capturing_leaves_the_running_statistics_as_they_were(simulated: None) -> None:
+    model = make(6)
+    (batch,) = batches((6,))
+    before = {name: value.clone() for name, value in model.student.state_dict().items()}
+    inputs, labels = model.data_preprocessor(batch, True).values()
+    capture(model.losses, model.student, inputs, labels)
+    after = model.student.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
