@@ -17,6 +17,7 @@ if [ -e "$report" ] && [ ! -f "$report" ]; then
 fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # an environment without the suite finds it too
 out=work_dirs/gpu_check
 steps=${report%.txt}.steps
 json=${report%.txt}.json

@@ -85,6 +85,12 @@ def test_none_stops_the_others(tmp_path: Path) -> None:
     assert log == [str(number) for number in range(1, 101)]
 
 
+def test_an_environment_without_the_suite_finds_it(tmp_path: Path) -> None:
+    """Such as one made for OpenMMLab, of which the check takes python3."""
+    script = with_steps(tmp_path, 'path | echo "\\$PYTHONPATH"; false')
+    assert f'path: exit code 1: {ROOT}' in check(tmp_path / 'report.txt', script, '60')[1]
+
+
 def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
     report = tmp_path / 'report.txt'
     script = with_steps(tmp_path, 'one | echo first\ntwo | kill -KILL $$')
