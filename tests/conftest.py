@@ -1,7 +1,13 @@
 """A tiny ImageNet-style folder and runs on it that take seconds."""
 
-import itertools
 import os
+
+# Before the imports, some of which ask CUDA for its GPUs: it reads this variable only once. Runs
+# are compared bit for bit on the CPU. To test the mmcv operators on a GPU, make it visible:
+# CUDA_VISIBLE_DEVICES=0 bash tools/test.sh tests/downstream/test_mmcv_ops_parity.py
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+
+import itertools
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -24,9 +30,6 @@ from pretrain.runs.config import load_config
 from pretrain.runs.launch import Launcher, Run
 from pretrain.runs.resume import choose_start
 
-# Runs are compared bit for bit on the CPU. To test the mmcv operators on a GPU, make it visible:
-# CUDA_VISIBLE_DEVICES=0 bash tools/test.sh tests/downstream/test_mmcv_ops_parity.py
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     'precision=float32',  # runs are compared bit for bit, and with plain torch

@@ -1,6 +1,7 @@
 """What may import what, and what an import may do: register our own classes, and nothing else."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,19 @@ from collections.abc import Iterable
 import pytest
 
 from tests.conftest import ROOT
+
+# mmengine asks CUDA for its GPUs when it is imported.
+SEEN_BY_CUDA = """
+import os
+import runpy
+
+import torch
+
+seen = set()
+torch.cuda.is_available = lambda: seen.add(os.environ.get('CUDA_VISIBLE_DEVICES')) or False
+runpy.run_path('tests/conftest.py')
+print(sorted(map(str, seen)))
+"""
 
 IMPORT_EVERYTHING = """
 import importlib
@@ -146,3 +160,15 @@ def test_help_answers_at_once(tool: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith('usage: ')
+
+
+@pytest.mark.parametrize(('given', 'seen'), [(None, ''), ('0', '0')])
+def test_tests_hide_all_gpus_from_cuda_unless_some_are_made_visible(
+    given: str | None, seen: str
+) -> None:
+    environment = {name: v for name, v in os.environ.items() if name != 'CUDA_VISIBLE_DEVICES'}
+    if given is not None:
+        environment['CUDA_VISIBLE_DEVICES'] = given
+    command = [sys.executable, '-c', SEEN_BY_CUDA]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f'{[seen]}\n', done.stderr

@@ -73,7 +73,7 @@ while IFS= read -r line; do
 done <<LIST
 driver (GPU) | nvidia-smi
 runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_count(), torch.cuda.is_available(), torch.cuda.is_available() and torch.cuda.get_device_capability())'
-CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py tests/pretrain/datasets/test_cifar.py
+CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py tests/pretrain/test_graph.py tests/pretrain/datasets/test_cifar.py
 CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
 demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2

@@ -182,7 +182,7 @@ def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) 
 
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
-    devices = ' and '.join(sorted({r['device'] for r in records}))
+    devices = ' or on '.join(sorted({r['device'] for r in records}))
     trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
     how = f'in {records[0]["identity"]["precision"]} on {devices}'

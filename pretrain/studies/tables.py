@@ -432,7 +432,7 @@ def _one_setting(
 def _describe(records: Sequence[dict], mark: str = '') -> str:
     """Describe runs of one setting, after a ``mark`` that warns of what they are not."""
     identity, data = records[0]['identity'], records[0]['data']
-    devices = ' and '.join(sorted({r['device'] for r in records}))
+    devices = ' or on '.join(sorted({r['device'] for r in records}))
     images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
         f'{mark}{backbone_of(identity)}: '
