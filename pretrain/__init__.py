@@ -25,8 +25,8 @@ Each epoch:
 
 8. ``MicroBatchTrainLoop.run_iter`` runs one iteration: the hook of step 9, the teacher's logits,
    the student's logits, the loss of Eqn 3, one update, and the hooks of steps 10 to 12
-   (``runs/train_loop.py``, ``classifier.py``, ``losses.py``). On a GPU, a CUDA graph launches the
-   kernels of a small network (``graph.py``).
+   (``runs/train_loop.py``, ``classifier.py``, ``losses.py``). On a GPU, CUDA graphs launch the
+   kernels of CIFAR-100's networks (``graph.py``).
 9. ``SnapshotHook.before_train_iter`` copies the student to the teacher if a mini-generation has
    just ended (Eqn 4; ``schedule.py``). With ``algorithm.copy_every``, the teacher may change at any
    iteration.

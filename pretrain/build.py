@@ -34,7 +34,7 @@ NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')
 # and the settings that `prepare` derives from others.
 NOT_IDENTITY += ('model.loss', 'model.precision', 'train_cfg.max_epochs', 'train_cfg.micro_batches')
 NOT_IDENTITY += ('model.features', 'model.fold_teacher', 'model.graph_batch', 'runner_type')
-NOT_IDENTITY += ('find_unused_parameters',)
+NOT_IDENTITY += ('cuda_graph', 'find_unused_parameters')
 NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble', 'initial'))
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
@@ -181,11 +181,11 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
 
 
 def _graph_batch(config: Config, world_size: int) -> int:
-    """The batch size of a CUDA graph, 0 for none: a single process trains a small network on images
-    that are on its GPU. Gradients of micro-batches or processes are summed in other memory."""
-    small = 'image_size' not in config and not config.model.compiled
+    """The number of images of a batch that runs as a CUDA graph, 0 for none. The gradients of
+    micro-batches and of several processes are summed, outside the memory of a graph."""
+    wanted = config.get('cuda_graph', False) and not config.model.compiled
     alone = world_size == 1 and config.micro_batches == 1
-    return config.batch_size if torch.cuda.is_available() and small and alone else 0
+    return config.batch_size if torch.cuda.is_available() and wanted and alone else 0
 
 
 def _hooks(config: Config) -> dict[str, dict]:

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pretrain.feature_losses import forward_to_layers
-from pretrain.graph import Losses, capture
+from pretrain.graph import Compute, capture
 from pretrain.losses import SnapshotDistillationLoss
 from pretrain.metrics import LABEL, STUDENT, TrainingStatistics, compare
 from pretrain.runs.precision import autocast
@@ -39,8 +39,8 @@ class SnapshotClassifier(BaseModel):
         features: config of a loss of :mod:`pretrain.feature_losses`; None for no such loss.
         fold_teacher: whether to compute the teacher's logits with a folded copy
             (:func:`pretrain.teacher.fold`), which pays if the teacher seldom changes.
-        graph_batch: the number of images of the batches whose kernels a GPU launches as a CUDA
-            graph (:func:`pretrain.graph.capture`); 0 for no graph.
+        graph_batch: training batches of this many images run as a CUDA graph
+            (:func:`pretrain.graph.capture`); 0: none do.
 
     Attributes:
         student: the network being trained.
@@ -76,7 +76,7 @@ class SnapshotClassifier(BaseModel):
         self._folded: list[nn.Module] = []  # in a list: state dicts leave it out
         self.fold_teacher = fold_teacher
         self.graph_batch = graph_batch
-        self._graph: list[Losses] = []
+        self._graph: Compute | None = None
         self._graph_of: list[object] = []  # what the captured kernels depend on
         self.teaching = self.imitating = False
         self.statistics = TrainingStatistics()
@@ -156,13 +156,13 @@ class SnapshotClassifier(BaseModel):
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
         if mode == 'loss':
-            losses = self._launch(inputs, data_samples)
+            losses = self._compute_losses(inputs, data_samples)
             self.statistics.add(losses.pop('equal'), losses.pop('nats'))
             return losses
         logits = self._compute(self.student, inputs)
         return logits if mode == 'tensor' else [{'logits': logits, 'labels': data_samples}]
 
-    def losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def compute_losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The values to log, and those that :func:`pretrain.metrics.compare` returns as ``equal``
         and ``nats``, for images (N, 3, H, W) with classes (N,). Only ``loss`` has a gradient."""
         # The teacher goes first, before the student's activations take memory.
@@ -178,18 +178,18 @@ class SnapshotClassifier(BaseModel):
         launch kernels to average and sum them."""
         return losses['loss'], losses
 
-    def _launch(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """:meth:`losses`, launched as a CUDA graph if the batch has ``graph_batch`` images."""
-        if len(inputs) != self.graph_batch:
-            return self.losses(inputs, labels)
+    def _compute_losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """:meth:`compute_losses`, as a CUDA graph if the batch has ``graph_batch`` images."""
+        if len(inputs) != self.graph_batch or not self.training:
+            return self.compute_losses(inputs, labels)
         if self.teaching:
             self._fold()
         parts = [self.teaching, *self._folded]
         if parts != self._graph_of:  # the first batch, or a new teacher
-            self._graph = []  # the old one's memory can be used again
-            self._graph = [capture(self.losses, self.student, inputs, labels)]
+            self._graph = None  # its memory can be used again
+            self._graph = capture(self.compute_losses, self.student, inputs, labels)
             self._graph_of = parts
-        return self._graph[0](inputs, labels)
+        return self._graph(inputs, labels)
 
     def _fold(self) -> None:
         if self.fold_teacher and not self._folded:  # a new teacher, or a resumed run

@@ -76,7 +76,7 @@ runtime | $python -c 'import torch; print(torch.version.cuda, torch.cuda.device_
 CUDA tests of pretraining (GPU) | $on_gpu tests/pretrain/test_classifier.py tests/pretrain/test_graph.py tests/pretrain/datasets/test_cifar.py
 CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/downstream/test_mmcv_ops_parity.py
 demo images | $python -m downstream.builtin data/builtin
-demo pretraining | $train configs/demo/r18_sd.py --work-dir $out/r18_sd --cfg-options epochs=2
+demo pretraining | $train configs/demo/r18_sd.py --gpus 1 --work-dir $out/r18_sd --cfg-options epochs=2
 peak memory in record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1 && touch '$steps/mps'; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; $quit_mps; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"

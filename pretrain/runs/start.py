@@ -199,9 +199,10 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
         if not unfinished:
             return
         config.load_from, config.resume, config.accepted_changes = chosen
-        config.launcher = 'pytorch' if launched else 'none'
+        several = processes.count > 1  # torchrun may start a single one, which needs no DDP
+        config.launcher = 'pytorch' if several else 'none'
         config.model_wrapper_cfg = ddp_settings(config.get('find_unused_parameters', False))
-        if launched and not torch.cuda.is_available():
+        if several and not torch.cuda.is_available():
             # mmengine would require a CUDA device to start the process group.
             torch.distributed.init_process_group('gloo')
         config.runner_type = config.get('runner_type', 'QuietRunner')

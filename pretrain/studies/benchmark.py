@@ -257,6 +257,14 @@ def bare_step(
     return step
 
 
+def without_graph(config: Config) -> Config:
+    """A copy of a prepared config that uses no CUDA graph: a graph computes in memory that it keeps
+    and dispatches no operators."""
+    config = copy.deepcopy(config)
+    config.model.graph_batch = 0
+    return config
+
+
 def our_step(config: Config, teaching: bool) -> Callable[[], object]:
     """A training step of the suite, as the Runner calls it, on a config :func:`without_data`."""
     model = MODELS.build(config.model).to(get_device()).train()
@@ -283,7 +291,10 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
     title = f'{Path(path).stem}, batch {distilled.batch_size}'
     rows = []
     if GPU:
-        bl, sd = (peak_megabytes(our_step(c, c is distilled)) for c in (baseline, distilled))
+        bl, sd = (
+            peak_megabytes(our_step(without_graph(config), teaching=config is distilled))
+            for config in (baseline, distilled)
+        )
         weights = sum(w.nbytes for w in MODELS.build(distilled.model).teacher.buffers()) / 1e6
         rows += [row(f'{title}: BL, memory', bl, 'MB'), row(f'{title}: SD, memory', sd, 'MB')]
         extra = (sd - bl) / (2.2 * weights + 0.05 * bl)
@@ -420,13 +431,19 @@ def runner_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[d
             loader = Runner.build_dataloader(config.train_dataloader, seed=0)
             batches = chain.from_iterable(repeat(loader))
             steps['data path'] = lambda: next(batches)
+        runs = {'run': without_graph(config)}
+        if config.model.graph_batch:
+            runs['run with CUDA graphs'] = config
         median = median_of_turns(
-            lambda: seconds(steps, rounds) | {'run': run_seconds(config, rounds)}
+            lambda: (
+                seconds(steps, rounds)
+                | {name: run_seconds(run, rounds) for name, run in runs.items()}
+            )
         )
     run = median['run']
     goal = 1.02 if config.model.network.get('depth') == 152 else 1.10
     rows = [row(f'{title}: {name}', 1000 * value, 'ms') for name, value in median.items()]
-    rows.append(row(f'{title}: run', config.batch_size / run, 'images/s'))
+    rows += [row(f'{title}: {name}', config.batch_size / median[name], 'images/s') for name in runs]
     rows.append(row(f'{title}: run / bare loop', run / median['bare loop'], at_most=goal))
     if 'data path' in median:
         rows.append(row(f'{title}: data path / run', median['data path'] / run, at_most=0.03))

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.runs.config import load_config
-from pretrain.studies.benchmark import GPU, bl_and_sd, row, run_until
+from pretrain.studies.benchmark import GPU, bl_and_sd, row, run_until, without_graph
 
 WARM_UP, PROFILED = 2, 20  # iterations
 ALLOWED = 520  # extra kernels of SD: a forward pass of the folded ResNet-152, and the loss
@@ -80,7 +80,7 @@ def count(config: Config, iterations: int) -> tuple[float, float]:
         totals.append((counter.kernels, counter.waits))
         return len(totals) == WARM_UP + iterations
 
-    config.model.graph_batch = 0  # a graph dispatches no operator
+    config = without_graph(config)
     with ExitStack() as stack:
         for name in ('cpu', 'numpy', 'tolist'):  # dispatch no operator if the tensor is on the CPU
             stack.enter_context(mock.patch.object(torch.Tensor, name, counter.waiting(name)))

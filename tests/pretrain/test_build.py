@@ -79,10 +79,11 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
         (True, 'cifar100/resnet20_sd_t3', [], 2, 0),
         (True, 'cifar100/resnet20_sd_t3', ['micro_batches=2'], 1, 0),
         (True, 'cifar100/resnet20_sd_t3', ['model.compiled=True'], 1, 0),
+        (True, 'cifar100/resnet20_sd_t3', ['cuda_graph=False'], 1, 0),
         (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8'], 1, 0),
     ],
 )
-def test_a_gpu_captures_a_small_network_that_one_process_trains(
+def test_on_a_gpu_one_process_uses_a_graph_if_the_config_asks_for_it(
     gpu: bool,
     config: str,
     options: list[str],
@@ -96,7 +97,8 @@ def test_a_gpu_captures_a_small_network_that_one_process_trains(
     options = [f'data_root={image_folder}', *options]
     prepared = prepare(load_config(ROOT / f'configs/pretrain/{config}.py', options), processes)
     assert prepared.model.graph_batch == graph_batch
-    assert 'graph_batch' not in prepared.identity.get('model', {})  # it changes no result
+    assert 'graph_batch' not in prepared.identity.model  # it changes no result
+    assert 'cuda_graph' not in prepared.identity
 
 
 def test_what_a_gpu_cannot_do_is_found_before_training(

@@ -25,8 +25,12 @@ class Results(torch.autograd.Function):
         return None, *gradients
 
 
-def in_fixed_memory(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable:
-    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU."""
+def in_fixed_memory(
+    module: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool
+) -> Callable:
+    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU. A real graph also keeps
+    reading the network's old tensors if they are replaced."""
+    assert allow_unused_input
     for _ in range(3):  # it warms up, which changes running statistics
         memory = [torch.empty_like(value) for value in module(*samples).values()]
 
@@ -135,14 +139,27 @@ def test_a_graph_is_captured_once_per_teacher(
     monkeypatch.setattr(classifier, 'capture', counted)
     train(make(6, fold_teacher=fold_teacher), batches(SIZES))
     # Weights that replace those of an unfolded teacher are in the memory that the graph reads.
-    assert captured == [6, 6, 6] if fold_teacher else [6, 6]
+    assert captured == ([6, 6, 6] if fold_teacher else [6, 6])
 
 
-def test_capturing_leaves_the_running_statistics_as_they_were(simulated: None) -> None:
+def test_capturing_changes_no_statistics_and_draws_no_random_numbers(simulated: None) -> None:
+    """A run that resumes within an epoch captures at another iteration."""
     model = make(6)
+    model.student.fc = nn.Sequential(nn.Dropout(0.5), model.student.fc)
     (batch,) = batches((6,))
     before = {name: value.clone() for name, value in model.student.state_dict().items()}
+    state = torch.get_rng_state()
     inputs, labels = model.data_preprocessor(batch, True).values()
-    capture(model.losses, model.student, inputs, labels)
+    replay = capture(model.compute_losses, model.student, inputs, labels)
+    assert torch.equal(torch.get_rng_state(), state)
     after = model.student.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+    losses = [replay(inputs, labels)['loss'] for _ in range(2)]
+    assert losses[0] != losses[1]  # it draws a mask for each batch
+
+
+def test_evaluation_uses_no_graph(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, 'capture', None)
+    model = make(6).eval()
+    (batch,) = batches((6,))
+    assert model(**model.data_preprocessor(batch, False), mode='loss')['loss'] > 0

@@ -176,6 +176,27 @@ def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
+def test_a_single_process_needs_no_ddp(
+    tf32: None, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if torchrun started it, as `tools/dist_train.sh CONFIG 1` does: DDP and a CUDA graph do
+    not go together."""
+    built = []
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(start.Processes, 'of_launcher', start.Processes)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', built.append)
+    monkeypatch.setattr(RUNNERS, 'build', lambda config: built.append(config) or Mock())
+    for name in ('end_with_launcher', 'stop_on_signals'):
+        monkeypatch.setattr(start, name, lambda: None)
+    command = ['start.py', str(tiny_file('bl')), '--work-dir', str(tmp_path / 'run')]
+    monkeypatch.setattr(sys, 'argv', command)
+    start.main()
+    (config,) = built
+    assert config.launcher == 'none'
+
+
 def test_nodes_with_other_images_or_gpus_do_not_train_together() -> None:
     """None waits for another that has refused."""
     first = {'precision': 'float32', 'data': {'train': 'ab' * 32}}

@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic, and that each part measures what it says; no time is tested."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -160,6 +161,43 @@ def test_run_of_a_small_network(tmp_path: Path) -> None:
     assert rows['run / bare loop', '']['value'] == pytest.approx(run / bare)
     assert rows['run / bare loop', '']['goal'] == '≤ 1.1'  # 1.02 is for ResNet-152
     assert rows['run', 'images/s']['value'] == pytest.approx(2000 / run)
+
+
+def test_memory_and_the_bare_loop_are_compared_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph keeps its memory, and launches fewer kernels than the bare loop."""
+    config = benchmark.without_data(RESNET20, ['batch_size=2'])
+    config.model.graph_batch = 2
+    assert benchmark.without_graph(config).model.graph_batch == 0
+    assert config.model.graph_batch == 2
+    monkeypatch.setattr(benchmark, 'prepare', lambda _: config)
+    monkeypatch.setattr(
+        benchmark, 'run_seconds', lambda run, _: 1.0 if run.model.graph_batch else 4.0
+    )
+    monkeypatch.setattr(benchmark, 'seconds', lambda steps, _: dict.fromkeys(steps, 2.0))
+    bl = ROOT / 'configs/pretrain/cifar100/resnet20_bl.py'
+    monkeypatch.setattr(benchmark, 'without_data', lambda *_: config)
+    config.algorithm.teacher_weight = 0.0
+    rows = {(r['name'], r['unit']): r['value'] for r in benchmark.runner_rows(bl, [], rounds=1)}
+    title = 'resnet20_bl, batch 2'
+    assert rows[f'{title}: run / bare loop', ''] == 2
+    assert rows[f'{title}: run', 'images/s'] == 0.5
+    assert rows[f'{title}: run with CUDA graphs', 'images/s'] == 2
+
+    seen = []
+    monkeypatch.setattr(benchmark, 'GPU', True)
+    monkeypatch.setattr(benchmark, 'bl_and_sd', lambda *_: (config, sd))
+    sd = copy.deepcopy(config)
+    sd.algorithm.teacher_weight = sd.model.loss.teacher_weight = 1.0
+    monkeypatch.setattr(
+        benchmark, 'our_step', lambda run, teaching: seen.append((run.model.graph_batch, teaching))
+    )
+    monkeypatch.setattr(benchmark, 'peak_megabytes', lambda _: 1.0)
+    monkeypatch.setattr(benchmark, 'bare_step', lambda *_: None)
+    benchmark.step_rows(RESNET20, [], rounds=1)
+    assert seen[:2] == [(0, False), (0, True)]  # whose memory is measured
+    assert seen[2:4] == [(2, False), (2, True)]
 
 
 def test_a_measured_run_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import nn
 from torch.autograd import DeviceType
 
@@ -99,3 +100,31 @@ def test_a_gpu_s_kernels_and_utilisation(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any(profiled(SimpleNamespace(iter=step)) for step in range(100))
     assert profiled.kernels == (60 + 20) / 20
     assert profiled.utilisation == pytest.approx(0.4 / 0.5)
+
+
+def test_kernels_are_counted_without_a_graph_and_profiled_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph dispatches no operators that could be counted."""
+    seen = []
+    monkeypatch.setattr(kernels, 'GPU', True)
+    monkeypatch.setattr(kernels, 'Profile', lambda: mock.Mock(kernels=9, utilisation=0.5))
+
+    def run_until(config: Config, enough: object) -> None:
+        seen.append(config.model.graph_batch)
+        for _ in range(kernels.WARM_UP + 1):
+            enough(SimpleNamespace(iter=0))
+
+    monkeypatch.setattr(kernels, 'run_until', run_until)
+    prepared = kernels.bl_and_sd
+
+    def with_graph(*arguments: object) -> tuple[Config, Config]:
+        configs = prepared(*arguments)
+        for config in configs:
+            config.model.graph_batch = 2
+        return configs
+
+    monkeypatch.setattr(kernels, 'bl_and_sd', with_graph)
+    path = ROOT / 'configs/pretrain/cifar100/resnet20_sd_t3.py'
+    kernel_rows(path, ['batch_size=2'], rounds=1)
+    assert seen == [0, 2, 0, 2]
