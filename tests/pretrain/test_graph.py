@@ -111,10 +111,13 @@ def test_a_graph_changes_no_bit_of_training(
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
     settings = dict(precision=precision, fold_teacher=fold_teacher)
-    ours, plain = (train(make(size, device, **settings), batches(SIZES, device)) for size in (6, 0))
+    data = batches(SIZES, device)
+    ours, plain = (train(make(size, device, **settings), data) for size in (6, 0))
     assert len(ours) > 40
     for value, expected in zip(ours, plain, strict=True):
         assert torch.equal(value, expected)
+    for batch, drawn in zip(data, batches(SIZES, device), strict=True):  # a graph has its own
+        assert all(torch.equal(batch[name], drawn[name]) for name in batch)
 
 
 def test_only_the_loss_of_a_graph_has_a_gradient(simulated: None) -> None:
