@@ -156,7 +156,7 @@ class SnapshotClassifier(BaseModel):
         if mode == 'loss' and self.imitating:
             return self.imitate(inputs, data_samples)
         if mode == 'loss':
-            losses = self._compute_losses(inputs, data_samples)
+            losses = self._through_graph(inputs, data_samples)
             self.statistics.add(losses.pop('equal'), losses.pop('nats'))
             return losses
         logits = self._compute(self.student, inputs)
@@ -178,7 +178,7 @@ class SnapshotClassifier(BaseModel):
         launch kernels to average and sum them."""
         return losses['loss'], losses
 
-    def _compute_losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _through_graph(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """:meth:`compute_losses`, as a CUDA graph if the batch has ``graph_batch`` images."""
         if len(inputs) != self.graph_batch or not self.training:
             return self.compute_losses(inputs, labels)

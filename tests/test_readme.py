@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ import pretrain
 from downstream.studies.metafiles import metafiles
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
+from pretrain.runs.record import read_records
 from pretrain.runs.saving import EXIT_CODES
 from tests.conftest import ROOT
 from tools.readme_tables import READMES, with_tables
@@ -75,6 +77,15 @@ def test_metafiles_are_those_of_the_configs_and_records() -> None:
     (result,) = model['Results']
     assert result['Metrics']['mAP (BL)'] == 55.12  # as in the table
     assert result['Dataset'] == 'bccd-voc (292 train, 72 val images)'
+
+
+def test_prose_states_table_3_as_the_records_do() -> None:
+    records = read_records(ROOT / 'configs/pretrain/cifar100/results/table3.jsonl')
+    for config in ('resnet20_bl', 'resnet20_sd_t3'):
+        runs = [r['generations'][-1]['last'] for r in records if r['config'] == config]
+        errors = [metrics['top1_error'] for metrics in runs]
+        stated = f'{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f} %'
+        assert stated in READMES[0].read_text()
 
 
 def test_versions_agree() -> None:
