@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check in 25 minutes that everything works on a new GPU machine, and how fast. If a step fails, the
+# Check in 25 minutes that everything works on a new GPU machine, then how fast. If a step fails, the
 # others still run. Without a GPU, the steps marked (GPU) are left out.
 # usage: bash tools/gpu_check.sh [REPORT.txt [MINUTES]]     needs data/cifar-100-python
 # REPORT.json adds all measurements to the report. REPORT.steps/3.log has the output of step 3.
@@ -78,20 +78,20 @@ CUDA tests of operators (GPU) | $on_gpu tests/downstream/test_mmcv_ops.py tests/
 demo images | $python -m downstream.builtin data/builtin
 demo pretraining | $train configs/demo/r18_sd.py --gpus 1 --work-dir $out/r18_sd --cfg-options epochs=2
 peak memory in record and log (GPU) | grep -o 'peak_memory_mb.*' $out/r18_sd/run.json; grep -oh 'memory: [0-9]*' $out/r18_sd/*/*.log | sort -nk2 | tail -n 1
-Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1 && touch '$steps/mps'; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; $quit_mps; exit \$code
-step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"
-step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json "\$JSON"
-run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json "\$JSON"
-kernels of ResNet-20 | $benchmark kernels $cifar/resnet20_sd_t3.py --json "\$JSON"
-synchronisations, warnings counted (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep -c 'synchronizing CUDA operation' $out/synchronisations.log; exit \$code
 a learning rate of 1e9 gives one error line | ! $train configs/demo/r18_sd.py --work-dir $out/rate --cfg-options optim_wrapper.optimizer.lr=1e9 > $out/rate.log 2>&1 && grep '^error: .*loss is' $out/rate.log
 export | $python tools/export.py $out/r18_sd/snapshot_2.pth $out/backbone.pth
 demo detection | $train configs/demo/faster_rcnn_r18_voc07.py --work-dir $out/detection --cfg-options backbone_file=$out/backbone.pth
 demo segmentation | $train configs/demo/deeplabv3_r18_voc12.py --work-dir $out/segmentation --cfg-options backbone_file=$out/backbone.pth
-kernels of ResNet-152 | $benchmark kernels --json "\$JSON"
+Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1 && touch '$steps/mps'; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; $quit_mps; exit \$code
+synchronisations, warnings counted (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep -c 'synchronizing CUDA operation' $out/synchronisations.log; exit \$code
+step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"
+step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json "\$JSON"
+run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json "\$JSON"
+kernels of ResNet-20 | $benchmark kernels $cifar/resnet20_sd_t3.py --json "\$JSON"
 run of ResNet-152, BL (GPU) | $benchmark runner --rounds 2 --json "\$JSON"
 run of DeepLabv3 (GPU) | $benchmark finetune configs/downstream/deeplabv3_r152_voc12aug.py --json "\$JSON"
 run of Faster R-CNN (GPU) | $benchmark finetune configs/downstream/faster_rcnn_r152_voc07.py --json "\$JSON"
+kernels of ResNet-152 | $benchmark kernels --json "\$JSON"
 LIST
 
 "$python" -c 'import json, pathlib, re, sys
