@@ -17,7 +17,7 @@ batch_size = 8
 image_scale = (256, 192)
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
-train_cfg = dict(max_epochs=8, val_interval=1)
+train_cfg = dict(max_epochs=8, val_interval=4)
 # Without clipping, a run from random weights may diverge.
 optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=5.0))
 param_scheduler = [dict(type='MultiStepLR', milestones=[6], gamma=0.1)]
