@@ -1,6 +1,7 @@
 """The teacher: an earlier student, frozen, in evaluation mode (Section 3.3.4). Needs only torch."""
 
 import copy
+import gc
 import warnings
 
 import torch
@@ -74,6 +75,7 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
         for module in folded.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
+    gc.collect()  # torch.fx leaves a copy in float32, and the former teacher, in reference cycles
     return folded.to(memory_format=torch.channels_last)
 
 

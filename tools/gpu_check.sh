@@ -83,7 +83,7 @@ export | $python tools/export.py $out/r18_sd/snapshot_2.pth $out/backbone.pth
 demo detection | $train configs/demo/faster_rcnn_r18_voc07.py --work-dir $out/detection --cfg-options backbone_file=$out/backbone.pth
 demo segmentation | $train configs/demo/deeplabv3_r18_voc12.py --work-dir $out/segmentation --cfg-options backbone_file=$out/backbone.pth
 Table 3, six runs at once (GPU) | nvidia-cuda-mps-control -d > /dev/null 2>&1 && touch '$steps/mps'; timeout --foreground 360 $python tools/sweep.py $cifar/resnet20_{bl,sd_t3}.py --seeds 0 1 2 --jobs 6 --work-dir work_dirs/table3 || [ \$? -eq 124 ]; code=\$?; $quit_mps; exit \$code
-synchronisations, warnings counted (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep -c 'synchronizing CUDA operation' $out/synchronisations.log; exit \$code
+synchronisations, the lines with most (GPU) | $python -W always -c "$debug; runpy.run_path(sys.argv[0], run_name='__main__')" tools/train.py $cifar/resnet20_sd_t3.py --work-dir $out/synchronisations --cfg-options epochs=4 train_dataloader.dataset.images=20000 > $out/synchronisations.log 2>&1; code=\$?; grep 'synchronizing CUDA operation' $out/synchronisations.log | grep -o '[^/]*/[^/]*py:[0-9]*' | sort | uniq -c | sort -rn | head -n 5 | paste -sd ' '; exit \$code
 step at 32 (GPU) | $benchmark step --cfg-options batch_size=32 --json "\$JSON"
 step at 128 (GPU) | $benchmark step --cfg-options batch_size=128 --json "\$JSON"
 run of ResNet-20, BL (GPU) | $benchmark runner $cifar/resnet20_bl.py --json "\$JSON"

@@ -1,6 +1,7 @@
 """The method outside this suite's runs: in a loop of one's own, with networks of timm."""
 
 import copy
+import gc
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 import pretrain.build  # noqa: F401  (fills the registries)
 from pretrain.classifier import SnapshotClassifier
+from pretrain.models.resnet import build_resnet
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError
 from pretrain.studies.kernels import Counter
@@ -105,6 +107,30 @@ class Tied(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(self.conv(inputs), self.conv.weight)
+
+
+def test_folding_keeps_no_other_copy_of_the_weights() -> None:
+    """Such as those that torch.fx makes, which wait for Python's garbage collection."""
+
+    def memory() -> int:
+        tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        storages = {x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+        return sum(storages.values())
+
+    teacher = freeze(build_resnet(18, 10)).eval()
+    gc.collect()
+    gc.disable()
+    try:
+        before = memory()
+        former = [fold(teacher, 'bf16')]
+        half = sum(w.nbytes for w in teacher.buffers()) / 2
+        assert memory() - before == pytest.approx(half, rel=0.01)  # biases in place of statistics
+        former.clear()
+        kept = fold(teacher, 'bf16')
+        assert memory() - before == pytest.approx(half, rel=0.01)
+        del kept
+    finally:
+        gc.enable()
 
 
 def test_a_convolution_whose_weight_is_read_stays_one() -> None:

@@ -86,7 +86,7 @@ def test_shown_as_written() -> None:
         ['kept', '1.2', '≤ 1.26', 'met'],
         ['broken', '1.9', '≥ 2.3', 'missed'],
         ['just kept', '2.3', '≥ 2.3', 'met'],
-        ['plain', '1234 ms', '', ''],
+        ['plain', '1,234 ms', '', ''],
     ]
 
 
