@@ -20,6 +20,8 @@ class TopKError(BaseMetric):
     entry per image, so that mmengine can drop the images that pad the last rank's share.
     """
 
+    default_prefix = ''  # mmengine warns of a metric without one
+
     def process(self, data_batch: dict, data_samples: Sequence[dict[str, Tensor]]) -> None:
         """Count one batch.
 

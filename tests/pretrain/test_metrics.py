@@ -32,6 +32,15 @@ def test_five_classes_or_fewer_have_no_top5_error(classes: int, has_top5: bool) 
     assert ('top5_error' in metric.evaluate(size=4)) is has_top5
 
 
+def test_mmengine_does_not_warn_of_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    warned = []
+    monkeypatch.setattr(
+        'mmengine.evaluator.metric.print_log', lambda *line, **_: warned.append(line)
+    )
+    TopKError()
+    assert not warned
+
+
 def entropy(p: np.ndarray) -> float:
     return -sum(x * np.log(x) for x in p)
 
