@@ -30,7 +30,10 @@ METRIC = 'top1_error'
 # Runs of a network may differ in these and still belong in one table.
 SEEDS = 'randomness.seed', 'data_seed', 'teacher', 'initial_weights'
 MAY_DIFFER = *SEEDS, 'algorithm', 'param_scheduler', 'model.teacher_network', 'initial'
-ABOUT_GAIN = 'Gains are in percentage points; a positive gain means a lower error.'
+ABOUT_GAIN = (
+    'Gains are in percentage points; a positive gain means a lower error. p: two-sided t-test of '
+    'Welch, which does not pair the seeds.'
+)
 RESNET_EPOCHS = 164  # for ResNets on CIFAR-100 (Section 4.1)
 TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
 
