@@ -20,6 +20,7 @@ import pretrain.net2net
 import pretrain.runs.log
 import pretrain.runs.record
 import pretrain.runs.train_loop  # noqa: F401
+from pretrain.graph import THREADS_MAY_RUN
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run
@@ -181,11 +182,13 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
 
 
 def _graph_batch(config: Config, world_size: int) -> int:
-    """The number of images of a batch that runs as a CUDA graph, 0 for none. The gradients of
-    micro-batches and of several processes are summed, outside the memory of a graph."""
-    wanted = config.get('cuda_graph', False) and not config.model.compiled
-    alone = world_size == 1 and config.micro_batches == 1
-    return config.batch_size if torch.cuda.is_available() and wanted and alone else 0
+    """The number of images of a process's batch that runs as a CUDA graph, 0 for none. The
+    gradients of micro-batches are summed, which a graph would overwrite."""
+    wanted = config.cuda_graph and not config.model.compiled
+    alone = world_size == 1 and not config.train_dataloader.num_workers
+    possible = torch.cuda.is_available() and config.micro_batches == 1
+    possible = possible and (alone or THREADS_MAY_RUN)
+    return config.train_dataloader.batch_size if wanted and possible else 0
 
 
 def _hooks(config: Config) -> dict[str, dict]:

@@ -2,11 +2,18 @@
 
 import gc
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from pretrain.runs.errors import UserError, lines_of
 
 Compute = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# Whether other threads of the process may use the GPU during a capture, as those of NCCL and of
+# pinned memory do. It depends on torch's version.
+THREADS_MAY_RUN = 'capture_error_mode' in signature(torch.cuda.make_graphed_callables).parameters
 
 
 def capture(compute: Compute, network: nn.Module, inputs: Tensor, labels: Tensor) -> Compute:
@@ -25,17 +32,38 @@ def capture(compute: Compute, network: nn.Module, inputs: Tensor, labels: Tensor
         labels: their classes.
 
     Returns:
-        A function like ``compute``.
+        A function like ``compute``. It may run within DDP, which sums the gradients afterwards.
+
+    Raises:
+        UserError: if torch cannot capture the function.
     """
     gc.collect()  # an earlier graph is in reference cycles, which keep its memory
     before = [buffer.clone() for buffer in network.buffers()]
-    samples = inputs.clone(), labels.clone()  # the memory from which the graph reads its batches
     module = nn.Module()
     module.network, module.forward = network, compute
-    # The gradients are captured on a different stream from the one that replays them.
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
-        graphed = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    # The graph's gradients are those of aliases, since DDP and the optimizer use the nodes of the
+    # weights themselves on another stream.
+    aliases = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
+
+    def pure(inputs: Tensor, labels: Tensor, *weights: Tensor) -> dict[str, Tensor]:
+        return functional_call(module, dict(zip(names, weights, strict=True)), (inputs, labels))
+
+    # The memory from which the graph reads its batches and weights.
+    memory = inputs.clone(), labels.clone(), *aliases
+    settings = {'capture_error_mode': 'thread_local'} if THREADS_MAY_RUN else {}
+    try:
+        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+            graphed = torch.cuda.make_graphed_callables(
+                pure, memory, allow_unused_input=True, **settings
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(
+            f'A training step cannot be captured in a CUDA graph ({lines_of(error)[0]}): set '
+            'cuda_graph=False, which is slower for small batches.'
+        ) from error
     for buffer, value in zip(network.buffers(), before, strict=True):
         buffer.copy_(value)
 
@@ -43,7 +71,7 @@ def capture(compute: Compute, network: nn.Module, inputs: Tensor, labels: Tensor
         # The next batch overwrites the graph's own results.
         return {
             name: (value if name == 'loss' else value.detach()).clone()
-            for name, value in graphed(inputs, labels).items()
+            for name, value in graphed(inputs, labels, *weights).items()
         }
 
     return replay

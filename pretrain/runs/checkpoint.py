@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -135,8 +136,8 @@ def _records_are_whole(path: str | Path) -> bool:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` and create its folder. Even after a power cut, a reader sees the
-    whole old file or the whole new one.
+    """Write ``data`` to ``path`` and create its folder. Even after a power cut, or if several
+    processes write at once, a reader sees the whole old file or a whole new one.
 
     Raises:
         OSError: naming ``path``, if the disk is full or writing is not permitted; the old file
@@ -144,9 +145,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
+    part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.part')
     try:
-        with part.open('wb') as file:
+        with part.open('xb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

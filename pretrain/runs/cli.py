@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
@@ -77,7 +78,11 @@ def _shorten_tmpdir() -> None:
         os.environ['TMPDIR'] = tempfile.tempdir = '/tmp'
 
 
-# Patterns of the errors of torch and Python when a resource runs out, and what to do about each.
+LOST = (
+    'The connection to another process of the run was lost: that process has ended, or the network '
+    'failed. --resume continues from the newest checkpoint.'
+)
+# Patterns of the errors of torch and Python that are no fault of the program, and what to do.
 _LIMITS = {
     r'Too many open files|ancdata': (
         'Too many files are open: raise the limit (ulimit -n 65536), or lower '
@@ -92,6 +97,7 @@ _LIMITS = {
         'There is too little memory: raise micro_batches, or lower batch_size or the size of the '
         'images.'
     ),
+    r'DistBackendError|Connection (closed|reset) by peer': LOST,
     r'EADDRINUSE': (
         'Another program uses the port through which the processes of the run connect: set '
         'MASTER_PORT to a free port, the same on all nodes.'
@@ -117,7 +123,7 @@ def report_to_torchrun(sentence: str) -> bool:
     """Pass an error to the torchrun that started this process, which prints it; False if none."""
     if not (path := os.environ.get('TORCHELASTIC_ERROR_FILE')):
         return False
-    Path(path).write_text(json.dumps({'message': sentence, 'timestamp': 0}))
+    Path(path).write_text(json.dumps({'message': sentence, 'timestamp': int(time.time())}))
     return True
 
 

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.runs.cli import FAULT, LOST
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.saving import EXIT_CODES
 
@@ -157,7 +158,9 @@ def _end_as(error: ChildFailedError) -> NoReturn:
                 f'Process {rank} was ended by {signal_in_words(-failure.exitcode)}. --resume '
                 'continues from the newest checkpoint.'
             ) from None
-    raise UserError(min(reported, key=lambda failure: failure.timestamp).message) from None
+    # A process that lost the others may exit before the one that failed first.
+    first = min(reported, key=lambda failure: (failure.message in (FAULT, LOST), failure.timestamp))
+    raise UserError(first.message) from None
 
 
 def signal_in_words(number: int) -> str:

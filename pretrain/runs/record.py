@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, get_world_size, master_only
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -157,7 +157,8 @@ class RunRecordHook(Hook):
         # The record of the run that this one starts from, if it lies beside the checkpoint.
         beside = Path(source).parent / 'run.json' if source else self.path
         begins = beside.resolve() != self.path.resolve()
-        seen = [read_record(self.path), read_record(beside)]
+        paths = self.path, beside
+        seen = [read_record(path) if is_main_process() else None for path in paths]
         broadcast_object_list(seen)
         own, of_source = seen
         if begins and own and own['started_from'] != source:

@@ -75,15 +75,16 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
         (True, 'cifar100/resnet20_sd_t3', [], 1, 128),
         (True, 'cifar100/resnet20_sd_t3', ['batch_size=64'], 1, 64),
         (False, 'cifar100/resnet20_sd_t3', [], 1, 0),
-        # Their gradients are summed in memory that a graph does not use.
-        (True, 'cifar100/resnet20_sd_t3', [], 2, 0),
+        (True, 'cifar100/resnet20_sd_t3', [], 2, 64),
+        # Their gradients are summed, and a graph would overwrite the first.
         (True, 'cifar100/resnet20_sd_t3', ['micro_batches=2'], 1, 0),
         (True, 'cifar100/resnet20_sd_t3', ['model.compiled=True'], 1, 0),
         (True, 'cifar100/resnet20_sd_t3', ['cuda_graph=False'], 1, 0),
         (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8'], 1, 0),
+        (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8', 'cuda_graph=True'], 2, 4),
     ],
 )
-def test_on_a_gpu_one_process_uses_a_graph_if_the_config_asks_for_it(
+def test_on_a_gpu_a_process_uses_a_graph_if_the_config_asks_for_it(
     gpu: bool,
     config: str,
     options: list[str],

@@ -1,46 +1,64 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import pretrain.models  # noqa: F401  (registers the networks)
 from pretrain import classifier
 from pretrain.graph import capture
+from pretrain.runs.errors import UserError
+from pretrain.runs.processes import ddp_settings
 from pretrain.runs.train_loop import train_in_micro_batches
 
 
-class Results(torch.autograd.Function):
-    """Copies results to fixed memory, as a CUDA graph does. All of them then have a gradient."""
-
-    @staticmethod
-    def forward(ctx, memory: list[Tensor], *values: Tensor) -> tuple[Tensor, ...]:
-        for place, value in zip(memory, values, strict=True):
-            place.copy_(value)
-        return tuple(place.detach() for place in memory)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *gradients
-
-
 def in_fixed_memory(
-    module: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool
+    compute: Callable, memory: tuple[Tensor, ...], allow_unused_input: bool, capture_error_mode: str
 ) -> Callable:
-    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU. A real graph also keeps
-    reading the network's old tensors if they are replaced."""
+    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU: it reads batches and
+    weights from ``memory``, and leaves results and gradients in memory of its own. A real graph
+    also keeps reading the network's old tensors if they are replaced."""
     assert allow_unused_input
+    assert capture_error_mode == 'thread_local'  # NCCL's thread and that of pinned memory go on
+    weights = [value for value in memory if value.requires_grad]
+
+    def gradients(loss: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss, weights, gradient, allow_unused=True)
+
     for _ in range(3):  # it warms up, which changes running statistics
-        memory = [torch.empty_like(value) for value in module(*samples).values()]
+        values = compute(*memory)
+        first = gradients(values['loss'], torch.ones(()))
+    results = {name: torch.empty_like(value) for name, value in values.items()}
+    kept = [None if value is None else torch.empty_like(value) for value in first]
 
-    def replay(*batch: Tensor) -> dict[str, Tensor]:
-        for sample, value in zip(samples, batch, strict=True):
-            sample.copy_(value)
-        values = module(*samples)
-        return dict(zip(values, Results.apply(memory, *values.values()), strict=True))
+    class Graph(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
+            for place, value in zip(memory, inputs, strict=True):
+                if place.data_ptr() != value.data_ptr():
+                    assert not place.requires_grad  # the weights are not copied
+                    place.copy_(value)
+            with torch.enable_grad():
+                values = compute(*memory)
+            ctx.loss = values['loss']
+            for name, place in results.items():
+                place.copy_(values[name].detach())
+            return tuple(place.detach() for place in results.values())
 
-    return replay
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *outer: Tensor) -> tuple[Tensor | None, ...]:
+            of_loss = outer[[*results].index('loss')]
+            for place, value in zip(kept, gradients(ctx.loss, of_loss), strict=True):
+                if place is not None:
+                    place.copy_(value)
+            of_weights = iter(kept)
+            found = [next(of_weights) if value.requires_grad else None for value in memory]
+            return tuple(None if value is None else value.detach() for value in found)
+
+    return lambda *inputs: dict(zip(results, Graph.apply(*inputs), strict=True))
 
 
 @pytest.fixture
@@ -71,9 +89,11 @@ def batches(sizes: tuple[int, ...], device: str = 'cpu') -> list[dict[str, Tenso
     ]
 
 
-def train(model: nn.Module, data: list[dict[str, Tensor]]) -> list[Tensor]:
+def train(
+    model: nn.Module, data: list[dict[str, Tensor]], wrapped: nn.Module | None = None
+) -> list[Tensor]:
     """Train on the batches, each mini-generation on four; return all logged values, the statistics
-    of each mini-generation and the final weights."""
+    of each mini-generation and the final weights. ``wrapped`` is the model within DDP."""
     sgd = torch.optim.SGD(model.student.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     wrapper = OptimWrapper(sgd)
     logs, results = [], []
@@ -83,7 +103,7 @@ def train(model: nn.Module, data: list[dict[str, Tensor]]) -> list[Tensor]:
             model.statistics.clear()
             model.set_teacher(model.student.state_dict())
             model.teaching = True
-        logs += train_in_micro_batches(model, batch, wrapper, 1).values()
+        logs += train_in_micro_batches(wrapped or model, batch, wrapper, 1).values()
     results += [model.statistics.equal, model.statistics.nats]
     # Read at the end, since a run reads them up to 50 iterations later.
     return [*logs, *results, *model.student.state_dict().values()]
@@ -118,6 +138,64 @@ def test_a_graph_changes_no_bit_of_training(
         assert torch.equal(value, expected)
     for batch, drawn in zip(data, batches(SIZES, device), strict=True):  # a graph has its own
         assert all(torch.equal(batch[name], drawn[name]) for name in batch)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A process group in which DDP sums the gradients of this process alone."""
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('find_unused', [True, False])
+def test_a_graph_changes_no_bit_of_training_within_ddp(
+    find_unused: bool, simulated: None, one_process: None
+) -> None:
+    """DDP takes the gradients out of the graph's memory into its buckets."""
+    settings = ddp_settings(find_unused)
+    del settings['type']
+    results = []
+    for size in (6, 0):
+        model = make(size)
+        ddp = MMDistributedDataParallel(model, **settings)
+        results.append(train(model, batches(SIZES), ddp))
+    for value, expected in zip(*results, strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_a_graph_does_not_use_the_nodes_into_which_ddp_hooks(
+    simulated: None, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the stream on which DDP was built, and a capture has another."""
+    used = []
+
+    def walked(compute: Callable, memory: tuple[Tensor, ...], **_: object) -> Callable:
+        nodes = [compute(*memory)['loss'].grad_fn]
+        while nodes:
+            node = nodes.pop()
+            nodes += [earlier for earlier, _ in node.next_functions if earlier]
+            used.append(getattr(node, 'variable', None))
+        return compute
+
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', walked)
+    model = make(6)
+    MMDistributedDataParallel(model, device_ids=None)
+    (batch,) = batches((6,))
+    capture(model.compute_losses, model.student, *model.data_preprocessor(batch, True).values())
+    weights = {id(weight): weight.data_ptr() for weight in model.student.parameters()}
+    leaves = [value for value in used if value is not None]
+    assert {leaf.data_ptr() for leaf in leaves} == set(weights.values())
+    assert not {id(leaf) for leaf in leaves} & set(weights)
+
+
+def test_a_failed_capture_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError('CUDA error: operation not permitted when stream is capturing\nat x')
+
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', fails)
+    with pytest.raises(UserError, match=r'stream is capturing\): set cuda_graph=False'):
+        train(make(6), batches((6,)))
 
 
 def test_only_the_loss_of_a_graph_has_a_gradient(simulated: None) -> None:

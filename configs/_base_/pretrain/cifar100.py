@@ -5,7 +5,7 @@ _base_ = 'classification.py'
 data_root = 'data/cifar-100-python'
 batch_size = 128  # over all processes
 epochs = 164
-cuda_graph = True  # on a GPU, without micro-batches, several processes or model.compiled
+cuda_graph = True
 model = dict(
     data_preprocessor=dict(mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4]),
     network=dict(type='CifarResNet', depth=20, num_classes=100),

@@ -6,6 +6,7 @@ data_seed = None  # seed of data order and augmentation; None: the run's seed
 # Another run's network as the only teacher. An empty `network` means the student's architecture.
 teacher = dict(network={}, checkpoint=None)
 initial = dict(network={}, checkpoint=None)  # the smaller network that Net2Net starts from
+cuda_graph = False  # on a GPU without micro-batches and model.compiled: fewer launches of kernels
 keep_epochs = []  # epochs after which the training state is kept as kept_<epoch>.pth
 # The settings that differ between BL, SE, SD and the other methods.
 algorithm = dict(

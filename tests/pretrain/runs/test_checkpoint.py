@@ -2,6 +2,7 @@ import io
 import os
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmengine
@@ -94,6 +95,17 @@ def test_the_old_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
     write_atomically(path, b'new')
     assert path.read_bytes() == b'new'
     assert (tmp_path / 'open').read_bytes() == b'old'
+
+
+def test_several_may_write_a_file_at_once(tmp_path: Path) -> None:
+    """As the processes on several nodes do with the list of checked images."""
+    path = tmp_path / 'file'
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            for _ in pool.map(write_atomically, [path] * 8, contents):
+                assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_checkpoints_are_in_the_order_of_training(tmp_path: Path) -> None:

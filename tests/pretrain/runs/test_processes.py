@@ -18,7 +18,7 @@ from torch.distributed.run import config_from_args, parse_args
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.runs import processes
-from pretrain.runs.cli import report_to_torchrun
+from pretrain.runs.cli import report_to_torchrun, run
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import usable_cores
 from pretrain.runs.processes import (
@@ -243,6 +243,30 @@ def test_end_of_a_process_that_reported_no_error(code, outcome, monkeypatch, tmp
     else:
         with pytest.raises(UserError, match=outcome):
             start_processes(['x.py'], 4, nodes=1)
+
+
+@pytest.mark.parametrize('victim', [RuntimeError('x'), RuntimeError('Connection reset by peer')])
+@pytest.mark.parametrize('later', [UserError('The data changed.'), None])
+def test_the_error_that_came_first_is_shown_and_none_that_follows_from_it(
+    victim, later, tmp_path, monkeypatch
+):
+    """A process that lost the one that failed may exit before it."""
+    failures = {}
+    errors = [(victim, 5), (UserError('No data.'), 7), (later, 9)]
+    for rank, (error, time_of_error) in enumerate(errors):
+        if error:
+            path = tmp_path / f'{rank}.json'
+            monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(path))
+            monkeypatch.setattr('time.time', lambda now=time_of_error: now)
+            with pytest.raises(SystemExit):
+                run(Mock(side_effect=error))
+            failures[rank] = ProcessFailure(rank, 1, 1, str(path))
+    monkeypatch.undo()
+    error = ChildFailedError('start', failures)
+    monkeypatch.setattr('torch.distributed.run.main', Mock(side_effect=error))
+    monkeypatch.setattr(os, 'environ', {})
+    with pytest.raises(UserError, match=r'^No data\.$'):
+        start_processes(['x.py'], 4, nodes=1)
 
 
 @pytest.fixture
