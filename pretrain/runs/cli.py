@@ -97,7 +97,7 @@ _LIMITS = {
         'There is too little memory: raise micro_batches, or lower batch_size or the size of the '
         'images.'
     ),
-    r'DistBackendError|Connection (closed|reset) by peer': LOST,
+    r'DistBackendError|gloo.*Connection (closed|reset) by peer': LOST,
     r'EADDRINUSE': (
         'Another program uses the port through which the processes of the run connect: set '
         'MASTER_PORT to a free port, the same on all nodes.'

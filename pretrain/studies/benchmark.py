@@ -62,8 +62,8 @@ def show(rows: Iterable[dict]) -> Table:
     """A table of rows; those with a goal come first."""
     cells = []
     for line in sorted(rows, key=lambda line: line['goal'] is None):
-        shape = '.4g' if line['value'] < 1000 else ',.0f'
-        value = f'{line["value"]:{shape}} {line["unit"]}'.rstrip()
+        digits = '.4g' if line['value'] < 1000 else ',.0f'
+        value = f'{line["value"]:{digits}} {line["unit"]}'.rstrip()
         goal = line['goal'] or ''
         verdict = goal and ('met' if line['met'] else 'missed')
         cells.append([line['name'], value, goal, verdict])

@@ -8,6 +8,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
+from pretrain import build
 from pretrain.build import _hooks, _try_images, prepare
 from pretrain.datasets.cifar import Cifar100
 from pretrain.datasets.image_folder import Checked
@@ -81,6 +82,7 @@ def test_a_gpu_gets_batches_while_it_computes_and_a_fused_optimizer(
         (True, 'cifar100/resnet20_sd_t3', ['model.compiled=True'], 1, 0),
         (True, 'cifar100/resnet20_sd_t3', ['cuda_graph=False'], 1, 0),
         (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8'], 1, 0),
+        (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8', 'cuda_graph=True'], 1, 8),
         (True, 'r152_sd', ['model.network.num_classes=4', 'batch_size=8', 'cuda_graph=True'], 2, 4),
     ],
 )
@@ -96,7 +98,13 @@ def test_on_a_gpu_a_process_uses_a_graph_if_the_config_asks_for_it(
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     monkeypatch.setattr(Cifar100, 'check', lambda *_: Checked(100, [], dict))
     options = [f'data_root={image_folder}', *options]
-    prepared = prepare(load_config(ROOT / f'configs/pretrain/{config}.py', options), processes)
+    given = load_config(ROOT / f'configs/pretrain/{config}.py', options)
+    # An old torch captures only where no thread of NCCL or of pinned memory uses the GPU.
+    monkeypatch.setattr(build, 'THREADS_MAY_RUN', False)
+    alone = processes == 1 and config.startswith('cifar100')
+    assert prepare(given, processes).model.graph_batch == (graph_batch if alone else 0)
+    monkeypatch.setattr(build, 'THREADS_MAY_RUN', True)
+    prepared = prepare(given, processes)
     assert prepared.model.graph_batch == graph_batch
     assert 'graph_batch' not in prepared.identity.model  # it changes no result
     assert 'cuda_graph' not in prepared.identity

@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, distributed, nn
 
 import pretrain.models  # noqa: F401  (registers the networks)
-from pretrain import classifier
+from pretrain import classifier, graph
 from pretrain.graph import capture
 from pretrain.runs.errors import UserError
 from pretrain.runs.processes import ddp_settings
@@ -64,6 +64,7 @@ def in_fixed_memory(
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'make_graphed_callables', in_fixed_memory)
+    monkeypatch.setattr(graph, 'THREADS_MAY_RUN', True)  # torch 2.11 lacks this setting
 
 
 def make(graph_batch: int, device: str = 'cpu', **settings: object) -> nn.Module:
@@ -122,11 +123,15 @@ DEVICES = [
 @pytest.mark.parametrize('precision', ['bf16', 'float32'])
 @pytest.mark.parametrize('fold_teacher', [True, False])
 def test_a_graph_changes_no_bit_of_training(
-    device: str, precision: str, fold_teacher: bool, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    precision: str,
+    fold_teacher: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Losses, statistics and weights over three mini-generations; on the CPU with a simulation."""
     if device == 'cpu':
-        monkeypatch.setattr(torch.cuda, 'make_graphed_callables', in_fixed_memory)
+        request.getfixturevalue('simulated')
     # cuDNN may otherwise choose other algorithms, or add in another order.
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)

@@ -173,6 +173,11 @@ def test_what_the_machine_has_too_little_of_is_no_fault_of_the_program(
     assert 'Traceback' not in capsys.readouterr().err
 
 
+def test_a_lost_worker_is_no_lost_process() -> None:
+    with pytest.raises(SystemExit, match=r'^error: \[Errno 104\] Connection reset by peer$'):
+        run(raises(ConnectionResetError('[Errno 104] Connection reset by peer')))
+
+
 def test_a_kernel_that_needs_too_much_of_a_gpu_is_not_the_loaders_fault() -> None:
     error = RuntimeError('out of resource: shared memory, Required: 270336, Hardware limit: 232448')
     with pytest.raises(SystemExit, match='bug in the program'):

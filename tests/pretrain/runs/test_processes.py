@@ -245,14 +245,21 @@ def test_end_of_a_process_that_reported_no_error(code, outcome, monkeypatch, tmp
             start_processes(['x.py'], 4, nodes=1)
 
 
-@pytest.mark.parametrize('victim', [RuntimeError('x'), RuntimeError('Connection reset by peer')])
+@pytest.mark.parametrize(
+    'victim',
+    [
+        RuntimeError('x'),
+        RuntimeError('[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1'),
+        distributed.DistBackendError('NCCL error: remote process exited'),
+    ],
+)
 @pytest.mark.parametrize('later', [UserError('The data changed.'), None])
 def test_the_error_that_came_first_is_shown_and_none_that_follows_from_it(
     victim, later, tmp_path, monkeypatch
 ):
     """A process that lost the one that failed may exit before it."""
     failures = {}
-    errors = [(victim, 5), (UserError('No data.'), 7), (later, 9)]
+    errors = [(later, 9), (victim, 5), (UserError('No data.'), 7)]
     for rank, (error, time_of_error) in enumerate(errors):
         if error:
             path = tmp_path / f'{rank}.json'
