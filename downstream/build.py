@@ -50,6 +50,14 @@ NOT_IDENTITY += 'loader', 'skip'
 NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
 NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
 NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
+# Settings of OpenMMLab that `prepare` replaces, and what to do instead.
+REPLACED = {
+    'model.pretrained': 'set backbone_file=FILE',
+    'model.backbone.init_cfg': 'set backbone_file=FILE',
+    'model.data_preprocessor.size': 'set crop_size',
+    'model.roi_head.bbox_head.num_classes': 'set classes',
+    'model.decode_head.num_classes': 'set classes',
+}
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 _SIZES = {f'{name}.{side}': 1 for name in ('image_scale', 'crop_size') for side in (0, 1)}
 
@@ -173,7 +181,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 def _fill_loaders(config: Config, world_size: int) -> None:
     """Check the settings and the data; set the paths, lists and image sizes of the data sets."""
-    check_settings(config)
+    check_settings(config, REPLACED)
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, _SIZES)
     _fill_lists(config)
@@ -197,7 +205,19 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     for dataset in (*train, *val):
         dataset.data_root = config.data_root
         for step in dataset.pipeline:
-            step.update(sizes.get(step.type, {}))
+            _fill_sizes(step, sizes.get(step.type, {}), 'identity' in config)
+
+
+def _fill_sizes(step: ConfigDict, sizes: dict[str, Any], prepared: bool) -> None:
+    """Set the sizes of one step of a pipeline, which a config that is not yet prepared must not
+    set to something else."""
+    for name, value in sizes.items():
+        if not prepared and name in step and step[name] != value:
+            raise UserError(
+                f'A {step.type} has {name}={step[name]}, which would have no effect: leave it out; '
+                'set image_scale, scale_range and crop_size.'
+            )
+        step[name] = value
 
 
 def _fill_lists(config: Config) -> None:

@@ -40,6 +40,18 @@ NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
 FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # torch's optimizers with the option `fused`
+# Settings of OpenMMLab that `prepare` replaces, and what to do instead.
+REPLACED = {
+    'train_cfg.max_epochs': 'set epochs',
+    'val_dataloader.batch_size': 'set batch_size',
+    'param_scheduler': 'set algorithm.schedule and algorithm.rates',
+    'model.loss': 'set algorithm.teacher_weight, algorithm.temperature and the like',
+    'model.precision': 'set precision',
+    'train_dataloader.dataset.root': 'set data_root',
+    'val_dataloader.dataset.root': 'set data_root',
+    'train_dataloader.dataset.size': 'set image_size',
+    'val_dataloader.dataset.size': 'set image_size',
+}
 TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
 LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
 
@@ -141,7 +153,7 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and fill in the loaders' settings. Returns a hash of each split's content."""
-    check_settings(config)
+    check_settings(config, REPLACED)
     batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)

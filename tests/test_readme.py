@@ -164,7 +164,8 @@ def test_each_config_is_named_beside_it_with_the_papers_number(folder: str) -> N
 
 def test_settings_that_people_change_exist() -> None:
     section = (ROOT / 'configs/README.md').read_text().split('## What people change')[1]
-    first_cells = (row.split('|')[1] for row in section.split('\n\n')[2].splitlines())
+    table = section.split('## ')[0]
+    first_cells = (row.split('|')[1] for row in table.splitlines() if row.startswith('|'))
     keys = re.findall(r'`([\w.]+)`', ''.join(first_cells))
     assert len(keys) > 12
     folder = ROOT / 'configs'
@@ -178,6 +179,19 @@ def test_settings_that_people_change_exist() -> None:
             return 'has no key' not in str(error)
 
     assert [key for key in keys if not any(has(example, key) for example in examples)] == []
+
+
+def test_the_example_of_a_config_of_your_own_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / 'configs/README.md').read_text()
+    _, name, lines = re.search(r'```python\n# (\S+/)(\w+\.py), .*\n([^`]+)```', text).groups()
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / name).write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(f'own/{name}')
+    assert (config.epochs, config.model.network.num_classes) == (30, 10)
 
 
 def test_exit_codes_are_so() -> None:

@@ -3,20 +3,30 @@
 import ast
 import difflib
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
 from torch import nn, zeros
 
 from pretrain.runs.errors import UserError, number_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# By task: a config with all settings of the suite.
+_COMPLETE = {
+    'classification': 'configs/pretrain/r152_bl.py',
+    'detection': 'configs/downstream/faster_rcnn_r152_voc07.py',
+    'segmentation': 'configs/downstream/deeplabv3_r152_voc12aug.py',
+    'probe': 'configs/downstream/knn_r152.py',
+}
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -29,32 +39,32 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             (``train_dataloader.num_workers``, ``algorithm.generations``), and a value is a Python
             literal or a plain string.
 
+    Returns:
+        The config, without the file's own variables, whose names begin with an underscore.
+
     Raises:
-        UserError: if the file cannot be read, a key does not exist (the error names the nearest
-            one that does), or a value has the wrong type.
+        UserError: if the file cannot be read or sets something that nothing reads, a key does not
+            exist (the error names the nearest one that does), or a value has the wrong type.
 
     Example:
         >>> load_config('configs/pretrain/r152_sd.py', ['batch_size=512']).batch_size
         512
     """
-    # configs/ is inside an installed package, and beside the package in the repository.
-    places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        there = {other.name for place in places for other in place.parent.glob('*.py')}
-        near = difflib.get_close_matches(Path(path).name, sorted(there), n=1)
-        hint = f'did you mean {Path(path).with_name(*near)}?' if near else 'see configs/.'
-        raise UserError(f'No config {path}: {hint}')
     try:
-        config = Config.fromfile(str(file))
+        config = Config.fromfile(str(_find(path)))
+    except UserError:
+        raise
     except Exception as error:  # a config is a Python program and may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{path} cannot be read ({what}): correct it.') from error
+    settings = {name: value for name, value in config.to_dict().items() if name[0] != '_'}
     # Each checkpoint stores the config as text, and formatting that text takes over a second.
     text, file = config.text, config.filename
-    config = Config(config.to_dict(), text, file, config.env_variables, format_python_code=False)
-    if 'stage' not in config:
+    config = Config(settings, text, file, config.env_variables, format_python_code=False)
+    if 'stage' not in config or config.get('task') not in _COMPLETE:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
+    if 'identity' not in config:  # otherwise it is a run's copy, which has more settings
+        _check_names(path, config)
     # mmengine can override an item of a list only if the item is a dict.
     known = {
         key: value
@@ -72,6 +82,37 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         overrides[key] = _parse_option(key, text, known[key])
     config.merge_from_dict(overrides)
     return config
+
+
+def _find(path: str | Path) -> Path:
+    # configs/ is inside an installed package, and beside the package in the repository.
+    places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
+    for place in places:
+        if place.is_file():
+            return place
+    there = {other.name for place in places for other in place.parent.glob('*.py')}
+    near = difflib.get_close_matches(Path(path).name, sorted(there), n=1)
+    hint = f'did you mean {Path(path).with_name(*near)}?' if near else 'see configs/.'
+    raise UserError(f'No config {path}: {hint}')
+
+
+def _check_names(path: str | Path, config: Config) -> None:
+    """Raise a UserError if a top-level setting is neither the suite's nor mmengine's."""
+    known = _known_settings(config.task)
+    for name in config:
+        if name not in {key.partition('.')[0] for key in known}:
+            raise UserError(
+                f'{path} sets {name}, which nothing reads: did you mean '
+                f'{_nearest_keys(name, known)}? (Begin the name of a variable of your own with an '
+                'underscore.)'
+            )
+
+
+@cache
+def _known_settings(task: str) -> list[str]:
+    suite = Config.fromfile(str(_find(_COMPLETE[task]))).to_dict()
+    others = *inspect.signature(Runner).parameters, 'runner_type', 'custom_imports'
+    return [*(key for key, _ in walk(suite) if key[0] != '_'), *others]
 
 
 def stage_of(config: Config) -> ModuleType:
@@ -156,13 +197,14 @@ PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint'
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
-# Settings of OpenMMLab that have no effect here, and what has.
-UNUSED = {
+# Settings of OpenMMLab that have no effect here, and what has. A stage adds those that it replaces.
+_UNUSED = {
     'load_from': 'start the run with --start-from',
     'resume': 'start the run with --resume',
-    'model.pretrained': 'set backbone_file=FILE',
+    'train_cfg.micro_batches': 'set micro_batches',
+    'train_dataloader.batch_size': 'set batch_size, the number over all processes',
     'optim_wrapper.accumulative_counts': 'set micro_batches',
-    'compile': 'for pretraining, set model.compiled=True',
+    'compile': 'in pretraining, set model.compiled=True',
 }
 # Settings that must be 0 or more.
 NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
@@ -190,12 +232,17 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
             raise UserError(f'{key} is {value}: it must be below 2^32.')
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: Config, replaced: dict[str, str]) -> None:
     """Raise a UserError if one of ``PARTS`` was removed, a number is out of range, the optimizer
     cannot be built (not checked if it has a constructor), or a config that is not yet prepared sets
-    one of ``UNUSED``."""
+    something that OpenMMLab reads but this suite does not.
+
+    Args:
+        config: the config.
+        replaced: the dotted keys that the stage itself sets, and what to do instead.
+    """
     values = dict(walk(config.to_dict()))
-    for key, instead in UNUSED.items() if 'identity' not in values else ():
+    for key, instead in (_UNUSED | replaced).items() if 'identity' not in values else ():
         if values.get(key):
             raise UserError(
                 f'{key} is {values[key]}, which would have no effect: leave it out; {instead}.'

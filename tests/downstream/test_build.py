@@ -514,14 +514,25 @@ def test_settings_of_other_libraries_are_one_sentence(config, option, message, v
     [
         ('compile', True, 'compile is True, which would have no effect'),
         ('optim_wrapper.accumulative_counts', 4, 'leave it out; set micro_batches'),
+        ('train_dataloader.batch_size', 4, 'leave it out; set batch_size'),
+        ('model.backbone.init_cfg', 'r18.pth', 'leave it out; set backbone_file'),
+        ('model.roi_head.bbox_head.num_classes', 3, 'leave it out; set classes'),
     ],
 )
-def test_settings_of_mmengine_without_effect_are_refused_in_a_config(
-    key, value, message, voc, backbone_file
-):
+def test_settings_without_effect_are_refused_in_a_config(key, value, message, voc, backbone_file):
     config = with_files(DEMO_DETECTION, voc, backbone_file)
     config.merge_from_dict({key: value})  # as a config that inherits ours does
     with pytest.raises(UserError, match=message):
+        prepare(config)
+
+
+def test_sizes_in_a_pipeline_that_would_be_replaced_are_refused(voc, backbone_file):
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
+    crop = config.train_dataloader.dataset.datasets[0].pipeline[3]
+    crop.crop_size = config.crop_size
+    prepare(config)
+    crop.crop_size = (64, 64)
+    with pytest.raises(UserError, match=r'RandomCrop has crop_size=\(64, 64\), .* set image_scale'):
         prepare(config)
 
 

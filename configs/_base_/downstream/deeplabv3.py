@@ -28,7 +28,7 @@ model = dict(
     decode_head=dict(
         channels=256,
         dilations=(1, 6, 12, 18),
-        num_classes=21,
+        num_classes=None,  # `classes` sets it
         norm_cfg=dict(type='BN'),
         # The corners of a 16n+1 crop coincide with those of the feature map.
         align_corners=True,

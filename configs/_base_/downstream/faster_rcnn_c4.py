@@ -18,7 +18,10 @@ model = dict(
     backbone=dict(
         deep_stem=False, avg_down=False, style='pytorch', frozen_stages=-1, init_cfg=None
     ),
-    roi_head=dict(shared_head=dict(style='pytorch', init_cfg=None)),
+    roi_head=dict(
+        shared_head=dict(style='pytorch', init_cfg=None),
+        bbox_head=dict(num_classes=None),  # `classes` sets it
+    ),
     # 128 regions per image, as py-faster-rcnn uses for VOC; mmdet's 512 is for COCO.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )

@@ -17,6 +17,7 @@ model = dict(
         norm_cfg=dict(requires_grad=False),
         init_cfg=None,
     ),
+    roi_head=dict(bbox_head=dict(num_classes=None)),  # `classes` sets it
     # 128 regions per image, as in the C4 detector; RoIAlign's backward pass is slow on a CPU.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )

@@ -49,7 +49,6 @@ train_dataloader = dict(
         ],
     ),
 )
-del _train_pipeline  # not a setting: both data sets contain it
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,

@@ -42,6 +42,40 @@ def test_option_that_is_not_there(option: str, message: str) -> None:
         load_config(R152['sd'], [option])
 
 
+@pytest.mark.parametrize(
+    ('base', 'line', 'near'),
+    [
+        ('pretrain/r50_sd', 'max_epochs = 3', 'epochs'),
+        ('pretrain/cifar100/resnet20_sd_t2', 'imagesize = 64', 'image_size'),
+        ('pretrain/r50_bl', 'lr = 0.2', r'optim_wrapper\.optimizer\.lr'),
+        ('pretrain/r50_bl', 'optimizer = dict(lr=0.2)', r'optim_wrapper\.optimizer'),
+        ('downstream/faster_rcnn_r50_voc07', 'max_epochs = 3', r'train_cfg\.max_epochs'),
+        ('downstream/deeplabv3_r50_voc12aug', 'trainlist = "a.txt"', 'train_list'),
+        ('downstream/knn_r50', 'neighbors = 5', 'neighbours'),
+    ],
+)
+def test_a_config_that_sets_what_nothing_reads(
+    base: str, line: str, near: str, tmp_path: Path
+) -> None:
+    """Of a config file; the same name as an option is an error already."""
+    own = tmp_path / 'own.py'
+    own.write_text(f'_base_ = {str(ROOT / f"configs/{base}.py")!r}\n{line}\n')
+    name = line.split()[0]
+    with pytest.raises(UserError, match=rf'own\.py sets {name}, .* did you mean {near}\?'):
+        load_config(own)
+
+
+@pytest.mark.parametrize('base', ['pretrain/r50_sd', 'downstream/knn_r50'])
+def test_settings_of_mmengine_and_variables_are_no_mistakes(base: str, tmp_path: Path) -> None:
+    own = tmp_path / 'own.py'
+    lines = '_size = 3', 'label = f"{_size}"', 'custom_hooks = []', 'experiment_name = "mine"'
+    lines += 'custom_imports = dict(imports=["json"])', 'randomness = dict(seed=_size)'
+    own.write_text('\n'.join((f'_base_ = {str(ROOT / f"configs/{base}.py")!r}', *lines)))
+    config = load_config(own)
+    assert '_size' not in config
+    assert (config.label, config.randomness.seed, config.custom_hooks) == ('3', 3, [])
+
+
 def test_missing_config() -> None:
     with pytest.raises(UserError, match='No config'):
         load_config(Path('configs/nowhere.py'))
@@ -135,6 +169,29 @@ def test_values_of_the_wrong_kind_in_a_config(key: str, value: object, image_fol
         prepare(config)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'instead'),
+    [
+        ('train_cfg.max_epochs', 3, 'epochs'),
+        ('train_cfg.micro_batches', 2, 'micro_batches'),
+        ('train_dataloader.batch_size', 32, 'batch_size'),
+        ('val_dataloader.batch_size', 32, 'batch_size'),
+        ('train_dataloader.dataset.size', 96, 'image_size'),
+        ('val_dataloader.dataset.root', '/elsewhere', 'data_root'),
+        ('param_scheduler', [{'type': 'StepLR'}], r'algorithm\.schedule'),
+        ('model.loss', {'type': 'LabelSmoothLoss'}, r'algorithm\.teacher_weight'),
+    ],
+)
+def test_what_the_suite_replaces_is_refused_in_a_config(
+    key: str, value: object, instead: str, image_folder: Path
+) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(ROOT / 'configs/demo/r18_sd.py', options)
+    config.merge_from_dict({key: value})
+    with pytest.raises(UserError, match=f'{re.escape(key)} is .* no effect: .*set {instead}'):
+        prepare(config)
+
+
 def test_none_of_a_list_is_an_empty_one(image_folder: Path) -> None:
     options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
     config = load_config(ROOT / 'configs/demo/r18_sd.py', [*options, 'keep_epochs=None'])
@@ -162,7 +219,7 @@ def test_a_constructor_of_optimizers_is_not_judged_without_the_network() -> None
     config = load_config(ROOT / 'configs/demo/r18_sd.py')
     config.optim_wrapper.update(constructor='OfItsLayers', paramwise_cfg=dict(decay_rate=0.9))
     config.optim_wrapper.optimizer = dict(type='OfGroups', lr=0.1)
-    check_settings(config)
+    check_settings(config, {})
 
 
 @pytest.mark.parametrize(
