@@ -22,7 +22,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
-from pretrain.runs.record import read_records
+from pretrain.runs.record import read_records, record_files
 from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
@@ -106,7 +106,7 @@ def find_runs(sources: Iterable[Path]) -> list[RecordedRun]:
     """The runs in folders and files of records, each once, sorted by label and seed."""
     found = {}
     for source in sources:
-        for path in sorted(source.rglob('run.json')) if source.is_dir() else [source]:
+        for path in record_files(source) if source.is_dir() else [source]:
             folder = path.parent if path.name == 'run.json' else None
             for number, record in enumerate(read_records(path)):
                 found[path.resolve(), number] = RecordedRun(record, folder)

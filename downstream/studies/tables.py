@@ -6,7 +6,7 @@ from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, mean_std
+from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, check_seeds, mean_std
 from pretrain.studies.tables import labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
@@ -121,7 +121,7 @@ def _by_config(
         mine = [r for r in records if r['config'] == config]
         _one_setting(config, mine)
         arms = {label: [r for r in mine if r['label'] == label] for label in labels}
-        values = {label: _values(label, arm) for label, arm in arms.items()}
+        values = {label: _values(label, config, arm) for label, arm in arms.items()}
         yield task if tasks.count(task) == 1 else config, arms, values
 
 
@@ -141,20 +141,24 @@ def _size(record: dict) -> tuple[int, int, int, int]:
     return data['train']['count'], data['val']['count'], record['history'][-1]['epoch'], depth
 
 
-def _values(label: str, records: Sequence[dict]) -> Values:
+def _values(label: str, config: str, records: Sequence[dict]) -> Values:
     """The metric after the last epoch, in percent, by replicate and fine-tuning seed."""
     backbones = {(b := r['identity']['backbone'])['weights_sha256']: b for r in records}
     check_replicates(label, [*backbones.values()])
+    check_seeds(f'{label}, {config}', records, _seeds)
     values = {}
     for record in records:
-        runs = values.setdefault(replicate(record['identity']['backbone']), {})
-        if (seed := record['identity']['randomness']['seed']) in runs:
-            raise UserError(
-                f'Two records of {label}, {record["config"]} have the same seed: keep one of them.'
-            )
+        pretraining, seed = _seeds(record)
         metric = record['paper']['metric']
-        runs[seed] = record['generations'][-1]['last'][metric] * PERCENT[metric]
+        value = record['generations'][-1]['last'][metric] * PERCENT[metric]
+        values.setdefault(pretraining, {})[seed] = value
     return values
+
+
+def _seeds(record: dict) -> tuple[int | str, int]:
+    """The replicate, and the seed of its fine-tuning."""
+    identity = record['identity']
+    return replicate(identity['backbone']), identity['randomness']['seed']
 
 
 def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) -> dict[str, str]:

@@ -43,7 +43,7 @@ def read_record(path: Path) -> dict | None:
 
 def read_records(source: Path) -> list[dict]:
     """The records of runs, finished or not, in ``source``: a folder with ``run.json`` files at any
-    depth (in the order of their paths), a single ``run.json``, or a ``.jsonl`` file of
+    depth (as :func:`record_files` lists them), a single ``run.json``, or a ``.jsonl`` file of
     :func:`pretrain.runs.tables.collect_records`.
 
     Raises:
@@ -55,7 +55,7 @@ def read_records(source: Path) -> list[dict]:
     """
     source = Path(source)
     if source.is_dir():
-        return [read_record(path) for path in sorted(source.rglob('run.json'))]
+        return [read_record(path) for path in record_files(source)]
     if not source.is_file():
         raise UserError(
             f'No folder or file {source}: give a folder of runs, a run.json or a .jsonl file.'
@@ -65,6 +65,38 @@ def read_records(source: Path) -> list[dict]:
     lines = source.read_bytes().splitlines()
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     return [_parse(line, f'line {n} of {source}') for n, line in numbered]
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The ``run.json`` files at any depth below ``folder``, in the order of their paths. Links to
+    folders are followed; a file that is reached in several ways is listed once.
+
+    Raises:
+        UserError: if a ``run.json`` is a link to nothing, or a folder cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(
+            f'{error.filename} cannot be read ({error.strerror}): give yourself access, or name '
+            'the folders of the runs.'
+        ) from error
+
+    found, visited = {}, set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        if (target := os.path.realpath(place)) in visited:  # also a link to a folder above
+            folders.clear()
+            continue
+        visited.add(target)
+        folders.sort()
+        if 'run.json' in files:
+            path = Path(place, 'run.json')
+            if not path.exists():
+                raise UserError(
+                    f'{path} is a link to {path.readlink()}, which does not exist: correct it '
+                    'or delete it.'
+                )
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 def one_record(run: Path) -> dict:
@@ -115,8 +147,24 @@ def _is_record(content: Any) -> bool:
         return False
     if any(not isinstance(value, _TYPES.get(key, object)) for key, value in content.items()):
         return False
-    epochs = [content[key] for key in ('history', 'generations') if key in content]
-    return content['status'] != 'finished' or all(epochs)
+    lists = [content[key] for key in ('history', 'generations') if key in content]
+    if content['status'] == 'finished' and not all(lists):
+        return False
+    entries = [entry for entries in lists for entry in entries]
+    return all(
+        isinstance(entry, dict) and all(_fits(*item) for item in entry.items()) for entry in entries
+    )
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value of an entry of ``history`` or ``generations`` has the type of its key."""
+    if key in ('metrics', 'last', 'best', 'train'):
+        return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return _is_number(value) or (key == 'seconds_per_iter' and value is None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @HOOKS.register_module()

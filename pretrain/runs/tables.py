@@ -2,12 +2,12 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import Contents, UserError
 from pretrain.runs.identity import differences
 from pretrain.runs.record import read_records
 
@@ -108,6 +108,22 @@ def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) 
             raise UserError(
                 f'{what} differ in {values}, and do not belong in one table: name the folder of '
                 'one set of runs.'
+            )
+
+
+def check_seeds(
+    what: str, records: Sequence[Contents], seed_of: Callable[[dict], Hashable]
+) -> None:
+    """Raise a UserError if two records of the row ``what`` have the same ``seed_of``. The message
+    names the files that hold them."""
+    seen = {}
+    for record in records:
+        first = seen.setdefault(seed_of(record), record)
+        if first is not record:
+            seed = record['identity']['randomness']['seed']
+            raise UserError(
+                f'Two records of {what} have the same seed, {seed}: keep only one of '
+                f'{first.place} and {record.place}.'
             )
 
 

@@ -20,6 +20,7 @@ from pretrain.runs.tables import (
     SHORTENED,
     Table,
     check_alike,
+    check_seeds,
     format_p,
     mean_std,
 )
@@ -311,7 +312,7 @@ def _arms(records: Sequence[dict], configs: Sequence[Config]) -> tuple[Arms, lis
     records = _with_ends(records)
     arms = [(c, [r for r in records if _row_key(r['identity']) == _row_key(c)]) for c in configs]
     for config, mine in arms:
-        _check_seeds(f'{backbone_of(config)}, {config.algorithm.name}', mine)
+        check_seeds(f'{backbone_of(config)}, {config.algorithm.name}', mine, _whole_seed)
     marks = [(mine, _unlike_the_paper(config, mine)) for config, mine in _networks(arms)]
     notes = [_describe(mine, mark) for mine, mark in marks]
     return arms, notes + _notes(records, arms), not any(mark for _, mark in marks)
@@ -320,16 +321,13 @@ def _arms(records: Sequence[dict], configs: Sequence[Config]) -> tuple[Arms, lis
 def _one_method(name: str, records: Sequence[dict]) -> None:
     """Raise a UserError if records of one row differ in more than seeds, or repeat a seed."""
     _one_setting(records, f'The records of {name}', SEEDS)
-    _check_seeds(name, records)
+    check_seeds(name, records, _whole_seed)
 
 
-def _check_seeds(name: str, records: Sequence[dict]) -> None:
-    seeds = {
-        (_seed(r), *(r['identity'].get(key) for key in ('data_seed', 'teacher', 'initial_weights')))
-        for r in records
-    }
-    if len(seeds) < len(records):
-        raise UserError(f'Two records of {name} have the same seed: keep one of them.')
+def _whole_seed(record: dict) -> tuple:
+    """All that distinguishes the runs of one row."""
+    identity = record['identity']
+    return _seed(record), *map(str, map(identity.get, ('data_seed', 'teacher', 'initial_weights')))
 
 
 def _with_ends(records: Sequence[dict]) -> list[dict]:

@@ -227,12 +227,15 @@ def test_a_finished_run_without_its_whole_cost_is_named(lost: str, tmp_path: Pat
     assert [row[0] for table in rows for row in table] == ['BL'] * (lost != 'everything')
 
 
-def test_a_run_is_shown_once_however_it_is_named(work_dir: Path, monkeypatch) -> None:
+def test_a_run_is_shown_once_however_it_is_named(
+    work_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(work_dir)
     lines = [(work_dir / f'run{number:02}/run.json').read_text() for number in (0, 1)]
     collected = work_dir / 'set.jsonl'
     collected.write_text('\n'.join(json.dumps(json.loads(line)) for line in lines))
-    sources = [work_dir, Path(), Path('run00'), Path('run00/run.json'), collected]
+    (tmp_path / 'linked').symlink_to(work_dir)
+    sources = [work_dir, tmp_path, Path(), Path('run00'), Path('run00/run.json'), collected]
     runs = find_runs([*sources, Path('set.jsonl')])
     assert len(runs) == len(RECORDS) + len(METHODS) + len(lines)
     assert sum(run.folder is None for run in runs) == len(lines)
@@ -353,7 +356,7 @@ def test_records_that_do_not_fit_are_told(records_file: Path, tmp_path: Path) ->
     """The page has the error in place of the table, and is written."""
     records_file.write_text(records_file.read_text() * 2)
     write_report([records_file], tmp_path / 'out.html')
-    assert 'the same seed: keep one of them' in (tmp_path / 'out.html').read_text()
+    assert 'the same seed, 0: keep only one of line 1 of' in (tmp_path / 'out.html').read_text()
 
 
 def test_baseline_is_the_one_that_was_asked_for(records_file: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from downstream.studies.tables import TASKS, transfer_table
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import Contents, UserError
 from pretrain.runs.tables import find_records
 
 
@@ -320,8 +320,12 @@ def test_two_configs_of_one_task_are_told_apart() -> None:
 
 
 def test_two_records_of_one_run_are_an_error() -> None:
-    with pytest.raises(UserError, match='same seed'):
-        transfer_table([record('BL', 0, 0.7), record('BL', 0, 0.8)])
+    twice = [Contents(record('BL', 0, 0.7), f'{name}/run.json') for name in 'ab']
+    with pytest.raises(
+        UserError,
+        match=r'BL, detection_config have the same seed, 0: keep only one of a/run\.json and b/run',
+    ):
+        transfer_table([record('BL', 1, 0.7), *twice])
 
 
 def test_only_finished_downstream_records_count(tmp_path: Path) -> None:

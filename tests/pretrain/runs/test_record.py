@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -222,6 +224,15 @@ def test_last_and_best_are_kept_apart() -> None:
 
 FOREIGN = ['', '{"status": "fin', '[]', '{"id": 1}', '{"status": 1, "task": ""}', '[' * 100_000]
 FOREIGN += ['{"status": "finished", "task": "", "history": []}']
+_running = '{{"status": "running", "task": "", "history": [{}]}}'
+ENTRIES = (
+    '1',
+    '{"epoch": "1"}',
+    '{"metrics": 1}',
+    '{"metrics": {"mAP": "0.2"}}',
+    '{"seconds": null}',
+)
+FOREIGN += map(_running.format, ENTRIES)
 
 
 @pytest.mark.parametrize('text', FOREIGN)
@@ -300,3 +311,30 @@ def test_seconds_are_those_of_one_iteration(train: Callable, tmp_path: Path) -> 
     (entry,) = read_record(tmp_path / 'run.json')['history']
     # All iterations of so short an epoch are timed together.
     assert entry['iterations'] * entry['seconds_per_iter'] == pytest.approx(entry['seconds'])
+
+
+def test_linked_runs_are_read_once_and_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    """As of runs on a scratch disk; ``Path.rglob`` leaves out linked folders in silence."""
+    for name in 'ab':
+        (tmp_path / 'scratch' / name).mkdir(parents=True)
+        text = json.dumps({'status': 'running', 'task': 'x', 'config': name})
+        (tmp_path / 'scratch' / name / 'run.json').write_text(text)
+    runs = tmp_path / 'runs'
+    runs.mkdir()
+    (runs / 'first').symlink_to(tmp_path / 'scratch/b')
+    (runs / 'all').symlink_to(tmp_path / 'scratch')
+    (tmp_path / 'scratch/loop').symlink_to(tmp_path / 'scratch')
+    assert [record['config'] for record in read_records(runs)] == ['a', 'b']
+    (tmp_path / 'scratch/b/run.json').rename(tmp_path / 'moved')
+    (tmp_path / 'scratch/b/run.json').symlink_to('gone.json')
+    with pytest.raises(UserError, match=r'b/run\.json is a link to gone\.json, which does not exi'):
+        read_records(runs)
+
+
+def test_a_folder_of_runs_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = PermissionError(errno.EACCES, 'Permission denied', 'runs/closed')
+    monkeypatch.setattr(os, 'scandir', Mock(side_effect=closed))
+    with pytest.raises(UserError, match=r'runs/closed cannot be read \(Permission denied\): give'):
+        read_records(tmp_path)
