@@ -4,16 +4,18 @@ One error counts and names everything that is wrong; no file is changed. The use
 keeps the results of a split until one of its files changes.
 """
 
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from glob import escape
 from itertools import chain, combinations
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import cv2
 import mmcv
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
@@ -33,6 +35,7 @@ INVALID_BOXES = 'inverted or empty boxes'
 _OUTSIDE = 'boxes outside the image, whose first pixel is 1,1'
 IGNORED_ID = 255  # VOC's object borders
 _CHUNK = 32  # images that a process takes at a time
+_LONGEST = 1_000  # characters of a name in a list
 
 
 class Split(NamedTuple):
@@ -258,7 +261,8 @@ def _warn(text: str) -> None:
 
 def read_list(path: Path) -> list[str]:
     """The image names in a list file, as mmdet and mmseg read it. UserError if it is missing, is
-    empty, is not UTF-8, or has a blank line or spaces around a name."""
+    empty, is not UTF-8, or has a line that is no name: blank, with spaces around it, too long, or
+    a path that could be shorter, such as ``./a``, whose image another line may name too."""
     if not path.is_file():
         raise UserError(
             f'No split file {path}: set data_root to a VOCdevkit folder that has the ImageSets of '
@@ -276,10 +280,25 @@ def read_list(path: Path) -> list[str]:
     if not any(names):
         raise UserError(f'{path} is empty: it must name one image per line.')
     for number, name in enumerate(names, 1):
-        if not name or name != name.strip():
-            what = 'spaces around its name' if name else 'no name: it is blank'
-            raise UserError(f'Line {number} of {path} has {what}. Write one name per line.')
+        if wrong := _what_is_wrong(name):
+            raise UserError(
+                f'Line {number} of {path} has {wrong}. Write one name per line, without suffix and '
+                'relative to the folder of the images.'
+            )
     return names
+
+
+def _what_is_wrong(name: str) -> str:
+    """What makes a line no name of an image; '' if nothing does."""
+    if not name:
+        return 'no name: it is blank'
+    if name != name.strip():
+        return 'spaces around its name'
+    if len(name) > _LONGEST:
+        return f'{len(name):,} characters, of which the first are {name[:40]!r}'
+    if PurePath(name).is_absolute() or os.path.normpath(name) != name:
+        return f'{name!r}, which is not the shortest name of an image in that folder'
+    return ''
 
 
 def _check_split(split: Split, suffix: str, check_label: Callable[..., _Checked]) -> _Findings:
@@ -446,6 +465,6 @@ def _size(path: Path) -> tuple[int, int] | None:
             return image.size
     try:
         height, width, _ = mmcv.imfrombytes(path.read_bytes()).shape
-    except (AttributeError, mmcv.cv2.error):
+    except (AttributeError, cv2.error):
         return None
     return width, height

@@ -17,9 +17,11 @@ from pretrain.runs.file_checks import cached, parallel_map, paths_within
 
 # 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
 # pixels, PIL's limit.
-OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'  # found by whoever lists the files
+# Found by whoever lists the files.
+OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'
+HIDDEN = 'hidden'
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
-UNUSABLE += (OTHER_FORMAT,)
+UNUSABLE += (OTHER_FORMAT, HIDDEN)
 CONVERTED = ('CMYK', 'grey')  # usable; converted to RGB
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, if damaged
 _TAIL = 4096  # bytes

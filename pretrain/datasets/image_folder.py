@@ -1,6 +1,8 @@
 """ImageNet-style folders, augmented as in Section 4.2, reproducibly from (seed, epoch, index)."""
 
+import filecmp
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import EncodedImage, centre_box, random_box
-from pretrain.datasets.image_checks import OTHER_FORMAT, UNUSABLE, check_images
+from pretrain.datasets.image_checks import HIDDEN, OTHER_FORMAT, UNUSABLE, check_image, check_images
 from pretrain.runs.config import check_counts
 from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import (
@@ -25,8 +27,11 @@ from pretrain.runs.file_checks import (
 )
 from pretrain.runs.randomness import stable_seed, torch_seed
 
-# File extensions of images that torchvision's ImageFolder silently skips.
+# File extensions that torchvision's ImageFolder reads, and of images that it silently skips.
+_EXTENSIONS = tuple(map(str.encode, IMG_EXTENSIONS))
 _NOT_READ = b'.avif', b'.gif', b'.heic', b'.heif', b'.jfif', b'.jp2', b'.jpe', b'.jxl', b'.tga'
+# Folders in which storage devices, archives and notebooks keep copies, such as thumbnails.
+_OF_COPIES = '.', '@eaDir', '@Recycle', '#recycle', '__MACOSX'
 
 
 class ImageList(NamedTuple):
@@ -85,15 +90,16 @@ def list_images(root: Path, split: str, skip: Sequence[str] = ()) -> ImageList:
             'the folder of its class, or delete it.'
         )
     # Bytes take half the time of strings and sort in the same order.
-    extensions, top = tuple(map(str.encode, IMG_EXTENSIONS)), os.fsencode(root) + b'/'
+    top = os.fsencode(root) + b'/'
     paths, counts, others = [], [], []
     for name in classes:
         before = len(paths)
         for parent, files in sorted(_walk(os.fsencode(folder / name))):
             prefix = parent.removeprefix(top) + b'/'
-            found = [prefix + file for file in sorted(files) if file.lower().endswith(extensions)]
+            found = [prefix + file for file in sorted(files) if file.lower().endswith(_EXTENSIONS)]
             if len(found) < len(files):
-                others += [prefix + file for file in files if file.lower().endswith(_NOT_READ)]
+                rest = ((prefix + file, file.lower()) for file in files)
+                others += [path for path, file in rest if _is_misnamed(top + path, file)]
             paths += [path for path in found if path not in left_out] if skip else found
         counts.append(len(paths) - before)
         if not counts[-1]:
@@ -111,14 +117,26 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """``folder`` and each folder below it, links included, with the names of its files."""
     for parent, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         path = Path(os.fsdecode(parent))
-        if path.name.startswith('.'):
-            raise UserError(f'{path} is hidden, but its images would be trained on: delete it.')
+        if path.name.startswith(_OF_COPIES):
+            raise UserError(f'{path} holds copies, which would be trained on: delete it.')
         for name in map(os.fsdecode, subfolders):
             if (path / name).is_symlink() and path.resolve().is_relative_to(
                 (path / name).resolve()
             ):
                 raise UserError(f'{path / name} is a link to a folder above it: delete it.')
         yield parent, files
+
+
+def _is_misnamed(path: bytes, file: bytes) -> bool:
+    """Whether an image has a file name, here in lower case, that torchvision's ImageFolder silently
+    skips: that of another format, or one like ``a``, ``a.jpg.1`` or ``a.jpg~``."""
+    if file.endswith(_EXTENSIONS):
+        return False
+    if file.endswith(_NOT_READ):
+        return True
+    # Others, such as a caption beside each image, are not opened, because they may be many.
+    unclear = b'.' not in file or any(extension in file for extension in _EXTENSIONS)
+    return unclear and check_image(os.fsdecode(path)) not in ('empty', 'not an image')
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -148,6 +166,22 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
                 f'train/{name} and val/{name} of {root} are the same folder, so a run would be '
                 'tested on its training images: give each split its own images.'
             )
+
+
+def _warn_of_copies(root: Path, train: Sequence[bytes], val: Sequence[bytes]) -> None:
+    """Print a warning if training and test images of one name are equal, as after a split that
+    copied images and did not move them."""
+    tested = {path.removeprefix(b'val/') for path in val}
+    common = [n for n in (path.removeprefix(b'train/') for path in train) if n in tested]
+    pairs = ([root / split / os.fsdecode(name) for split in ('train', 'val')] for name in common)
+    equal = [filecmp.cmp(*pair, shallow=False) for pair in pairs]
+    if any(equal):
+        names = [os.fsdecode(name) for name, same in zip(common, equal, strict=True) if same]
+        print(
+            f'warning: train and val of {root} share {counted(names, "images")}: a run is tested '
+            'on images that it was trained on.',
+            file=sys.stderr,
+        )
 
 
 @DATASETS.register_module()
@@ -232,6 +266,9 @@ class ClassFolder(Dataset):
         found = check_images(root, names, ' '.join(states.values()), workers)
         if others := sorted(train.others + val.others):
             found[OTHER_FORMAT] = others
+        if hidden := {os.fsdecode(name) for name in names if b'/.' in name}:
+            found = {kind: [n for n in its if n not in hidden] for kind, its in found.items()}
+            found[HIDDEN] = sorted(hidden)
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(
@@ -242,6 +279,7 @@ class ClassFolder(Dataset):
         skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
         if skip:
             train, val = (list_images(root, split, skip) for split in ('train', 'val'))
+        _warn_of_copies(root, train.paths.tolist(), val.paths.tolist())
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
 

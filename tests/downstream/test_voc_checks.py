@@ -383,6 +383,11 @@ def test_bad_segmentation_data(damage: Callable, message: str, masks: Path) -> N
         (' 000000\n000001\n', r'Line 1 of .*trainval.txt has spaces around its name'),
         ('000000\n000001\n\n', r'Line 3 of .*trainval.txt has no name: it is blank'),
         ('\n\n', r'trainval.txt is empty'),
+        ('000000\n./000001\n', r"Line 2 of .*trainval.txt has './000001', which is not the short"),
+        ('000000\na/../000001\n', r"Line 2 .* has 'a/../000001', which is not the shortest name"),
+        ('000000\na//b\n', r"Line 2 .* has 'a//b', .* relative to the folder of the images"),
+        ('/voc/JPEGImages/000000\n', r"Line 1 .* has '/voc/JPEGImages/000000', which is not"),
+        ('000000 ' * 10_000 + '7\n', r'Line 1 .* has 70,001 characters, .{0,80}\. Write one name'),
         ('000000  1\n000001 -1\n', r'trainval.txt names 2 .*lacks 2 files \(000000  1.jpg, 000001'),
         ('000000.jpg\n', r'trainval.txt names 1 .*lacks 1 file \(000000.jpg.jpg\)'),
         ('JPEGImages/000000\n', r'lacks 1 file \(JPEGImages/000000.jpg\)'),
@@ -619,6 +624,16 @@ def test_another_suffix_is_told(suffix: str, year: Path, masks: Path) -> None:
     with pytest.raises(
         UserError, match=r'lacks 1 file \(000003.xml\) and has 000003.json instead:'
     ):
+        detect(year)
+
+
+def test_an_image_that_opencv_cannot_read_is_told(year: Path) -> None:
+    """PIL reads it, but mmdet and mmseg would not."""
+    for name, format in (('000001', 'TGA'), ('000003', 'PCX')):
+        path = year / f'JPEGImages/{name}.jpg'
+        Image.open(path).convert('RGB').save(path, format)
+    said = r'2 images that OpenCV cannot read \(000001.jpg, 000003.jpg\)'
+    with pytest.raises(UserError, match=said):
         detect(year)
 
 

@@ -160,6 +160,17 @@ def _same_folder(train: Path) -> None:
     (train / 'a').symlink_to(train.parent / 'val/a')
 
 
+def _thumbnails(train: Path) -> None:
+    (train / 'a/@eaDir').mkdir()
+    shutil.copy(train / 'a/0.png', train / 'a/@eaDir/SYNOPHOTO_THUMB_XL.jpg')
+
+
+def _hidden_files(train: Path) -> None:
+    """A copy of an image, and what macOS keeps beside one."""
+    shutil.copy(train / 'a/0.png', train / 'a/.0.png')
+    (train / 'a/._0.png').write_bytes(b'\0\5\x16\7')
+
+
 def _loose(train: Path) -> None:
     shutil.copy(train / 'a/0.png', train.parent / 'val/ILSVRC2012_val_00000001.JPEG')
 
@@ -169,9 +180,10 @@ def _space(train: Path) -> None:
 
 
 def _renamed(train: Path) -> None:
-    for name in ('1.JFIF', '2.gif'):
+    for name in ('1.JFIF', '2.gif', '3', '4.jpg.1', '5.PNG~'):
         shutil.copy(train / 'a/0.png', train / 'a' / name)
-    (train / 'a/notes.txt').write_text('not an image')
+    for name in ('notes.txt', 'LICENSE', '0.png.txt'):
+        (train / 'a' / name).write_text('not an image')
 
 
 @pytest.mark.parametrize(
@@ -179,9 +191,18 @@ def _renamed(train: Path) -> None:
     [
         (_loose, r'val has 1 image \(ILSVRC2012_val_00000001.JPEG\) outside the class folders'),
         (_space, r"only train has 1 class \('a '\), only val has 1 class \('a'\)"),
-        (_renamed, r'2 not named as JPEG, .* \(train/a/1.JFIF, train/a/2.gif\)\. .*skip_unusable'),
-        (_hidden, r'a/\.ipynb_checkpoints is hidden, but its images would be trained on'),
-        (_hidden_class, r'train/\.ipynb_checkpoints is hidden, but its images would be'),
+        (
+            _renamed,
+            r'5 not named as JPEG, .* \(train/a/1.JFIF, train/a/2.gif, train/a/3, train/a/4.jpg.1, '
+            r'train/a/5.PNG~\)\. .*skip_unusable',
+        ),
+        (_hidden, r'a/\.ipynb_checkpoints holds copies, which would be trained on: delete it'),
+        (_hidden_class, r'train/\.ipynb_checkpoints holds copies'),
+        (_thumbnails, r'train/a/@eaDir holds copies'),
+        (
+            _hidden_files,
+            r'run cannot use: 2 hidden .train/a/[.]0.png, train/a/[.]_0.png.[.] .*skip_un',
+        ),
         (_loop, r'a/loop is a link to a folder above it: delete it'),
         (_no_utf8, r'train has a name that is not UTF-8 .*: rename it'),
         (_same_folder, r'train/a and val/a of .* are the same folder'),
@@ -190,9 +211,9 @@ def _renamed(train: Path) -> None:
 def test_what_would_change_the_experiment_is_refused(
     damage: Callable, message: str, tmp_path: Path
 ) -> None:
-    for path in ('train/a', 'train/b', 'val/a', 'val/b'):
+    for grey, path in enumerate(('train/a', 'train/b', 'val/a', 'val/b')):
         (tmp_path / path).mkdir(parents=True)
-        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+        Image.new('RGB', (4, 4), (grey,) * 3).save(tmp_path / path / '0.png')
     assert ClassFolder.check(tmp_path, 2)[:2] == (2, [])
     damage(tmp_path / 'train')
     with pytest.raises(UserError, match=message):
@@ -223,12 +244,25 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(
             list_images(tmp_path, 'train')
 
 
+def test_images_that_are_in_both_splits_are_told(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ClassFolder.check(image_folder, 2)  # the same names, other images
+    assert capsys.readouterr().err == ''
+    root = shutil.copytree(image_folder, tmp_path / 'root')
+    for name in ('class1/0.png', 'class3/2.png'):
+        shutil.copyfile(root / 'train' / name, root / 'val' / name)
+    ClassFolder.check(root, 2)
+    said = 'share 2 images (class1/0.png, class3/2.png): a run is tested on images that it was'
+    assert said in capsys.readouterr().err
+
+
 def test_images_of_other_formats_are_left_out_if_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for path in ('train/a', 'val/a'):
+    for grey, path in enumerate(('train/a', 'val/a')):
         (tmp_path / path).mkdir(parents=True)
-        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+        Image.new('RGB', (4, 4), (grey,) * 3).save(tmp_path / path / '0.png')
     Image.new('RGB', (4, 4)).save(tmp_path / 'val/a/1.gif')
     ClassFolder.check(tmp_path, 1, skip_unusable=True)
     assert 'val/a/1.gif' in capsys.readouterr().out
@@ -236,9 +270,9 @@ def test_images_of_other_formats_are_left_out_if_asked(
 
 
 def test_no_class_is_lost_with_its_unusable_images(tmp_path: Path) -> None:
-    for path in ('train/a', 'train/b', 'val/a', 'val/b'):
+    for grey, path in enumerate(('train/a', 'train/b', 'val/a', 'val/b')):
         (tmp_path / path).mkdir(parents=True)
-        Image.new('RGB', (4, 4)).save(tmp_path / path / '0.png')
+        Image.new('RGB', (4, 4), (grey,) * 3).save(tmp_path / path / '0.png')
     (tmp_path / 'val/b/1.png').write_bytes(b'')
     assert ClassFolder.check(tmp_path, 2, skip_unusable=True)[:2] == (2, ['val/b/1.png'])
     (tmp_path / 'val/b/0.png').write_bytes(b'')

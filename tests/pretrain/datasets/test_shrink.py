@@ -20,10 +20,10 @@ def encode(width: int, height: int, mode: str = 'RGB', format: str = 'JPEG') -> 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = tmp_path / 'root'
-    for split in ('train', 'val'):
+    for more, split in enumerate(('train', 'val')):
         (root / split / 'n01').mkdir(parents=True)
-        (root / split / 'n01/large.JPEG').write_bytes(encode(200, 100))
-        (root / split / 'n01/small.JPEG').write_bytes(encode(60, 40))
+        (root / split / 'n01/large.JPEG').write_bytes(encode(200 + more, 100))
+        (root / split / 'n01/small.JPEG').write_bytes(encode(60 + more, 40))
     return root
 
 
@@ -48,7 +48,7 @@ def test_folder_is_copied_once(root: Path, tmp_path: Path, capsys: pytest.Captur
     shrink_folder(root, out, 50)
     assert '2 copied, 2 re-encoded' in capsys.readouterr().out
     assert Image.open(out / 'train/n01/large.JPEG').size == (100, 50)
-    assert (out / 'val/n01/small.JPEG').read_bytes() == encode(60, 40)
+    assert (out / 'val/n01/small.JPEG').read_bytes() == encode(61, 40)
     (out / 'train/n01/large.JPEG').unlink()
     shrink_folder(root, out, 50)
     assert '3 already there, 1 re-encoded' in capsys.readouterr().out
