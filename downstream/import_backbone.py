@@ -8,6 +8,7 @@ its ``config.json``, timm's ``resnetblur50`` looks like a ``resnet50``.
 
 import ast
 import json
+import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -50,12 +51,14 @@ def import_backbone(
         The provenance, as :func:`pretrain.runs.backbone_file.write_backbone_file` returns it.
 
     Raises:
-        UserError: if ``source`` cannot be read or is not a plain ResNet, if its weights are not
-            finite, if ``style`` or ``preprocessing`` is missing or contradicts the file, or if
-            ``out`` exists and is not a backbone file.
+        UserError: if ``source`` cannot be read, is a backbone file already or is not a plain
+            ResNet, if its weights are not finite, if ``style`` or ``preprocessing`` is missing,
+            impossible or contradicts the file, or if ``out`` exists and is not a backbone file.
     """
     source = Path(source)
     content = _read(source)
+    if hasattr(content, 'provenance'):
+        raise UserError(f'{source} is a backbone file already: use it as it is.')
     if 'identity' in _meta(content):
         raise UserError(
             f'{source} was written by this suite: if it is a pretraining checkpoint, use '
@@ -157,9 +160,13 @@ def _complete(weights: Mapping[str, Tensor], depth: int, stem: str) -> OrderedDi
     if mismatch := tensor_mismatch(weights, layout, f'a ResNet-{depth} {stem}'):
         raise UserError(f'{mismatch}: only plain ResNets can be transferred.')
     for name, tensor in weights.items():
-        if tensor.is_floating_point() != layout[name].is_floating_point():
+        counter = name.endswith(_COUNTER)  # which some libraries save as float32 too
+        if not (counter or tensor.is_floating_point()):
             raise UserError(f'{name} has the type {tensor.dtype}: save the weights as float32.')
-    return OrderedDict((name, weights[name].to(layout[name].dtype)) for name in layout)
+    ours = {name: weights[name].to(layout[name].dtype) for name in layout}
+    # torch.save would write all of a tensor of which one is only a part.
+    parts = [name for name, t in ours.items() if t.untyped_storage().nbytes() > t.nbytes]
+    return OrderedDict(ours | {name: ours[name].clone() for name in parts})
 
 
 def _resnet() -> type:
@@ -187,7 +194,25 @@ def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> 
             f'{source} does not say how it was trained (--help explains the choices): run python '
             f'tools/import_backbone.py {source} OUT {" ".join(missing)}'
         )
-    return {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}
+    facts = {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}
+    possible = (
+        facts['style'] in STYLES
+        and _are_colours(facts['mean'])
+        and (_are_colours(facts['std']) and min(facts['std']) > 0)
+    )
+    if not possible:
+        said = ', '.join(f'{fact} {value}' for fact, value in facts.items())
+        raise UserError(f'{source} says that it was trained with {said}: correct its config.')
+    return facts
+
+
+def _are_colours(values: Any) -> bool:
+    """Whether these are three finite numbers, one for each colour."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
 
 
 def _read_timm_config(source: Path, depth: int, stem: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,58 @@ def timm_config(folder: Path, architecture: str, mean: float = 0.5) -> None:
         'pretrained_cfg': {'mean': [mean] * 3, 'std': [0.5] * 3},
     }
     (folder / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'data_preprocessor.std': [58.395, 0.0, 57.375]},
+        {'data_preprocessor.std': [58.395, -1.0, 57.375]},
+        {'data_preprocessor.std': 58.395},
+        {'data_preprocessor.mean': [123.675]},
+        {'data_preprocessor.mean': ['a', 'b', 'c']},
+        {'model.backbone.style': 'tensorflow'},
+    ],
+)
+def test_impossible_facts_are_refused(changes: dict, resnet50, tmp_path: Path) -> None:
+    ((key, value),) = changes.items()
+    fact = key.split('.')[-1]
+    with pytest.raises(UserError, match=re.escape(f'{fact} {value}') + '.*: correct its config'):
+        imported(mmpretrain(resnet50, **changes), tmp_path)
+
+
+def test_numbers_in_timms_config_must_be_finite(resnet50, tmp_path: Path) -> None:
+    timm_config(tmp_path, 'resnet50', mean=math.nan)
+    with pytest.raises(UserError, match=r'mean .nan, nan, nan., std'):
+        imported(resnet50, tmp_path)
+
+
+def test_a_backbone_file_is_not_imported_again(resnet18, tmp_path: Path) -> None:
+    """It would lose the label, seed and error of its pretraining."""
+    imported(resnet18, tmp_path, **IMAGENET)
+    before = (tmp_path / 'out.pth').read_bytes()
+    for out in ('out.pth', 'other.pth'):
+        with pytest.raises(
+            UserError, match=r'out\.pth is a backbone file already: use it as it is'
+        ):
+            import_backbone(tmp_path / 'out.pth', tmp_path / out, **IMAGENET)
+    assert (tmp_path / 'out.pth').read_bytes() == before
+    assert not (tmp_path / 'other.pth').exists()
+
+
+def test_counters_of_another_type_are_the_same_counters(resnet18, tmp_path: Path) -> None:
+    counters = {n: t.float() for n, t in resnet18.items() if n.endswith('num_batches_tracked')}
+    ours = imported(resnet18 | counters, tmp_path, **IMAGENET)
+    assert ours['bn1.num_batches_tracked'].dtype == torch.int64
+    assert weights_sha256(ours) == weights_sha256(imported(resnet18, tmp_path, **IMAGENET))
+
+
+def test_parts_of_a_large_tensor_are_saved_alone(resnet18, tmp_path: Path) -> None:
+    flat = torch.cat([resnet18['conv1.weight'].flatten(), torch.zeros(5_000_000)])
+    part = flat[:9408].view(64, 3, 7, 7)
+    ours = imported(resnet18 | {'conv1.weight': part}, tmp_path, **IMAGENET)
+    assert torch.equal(ours['conv1.weight'], part)
+    assert (tmp_path / 'out.pth').stat().st_size < 5_000_000
 
 
 def test_timms_folder_tells_everything(resnet50, tmp_path: Path) -> None:
