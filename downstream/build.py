@@ -155,7 +155,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
     meta device to check that its tensors match. Return the provenance of the file."""
     if not config.backbone_file:
         raise UserError(
-            'No backbone is given: add the option backbone_file=FILE, a file that '
+            'No backbone is given: add --cfg-options backbone_file=FILE, a file that '
             'tools/export.py or tools/import_backbone.py wrote.'
         )
     weights = load_backbone_file(config.backbone_file)

@@ -252,7 +252,8 @@ class EnsembleHook(Hook):
         metric.process({}, [{'logits': scores, 'labels': labels}])
         metrics = metric.evaluate(len(loader.dataset))
         runner.message_hub.update_info('ensemble', metrics)
-        runner.logger.info(f'Ensemble of the {self.generations} snapshots: {metrics}')
+        words = ', '.join(f'{name} {value:.2f} %' for name, value in metrics.items())
+        runner.logger.info(f'Ensemble of the {self.generations} snapshots: {words}')
 
     def _weights(self, runner: Runner, k: int) -> Mapping[str, Tensor]:
         """The student's weights in snapshot k. Raises a UserError unless this run, or one that it

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from downstream.studies.tables import PERCENT
 from pretrain.formats import COLLECTION
 from pretrain.runs.config import load_config
+from pretrain.runs.record import last_in_percent
 from pretrain.runs.tables import find_records
 from pretrain.settings import mini_generations
 from pretrain.studies.tables import recipe
@@ -50,7 +50,7 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
         'Config': str(path.relative_to(root)),
         'Metadata': {'Training Data': dataset, 'Epochs': epochs},
     }
-    metric = config.paper.metric if 'metric' in config.paper else 'top1_error'
+    metric = config.paper.metric
     if records := _records(path, config, epochs):
         counts = [f'{records[0]["data"][split]["count"]} {split}' for split in ('train', 'val')]
         model['Results'] = [
@@ -83,8 +83,8 @@ def _metrics(records: Sequence[dict], metric: str) -> dict[str, float]:
     """For each label, the mean of its metric over the runs, in percent."""
     values: dict[str, list[float]] = {}
     for record in records:
-        value = record['generations'][-1]['last'][metric] * PERCENT.get(metric, 1.0)
-        values.setdefault(f'{METRICS.get(metric, metric)} ({record["label"]})', []).append(value)
+        name = f'{METRICS.get(metric, metric)} ({record["label"]})'
+        values.setdefault(name, []).append(last_in_percent(record))
     return {name: round(fmean(v), 2) for name, v in values.items()}
 
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from downstream.pictures import SCORE_THRESHOLD
 from downstream.studies.replicates import Comparison
-from downstream.studies.tables import PERCENT, TASKS, comparisons, in_order, transfer_table
+from downstream.studies.tables import TASKS, comparisons, in_order, transfer_table
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
-from pretrain.runs.record import read_records, record_files
+from pretrain.runs.record import PERCENT, read_records, record_files
 from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records

@@ -6,12 +6,11 @@ from statistics import fmean
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.record import last_in_percent
 from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, check_seeds, mean_std
 from pretrain.studies.tables import labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
-# Factors to percent: mmdet gives mAP as a fraction, mmseg gives mIoU in percent.
-PERCENT = {'mAP': 100.0, 'mIoU': 1.0, 'top1_accuracy': 1.0}
 # The paper's numbers of training images, test images and epochs, and ResNet depth (Section 4.3).
 FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
 # Settings in which runs of a config may differ; stem, stride style and preprocessing follow the
@@ -149,9 +148,7 @@ def _values(label: str, config: str, records: Sequence[dict]) -> Values:
     values = {}
     for record in records:
         pretraining, seed = _seeds(record)
-        metric = record['paper']['metric']
-        value = record['generations'][-1]['last'][metric] * PERCENT[metric]
-        values.setdefault(pretraining, {})[seed] = value
+        values.setdefault(pretraining, {})[seed] = last_in_percent(record)
     return values
 
 

@@ -24,7 +24,7 @@ from mmengine.config import Config
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
-from pretrain.runs.record import read_record
+from pretrain.runs.record import last_in_percent, read_record
 from pretrain.runs.resume import check_finished
 from pretrain.runs.saving import EXIT_CODES
 
@@ -148,9 +148,8 @@ class Launcher:
                 config = self.prepare(load_config(run.config, run.options))
             other_machine = ['precision'] if self.elsewhere else []
             check_finished(run.work_dir, record, config.identity.to_dict(), other_machine)
-        metrics = record['generations'][-1]['last']
-        values = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-        _say(f'{run.title}: done in {record["wall_seconds"]:.0f} s, {values}')
+        result = f'{record["paper"]["metric"]} {last_in_percent(record):.2f} %'
+        _say(f'{run.title}: done in {record["wall_seconds"]:,.0f} s, {result}')
         return record
 
     def prepare(self, config: Config) -> Config:

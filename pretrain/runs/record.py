@@ -29,6 +29,8 @@ from pretrain.runs.log import flush_is_due
 from pretrain.runs.packages import version_of
 from pretrain.runs.saving import iterations_done
 
+# Factors to percent by metric; others are in percent. mmdet gives mAP as a fraction.
+PERCENT = {'mAP': 100.0}
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
@@ -115,6 +117,12 @@ def one_record(run: Path) -> dict:
     if len(records) != 1:
         raise UserError(f'{run} names {len(records)} records: name one as FILE:CONFIG:SEED.')
     return records[0]
+
+
+def last_in_percent(record: dict) -> float:
+    """The metric of a finished run after its last epoch, in percent."""
+    metric = record['paper']['metric']
+    return record['generations'][-1]['last'][metric] * PERCENT.get(metric, 1.0)
 
 
 def _parse(text: str | bytes, place: Path | str) -> dict:

@@ -161,7 +161,10 @@ def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
     nodes = number_of_nodes()
     _report_precision(config)
     config = prepare(config, count * nodes)
-    if choose_start(config, args) and args.check is None:
+    unfinished = choose_start(config, args)
+    if args.check is not None:
+        print(f'{args.config}: the settings and the data allow this run.')
+    elif unfinished:
         start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], count, nodes)
 
 

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -331,6 +334,15 @@ def test_snippets_of_the_readme(
         else:
             output = scope['model'].eval()(inputs)
             assert_same(getattr(output, 'logits', output), logits)
+
+
+def test_the_snippet_for_mmdet_works_in_a_new_process(checkpoint: Path, tmp_path: Path) -> None:
+    """Here, other tests have installed the operators that mmdet lacks with mmcv-lite."""
+    export(checkpoint, tmp_path / 'r18_backbone.pth')
+    (snippet,) = (text for text in SNIPPETS if 'mmdet' in text)
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-c', snippet]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 
 
 def test_there_is_a_snippet_for_each_format() -> None:

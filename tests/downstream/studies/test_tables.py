@@ -8,7 +8,7 @@ import pytest
 
 from downstream.studies.tables import TASKS, transfer_table
 from pretrain.runs.errors import Contents, UserError
-from pretrain.runs.tables import find_records
+from pretrain.runs.tables import SHORTENED, find_records
 
 
 def record(
@@ -246,10 +246,7 @@ def test_demo_configs_have_no_paper_number(epochs: int, said: str) -> None:
 def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
     table = str(transfer_table([record(label, 0, 0.7, **SHORT) for label in ('BL', 'SD')]))
     assert not {'paper', "paper's gain"} & named(table)[1].keys()
-    assert (
-        '- SHORTENED, not comparable with the paper. detection_config: ResNet-152, 240 training'
-        in table
-    )
+    assert f'- {SHORTENED}detection_config: ResNet-152, 240 training' in table
 
 
 def settings(**more: object) -> dict:
@@ -299,7 +296,7 @@ def test_the_papers_numbers_are_of_resnet_152() -> None:
     ]
     table = str(transfer_table(records))
     assert 'paper' not in named(table)[0]
-    assert '- SHORTENED, not comparable with the paper. detection_config: ResNet-18, 5011' in table
+    assert f'- {SHORTENED}detection_config: ResNet-18, 5011' in table
 
 
 def test_two_configs_of_one_task_are_told_apart() -> None:

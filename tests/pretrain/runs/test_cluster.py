@@ -198,7 +198,11 @@ def test_a_finished_run_may_be_of_another_machine_than_this_one(
     """The jobs' GPUs compute in bf16, and the processor that looks at their records does not."""
     identity = {'precision': 'bf16', 'batch_size': 8}
     record = {'status': 'finished', 'task': 'x', 'format': FORMAT, 'wall_seconds': 1.0}
-    record |= {'identity': identity, 'generations': [{'last': {'mAP': 0.5}}]}
+    record |= {
+        'identity': identity,
+        'generations': [{'last': {'mAP': 0.5}}],
+        'paper': {'metric': 'mAP'},
+    }
     (tmp_path / 'run.json').write_text(json.dumps(record))
     here = {'precision': 'float32'}
     monkeypatch.setattr(launch, 'load_config', lambda *_: None)

@@ -132,13 +132,14 @@ def test_lines_of_runs_side_by_side_stay_whole(
     monkeypatch.setattr(subprocess, 'Popen', start)
     monkeypatch.setattr(time, 'monotonic', iter(range(0, 1000, 100)).__next__)
     monkeypatch.setattr(sys, 'stdout', Screen())
-    finished = {'status': 'finished', 'wall_seconds': 1.0, 'generations': [{'last': {'mAP': 0.5}}]}
+    finished = {'status': 'finished', 'wall_seconds': 1.0, 'paper': {'metric': 'mAP'}}
+    finished['generations'] = [{'last': {'mAP': 0.5}}]
     records = [None, finished]
     Launcher().run(Run('title', Path('configs/x.py'), tmp_path))
     assert said == [
         f'title: log in {tmp_path / "train.log"}\n',
         'title: Epoch(train) [1][1/1]\n',
-        'title: done in 1 s, mAP 0.5\n',
+        'title: done in 1 s, mAP 50.00 %\n',
     ]
 
 

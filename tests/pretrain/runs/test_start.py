@@ -144,6 +144,20 @@ def test_gpus_that_cannot_be_used_are_no_cpu_run(
         start.main()
 
 
+def test_a_check_says_that_the_run_is_possible_and_leaves_nothing(
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    config = tiny_file('bl')
+    command = ['start.py', str(config), '--work-dir', str(tmp_path / 'run'), '--check']
+    monkeypatch.setattr(sys, 'argv', command)
+    start.main()
+    assert f'{config}: the settings and the data allow this run.' in capsys.readouterr().out
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     tf32: None, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from scipy.stats import ttest_ind
 
 from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError
-from pretrain.runs.tables import find_records
+from pretrain.runs.tables import SHORTENED, find_records
 from pretrain.studies.tables import (
     errors_table,
     table_1,
@@ -185,7 +185,7 @@ def test_runs_that_go_on_show_the_mini_generations_that_have_ended(tmp_path: Pat
 def test_shortened_runs_are_labelled_and_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [90.0], epochs=8)
     table = str(table_3(find_records(tmp_path), ROWS))
-    assert 'SHORTENED, not comparable with the paper. ResNet-20: 8 epochs per run' in table
+    assert f'{SHORTENED}ResNet-20: 8 epochs per run' in table
     assert 'delta' not in table.replace('gain', '')
 
 
@@ -204,7 +204,7 @@ def test_runs_with_another_recipe_are_not_compared(tmp_path: Path) -> None:
 def test_runs_on_fewer_images_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [60.0], data=FEWER)
     table = str(table_3(find_records(tmp_path), ROWS))
-    assert 'SHORTENED, not comparable with the paper. ResNet-20: 164 epochs per run, 2000' in table
+    assert f'{SHORTENED}ResNet-20: 164 epochs per run, 2000' in table
     assert 'delta' not in table
 
 
