@@ -171,13 +171,13 @@ class SaveHook(Hook):
     def before_run(self, runner: Runner) -> None:
         for loader in (runner.train_dataloader, runner.val_dataloader):
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-
-    def before_train(self, runner: Runner) -> None:
-        self.newest = Path(runner.cfg.load_from or '').name
-        self.saved_at = time.monotonic()
         several = get_world_size() > 1
         self.group = torch.distributed.new_group(backend='gloo') if several else None
         self.requests = _Requests(self.group)
+        # The number of validation batches that every process has.
+        self.val_batches = _least(len(runner.val_dataloader), self.group)
+        self.newest = Path(runner.cfg.load_from or '').name
+        self.saved_at = time.monotonic()
         if is_main_process():
             for part in Path(runner.work_dir).glob('.*.part'):
                 part.unlink()
@@ -210,9 +210,12 @@ class SaveHook(Hook):
         if stop:
             self._stop(runner, stop)
 
-    def after_val_iter(self, runner: Runner, **_: Any) -> None:
-        if _received and not self.unsaved:  # the resumed run repeats the validation
-            self._stop(runner, max(_received))
+    def after_val_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
+        if self.unsaved or batch_idx >= self.val_batches:
+            return
+        stop, _ = self.requests.exchange([self._request()[0], 0])
+        if stop:  # there is nothing to save: the resumed run repeats the validation
+            self._stop(runner, stop)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         length, meta = len(runner.train_dataloader), checkpoint['meta']
@@ -266,6 +269,14 @@ class SaveHook(Hook):
             'from here.'
         )
         raise SystemExit(EXIT_CODES[number])
+
+
+def _least(count: int, group: torch.distributed.ProcessGroup | None) -> int:
+    """The least ``count`` of a group's processes; without a group, that of this process."""
+    counts = torch.tensor(count)
+    if group is not None:
+        torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MIN, group)
+    return int(counts)
 
 
 def _changing_buffers(model: nn.Module) -> dict[str, Tensor]:

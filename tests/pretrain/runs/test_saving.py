@@ -1,5 +1,6 @@
 """Stopped at any iteration and resumed, a run is bit for bit the run that was never stopped."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -225,6 +227,33 @@ def test_processes_stop_by_one_signal_at_one_iteration() -> None:
     with ThreadPoolExecutor(2) as pool:
         for answers in pool.map(process, range(2)):
             assert answers == [[0, 0], [0, 1], [15, 0], [0, 0], [15, 1]]
+
+
+def test_processes_stop_after_one_batch_of_a_validation() -> None:
+    """Even if one has a batch more. A process that stopped alone would let the others wait where
+    all collect the results."""
+    store = torch.distributed.HashStore()
+    signals = [[0, 15, 15, 15], [0, 0, 0]]  # that each has received by its batches
+
+    def process(rank: int) -> int:
+        hook = saving.SaveHook()
+        group = torch.distributed.ProcessGroupGloo(store, rank, 2)
+        hook.requests = saving._Requests(group)
+        hook.val_batches = saving._least(len(signals[rank]), group)
+        for batch, number in enumerate(signals[rank]):
+            hook._request = lambda number=number: [number, 1]
+            with contextlib.suppress(SystemExit):
+                hook.after_val_iter(Mock(), batch)
+                continue
+            return batch
+        return -1
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(process, range(2))] == [2, 2]
+    signals[0] = [0, 0, 0, 15]  # in the batch that only one has
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(process, range(2))] == [-1, -1]
 
 
 def test_each_process_gets_its_own_statistics_back(
