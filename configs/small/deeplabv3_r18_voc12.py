@@ -16,6 +16,3 @@ crop_size = (193, 193)
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
 train_cfg = dict(max_epochs=12, val_interval=3)
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=12, convert_to_iter_based=True)
-]
