@@ -108,13 +108,13 @@ def check_detection(
             f'The objects have {_counts(unknown, "classes")}. Correct these names or, if all '
             f'classes are your own, add the option "classes={list(files)}".'
         )
+    tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
     errors += [
         f'{part.split.list_file} names no image with an object that counts: difficult ones are '
         'neither learned nor tested. Add images with other objects, or correct <difficult>.'
         for part in findings
-        if part.labels and not any(part.labels.values())
+        if part.labels and not any(part.labels.values()) and not {*part.found}.difference(tolerated)
     ]
-    tolerated = [INVALID_BOXES] if drop_invalid_boxes else []
     absent = 'object of these classes (difficult ones do not count)', 'are left out of the mean'
     names = {name: name for name in classes}
     return _raise_or_count(findings, len(train), names, errors, absent, tolerated)
@@ -151,7 +151,7 @@ def check_segmentation(
                         what
                     )
         used = {*chain.from_iterable(part.labels.values())}
-        if part.labels and len(used) < 2:
+        if part.labels and len(used) < 2 and not part.found:
             held = f'only the class id {used.pop()}' if used else 'no class id'
             errors.append(
                 f'All masks of {part.split.list_file} hold {held}, apart from 255, which is '

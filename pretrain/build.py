@@ -160,6 +160,11 @@ def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     root = Path(str(config.data_root))
     skip_unusable = config.get('skip_unusable', False)  # CIFAR-100's configs lack it
     checked = dataset_class.check(root, config.batch_size, world_size, skip_unusable)
+    if checked.classes == 1:
+        raise UserError(
+            f'{config.data_root} holds a single class, so there is nothing to learn: put the '
+            'images of each class into a folder of its own.'
+        )
     if config.model.network.num_classes != checked.classes:
         raise UserError(
             f'{config.data_root} holds {number_of(checked.classes, "classes")}, but the model has '

@@ -869,3 +869,16 @@ def test_bccd_has_two_empty_boxes(capsys: pytest.CaptureFixture) -> None:
     assert check('trainval', drop_invalid_boxes=True) == 292
     assert '2 inverted or empty boxes' in capsys.readouterr().out
     assert check('test') == 72
+
+
+def test_files_that_cannot_be_read_are_the_only_problem_told(year: Path, masks: Path) -> None:
+    """What they hold is not known, so nothing is said about it."""
+    for path in (year / 'Annotations').iterdir():
+        path.write_text('<annotation>')
+    for path in (masks / 'SegmentationClass').iterdir():
+        Image.open(path).convert('RGB').save(path)
+    kinds = {detect: 'unreadable annotations', segment: 'masks not in 8-bit grey or palette PNG'}
+    for (check, kind), root in zip(kinds.items(), (year, masks), strict=True):
+        with pytest.raises(UserError, match=f'names 8 images, but there are 8 {kind}') as error:
+            check(root)
+        assert len(str(error.value).splitlines()) == 1

@@ -133,6 +133,15 @@ def test_number_of_classes_must_agree(image_folder: Path) -> None:
         prepare(config)
 
 
+def test_a_single_class_is_nothing_to_learn(image_folder: Path, tmp_path: Path) -> None:
+    """As when the images of all classes are in one folder."""
+    for split in ('train', 'val'):
+        shutil.copytree(image_folder / split / 'class0', tmp_path / split / 'images')
+    options = [f'data_root={tmp_path}', 'batch_size=8', 'model.network.num_classes=1']
+    with pytest.raises(UserError, match='holds a single class, so there is nothing to learn'):
+        prepare(load_config(ROOT / 'configs/pretrain/r18_bl.py', options))
+
+
 def test_other_images_under_the_same_names_are_another_run(
     image_folder: Path, tiny_config: Callable, train: Callable, tmp_path: Path
 ) -> None:
