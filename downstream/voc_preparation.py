@@ -12,7 +12,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from downstream.voc_checks import Split, check_detection, check_segmentation, metainfo, read_list
-from pretrain.datasets.preparation import print_counts, require_paths
+from pretrain.datasets.completeness import print_counts, require_paths
 from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.errors import UserError, counted
 from pretrain.runs.file_checks import parallel_map

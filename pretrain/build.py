@@ -20,6 +20,7 @@ import pretrain.net2net
 import pretrain.runs.log
 import pretrain.runs.record
 import pretrain.runs.train_loop  # noqa: F401
+from pretrain.algorithm_checks import check_copies, check_epochs, check_names, mini_generations
 from pretrain.graph import THREADS_MAY_RUN
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
@@ -28,7 +29,6 @@ from pretrain.runs.config import batch_per_process, check_settings, check_whole_
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
-from pretrain.settings import check_copies, check_epochs, check_names, mini_generations
 
 # Left out of a run's identity: the path of the network that Net2Net starts from, the epochs to keep
 NOT_IDENTITY = ('initial.checkpoint', 'keep_epochs')

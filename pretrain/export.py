@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.classifier import student_weights
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
-from pretrain.formats import WRITERS, Snapshot
+from pretrain.export_formats import WRITERS, Snapshot
 from pretrain.runs.backbone_file import (
     check_finite,
     provenance_of,
@@ -36,8 +36,8 @@ def export(
         checkpoint_path: an ``epoch_*.pth``, ``snapshot_*.pth`` or ``kept_*.pth``. ONNX with
             ``classifier`` takes any network, all other exports a ResNet of the usual width.
         out: a new file for 'torchvision' and 'onnx', a new folder for the others.
-        library: a key of :data:`pretrain.formats.WRITERS`. 'torchvision' without a classifier is
-            the backbone file that fine-tuning takes; it may replace another backbone file.
+        library: a key of :data:`pretrain.export_formats.WRITERS`. 'torchvision' without a
+            classifier is the backbone file that fine-tuning takes; it may replace another one.
         classifier: whether to export the last layer, which gives the logits, too.
 
     Returns:

@@ -46,7 +46,7 @@ def main() -> None:
     if args.dataset == 'imagenet' and (args.out is None) != (args.shorter_side is None):
         imagenet.error('--out and --shorter-side go together')
     from downstream.voc_preparation import check_voc07, check_voc12aug
-    from pretrain.datasets.preparation import check_cifar100, check_imagenet
+    from pretrain.datasets.completeness import check_cifar100, check_imagenet
     from pretrain.datasets.shrink import shrink_folder
 
     match args.dataset:

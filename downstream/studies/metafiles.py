@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from pretrain.formats import COLLECTION
+from pretrain.algorithm_checks import mini_generations
+from pretrain.export_formats import COLLECTION
 from pretrain.runs.config import load_config
 from pretrain.runs.record import last_in_percent
 from pretrain.runs.tables import find_records
-from pretrain.settings import mini_generations
 from pretrain.studies.tables import recipe
 
 TASKS = {

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from scipy.stats import ttest_ind
 
+from pretrain.algorithm_checks import defaults
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences
 from pretrain.runs.tables import (
@@ -25,7 +26,6 @@ from pretrain.runs.tables import (
     mean_std,
 )
 from pretrain.schedule import boundaries
-from pretrain.settings import defaults
 
 METRIC = 'top1_error'
 # Runs of a network may differ in these and still belong in one table.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from downstream.import_backbone import import_backbone
 from downstream.mmcv_ops import install
 from pretrain.export import export
-from pretrain.formats import WRITERS
+from pretrain.export_formats import WRITERS
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
 from pretrain.runs.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pretrain.datasets import cifar
-from pretrain.datasets.preparation import check_cifar100, check_imagenet, print_counts
+from pretrain.datasets.completeness import check_cifar100, check_imagenet, print_counts
 from pretrain.runs.errors import UserError
 
 

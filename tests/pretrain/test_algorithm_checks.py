@@ -1,7 +1,7 @@
 import pytest
 
+from pretrain.algorithm_checks import check_copies, check_epochs, mini_generations
 from pretrain.runs.errors import UserError
-from pretrain.settings import check_copies, check_epochs, mini_generations
 
 
 @pytest.mark.parametrize(
