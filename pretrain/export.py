@@ -119,6 +119,8 @@ def read_snapshot(path: Path) -> Snapshot:
     try:
         identity, meta = identity_in(checkpoint, path), checkpoint['meta']
     except UserError as error:
+        if hasattr(checkpoint, 'provenance'):  # of a backbone file, which needs no import
+            raise
         raise UserError(
             f'{error} If another program trained this ResNet, tools/import_backbone.py {path} OUT '
             'makes a backbone file from it.'

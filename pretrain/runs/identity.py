@@ -131,6 +131,11 @@ def identity_in(checkpoint: dict, path: object) -> dict:
     Raises:
         UserError: if this suite, or one of its earlier versions, did not write the checkpoint.
     """
+    if hasattr(checkpoint, 'provenance'):
+        raise UserError(
+            f'{path} is a backbone file, which is only a part of a network: give a checkpoint of a '
+            'run, such as its epoch_1.pth or snapshot_1.pth.'
+        )
     meta = checkpoint.get('meta')
     ours = isinstance(meta, dict) and isinstance(meta.get('identity'), dict)
     if not ours or not isinstance(meta.get('epoch'), int):

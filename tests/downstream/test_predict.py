@@ -177,7 +177,7 @@ def test_what_cannot_be_used_is_one_sentence(
     assert not (tmp_path / 'out').exists()
     with pytest.raises(UserError, match='No checkpoint'):
         list(predict(tmp_path / 'none.pth', photos))
-    with pytest.raises(UserError, match='was not written by this suite'):
+    with pytest.raises(UserError, match='is a backbone file, which is only a part of a network'):
         list(predict(backbone_file, photos))
     for other in (photos[0].with_suffix('.png'), photos[0].with_name('colour_predicted.png')):
         Image.open(photos[0]).save(other)

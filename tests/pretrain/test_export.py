@@ -148,6 +148,9 @@ def test_changed_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    export_backbone(checkpoint, tmp_path / 'own.pth')
+    with pytest.raises(UserError, match=r'is a backbone file, .*snapshot_1\.pth\.$'):
+        export_backbone(tmp_path / 'own.pth', tmp_path / 'out.pth')
     with pytest.raises(UserError, match='not a backbone file'):
         load_backbone_file(checkpoint)
     torch.save(OrderedDict(a=torch.zeros(1)), tmp_path / 'plain.pth')
