@@ -1,6 +1,7 @@
 """Complete a detection, segmentation or probe config for the Runner (Section 4.3)."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +36,7 @@ from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.config import (
     batch_per_process,
     check_counts,
+    check_names,
     check_settings,
     check_whole_numbers,
 )
@@ -50,13 +52,28 @@ NOT_IDENTITY += 'loader', 'skip'
 NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
 NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
 NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
-# Settings of OpenMMLab that `prepare` replaces, and what to do instead.
+# By task: a config with all settings.
+COMPLETE = {
+    'detection': 'configs/downstream/faster_rcnn_r152_voc07.py',
+    'segmentation': 'configs/downstream/deeplabv3_r152_voc12aug.py',
+    'probe': 'configs/downstream/knn_r152.py',
+}
+# Settings that `prepare` replaces, and what to do instead.
 REPLACED = {
     'model.pretrained': 'set backbone_file=FILE',
     'model.backbone.init_cfg': 'set backbone_file=FILE',
+    'model.roi_head.shared_head.init_cfg': 'set backbone_file=FILE',
     'model.data_preprocessor.size': 'set crop_size',
     'model.roi_head.bbox_head.num_classes': 'set classes',
     'model.decode_head.num_classes': 'set classes',
+    '*_dataloader.dataset*.metainfo': 'set classes',
+    '*_dataloader.dataset*.data_root': 'set data_root',
+}
+# By the type of a pipeline's step: its argument, and the setting that gives it.
+_SIZES_OF_STEPS = {
+    'Resize': {'scale': 'image_scale'},
+    'RandomResize': {'scale': 'image_scale', 'ratio_range': 'scale_range'},
+    'RandomCrop': {'crop_size': 'crop_size'},
 }
 _LIBRARIES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'probe': 'mmdet'}
 _SIZES = {f'{name}.{side}': 1 for name in ('image_scale', 'crop_size') for side in (0, 1)}
@@ -110,6 +127,9 @@ def _fill(config: Config, world_size: int, elsewhere: bool) -> tuple[Config, Cal
     returns its hashes by split."""
     install()
     config = copy.deepcopy(config)
+    if config.get('task') not in (*COMPLETE,):
+        raise UserError(f'task is {config.get("task")}: it must be {", ".join(COMPLETE)}.')
+    check_names(config, COMPLETE[config.task], REPLACED)
     config.default_scope = _LIBRARIES[config.task]
     config.precision = resolve_precision(config.precision, elsewhere)
     if config.task == 'probe':
@@ -181,7 +201,7 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 def _fill_loaders(config: Config, world_size: int) -> None:
     """Check the settings and the data; set the paths, lists and image sizes of the data sets."""
-    check_settings(config, REPLACED)
+    check_settings(config)
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, _SIZES)
     _fill_lists(config)
@@ -193,11 +213,6 @@ def _fill_loaders(config: Config, world_size: int) -> None:
         )
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.persistent_workers = loader.num_workers > 0
-    sizes = {
-        'Resize': dict(scale=config.image_scale),
-        'RandomResize': dict(scale=config.image_scale, ratio_range=config.get('scale_range')),
-        'RandomCrop': dict(crop_size=config.get('crop_size')),
-    }
     train, val = _datasets(config)
     counts = _check_splits(config)
     trained, tested = sum(counts[: len(train)]), sum(counts[len(train) :])
@@ -205,19 +220,21 @@ def _fill_loaders(config: Config, world_size: int) -> None:
     for dataset in (*train, *val):
         dataset.data_root = config.data_root
         for step in dataset.pipeline:
-            _fill_sizes(step, sizes.get(step.type, {}), 'identity' in config)
+            _fill_sizes(config, step)
 
 
-def _fill_sizes(step: ConfigDict, sizes: dict[str, Any], prepared: bool) -> None:
-    """Set the sizes of one step of a pipeline, which a config that is not yet prepared must not
-    set to something else."""
-    for name, value in sizes.items():
-        if not prepared and name in step and step[name] != value:
+def _fill_sizes(config: Config, step: ConfigDict) -> None:
+    """Set the sizes of one step of a pipeline."""
+    for name, setting in _SIZES_OF_STEPS.get(step.type, {}).items():
+        if (size := config.get(setting)) is None:
+            continue
+        own = step.get(name, size)
+        if 'identity' not in config and json.dumps(own) != json.dumps(size):  # (2, 3) is [2, 3]
             raise UserError(
-                f'A {step.type} has {name}={step[name]}, which would have no effect: leave it out; '
-                'set image_scale, scale_range and crop_size.'
+                f'A {step.type} has {name}={own}, which would have no effect: leave it out; set '
+                f'{setting}, which is {size}.'
             )
-        step[name] = value
+        step[name] = size
 
 
 def _fill_lists(config: Config) -> None:

@@ -195,14 +195,13 @@ def _merge_facts(source: Path, found: dict[str, Any], given: dict[str, Any]) -> 
             f'tools/import_backbone.py {source} OUT {" ".join(missing)}'
         )
     facts = {fact: facts[fact] for fact in ('style', 'mean', 'std', 'channel_order')}
-    possible = (
-        facts['style'] in STYLES
-        and _are_colours(facts['mean'])
-        and (_are_colours(facts['std']) and min(facts['std']) > 0)
-    )
-    if not possible:
+    colours = _are_colours(facts['mean']) and _are_colours(facts['std'])
+    if not (facts['style'] in STYLES and colours and min(facts['std']) > 0):
         said = ', '.join(f'{fact} {value}' for fact, value in facts.items())
-        raise UserError(f'{source} says that it was trained with {said}: correct its config.')
+        raise UserError(
+            f'{source} says that it was trained with {said}, which is impossible: save only its '
+            'state dict, and give --style and --preprocessing.'
+        )
     return facts
 
 

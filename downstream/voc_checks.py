@@ -4,14 +4,12 @@ One error counts and names everything that is wrong; no file is changed. The use
 keeps the results of a split until one of its files changes.
 """
 
-import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from glob import escape
 from itertools import chain, combinations
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -23,7 +21,7 @@ from PIL import Image
 
 from downstream.mmcv_ops import install
 from pretrain.datasets.image_checks import DECODE_ERRORS, UNUSABLE, check_image
-from pretrain.runs.errors import UserError, counted, number_of
+from pretrain.runs.errors import UserError, counted, number_of, warn_once
 from pretrain.runs.file_checks import (
     cached,
     describe_findings,
@@ -35,7 +33,7 @@ INVALID_BOXES = 'inverted or empty boxes'
 _OUTSIDE = 'boxes outside the image, whose first pixel is 1,1'
 IGNORED_ID = 255  # VOC's object borders
 _CHUNK = 32  # images that a process takes at a time
-_LONGEST = 1_000  # characters of a name in a list
+_LONGEST = 250  # bytes of a file or folder name without suffix; most file systems take 255
 
 
 class Split(NamedTuple):
@@ -212,7 +210,7 @@ def _raise_or_count(
     for parts, effect in ((train, 'are not learned'), (test, untested)):
         if names := _absent_classes(parts, classes):
             files = ', '.join(str(part.split.list_file) for part in parts)
-            _warn(f'{files}: no {what}, so they {effect}: {", ".join(names)}.')
+            warn_once(f'{files}: no {what}, so they {effect}: {", ".join(names)}.')
     return [len(part.names) for part in findings]
 
 
@@ -253,12 +251,6 @@ def _absent_classes(parts: Sequence[_Findings], classes: Mapping[Any, str]) -> l
     return [name for label, name in classes.items() if parts and label not in present]
 
 
-@cache
-def _warn(text: str) -> None:
-    """Print a warning only once, because a command may check the same data for many runs."""
-    print(f'warning: {text}', file=sys.stderr)
-
-
 def read_list(path: Path) -> list[str]:
     """The image names in a list file, as mmdet and mmseg read it. UserError if it is missing, is
     empty, is not UTF-8, or has a line that is no name: blank, with spaces around it, too long, or
@@ -294,10 +286,12 @@ def _what_is_wrong(name: str) -> str:
         return 'no name: it is blank'
     if name != name.strip():
         return 'spaces around its name'
-    if len(name) > _LONGEST:
-        return f'{len(name):,} characters, of which the first are {name[:40]!r}'
-    if PurePath(name).is_absolute() or os.path.normpath(name) != name:
-        return f'{name!r}, which is not the shortest name of an image in that folder'
+    parts = name.split('/')
+    if any(len(part.encode()) > _LONGEST for part in parts):
+        return f'a name that is too long, which begins with {name[:40]!r}'
+    # These name an image in a second way, so that it could be in both lists.
+    if not {'', '.', '..'}.isdisjoint(parts):
+        return f'{name!r}, which is not the shortest name of an image there'
     return ''
 
 

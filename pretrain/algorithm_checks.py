@@ -19,7 +19,7 @@ def defaults() -> dict[str, Any]:
     return load_config('configs/_base_/pretrain/classification.py').to_dict()
 
 
-def check_names(config: Config) -> None:
+def check_method_names(config: Config) -> None:
     """Raise a UserError if a setting of the method does not exist, for example a misspelt one."""
     for part in ('algorithm', 'teacher', 'initial'):
         known = defaults()[part]

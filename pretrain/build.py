@@ -20,12 +20,22 @@ import pretrain.net2net
 import pretrain.runs.log
 import pretrain.runs.record
 import pretrain.runs.train_loop  # noqa: F401
-from pretrain.algorithm_checks import check_copies, check_epochs, check_names, mini_generations
+from pretrain.algorithm_checks import (
+    check_copies,
+    check_epochs,
+    check_method_names,
+    mini_generations,
+)
 from pretrain.graph import THREADS_MAY_RUN
 from pretrain.learning_rates import learning_rates
 from pretrain.net2net import check_net2net
 from pretrain.other_runs import check_other_run
-from pretrain.runs.config import batch_per_process, check_settings, check_whole_numbers
+from pretrain.runs.config import (
+    batch_per_process,
+    check_names,
+    check_settings,
+    check_whole_numbers,
+)
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
@@ -40,17 +50,21 @@ NOT_IDENTITY += tuple(f'default_hooks.{name}' for name in ('snapshot', 'ensemble
 NOT_IDENTITY += ('*_dataloader.batch_size', '*_dataloader.sampler.seed')
 NOT_IDENTITY += tuple(f'*_dataloader.dataset.{name}' for name in ('seed', 'size', 'split', 'skip'))
 FUSED = 'SGD', 'Adam', 'AdamW', 'Adagrad'  # torch's optimizers with the option `fused`
-# Settings of OpenMMLab that `prepare` replaces, and what to do instead.
+# By the type of the data set: a config with all settings.
+COMPLETE = {
+    'ClassFolder': 'configs/pretrain/r152_bl.py',
+    'Cifar100': 'configs/pretrain/cifar100/resnet20_bl.py',
+}
+# Settings that `prepare` replaces, and what to do instead.
 REPLACED = {
     'train_cfg.max_epochs': 'set epochs',
     'val_dataloader.batch_size': 'set batch_size',
     'param_scheduler': 'set algorithm.schedule and algorithm.rates',
     'model.loss': 'set algorithm.teacher_weight, algorithm.temperature and the like',
     'model.precision': 'set precision',
-    'train_dataloader.dataset.root': 'set data_root',
-    'val_dataloader.dataset.root': 'set data_root',
-    'train_dataloader.dataset.size': 'set image_size',
-    'val_dataloader.dataset.size': 'set image_size',
+    '*_dataloader.dataset.root': 'set data_root',
+    '*_dataloader.dataset.size': 'set image_size',
+    'find_unused_parameters': 'it follows from algorithm.features',
 }
 TEACHING = 'taught_after', 'copy_every', 'lag', 'decay', 'fresh_student'
 LOSS_SETTINGS = 'teacher_weight', 'temperature', 'label_weight', 'symmetric', 'confidence_penalty'
@@ -79,7 +93,9 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
         UserError: if a setting is invalid, or the data or another run's checkpoint does not fit.
     """
     config = copy.deepcopy(config)
-    check_names(config)
+    complete = COMPLETE.get(config.train_dataloader.dataset.type, COMPLETE['ClassFolder'])
+    check_names(config, complete, REPLACED)
+    check_method_names(config)
     algorithm = config.algorithm
     config.keep_epochs = config.keep_epochs or []
     algorithm.generations = mini_generations(
@@ -153,7 +169,7 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and fill in the loaders' settings. Returns a hash of each split's content."""
-    check_settings(config, REPLACED)
+    check_settings(config)
     batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
     dataset_class = DATASETS.get(config.train_dataloader.dataset.type)

@@ -22,7 +22,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
-from pretrain.runs.record import PERCENT, read_records, record_files
+from pretrain.runs.record import factor_to_percent, read_records, record_files
 from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
@@ -379,7 +379,7 @@ def _results(runs: Sequence[RecordedRun]) -> Section:
     rows = []
     for run in runs:
         record, metric = run.record, run.record['paper']['metric']
-        factor = PERCENT.get(metric, 1.0)
+        factor = factor_to_percent(metric)
         measured = [g for g in record['generations'] if metric in g.get('last', {})]
         last, best = (
             f'{factor * measured[-1][which][metric]:.2f}' if measured else DASH

@@ -15,11 +15,11 @@ from PIL import Image, UnidentifiedImageError
 
 from pretrain.runs.file_checks import cached, parallel_map, paths_within
 
+# Found by whoever lists the files.
+OTHER_FORMAT = 'without the suffix of a JPEG, PNG, WebP, TIFF, BMP or PPM'
+HIDDEN = 'hidden'
 # 'unreadable': a broken link or a file without read permission. 'too large': over 179 million
 # pixels, PIL's limit.
-# Found by whoever lists the files.
-OTHER_FORMAT = 'not named as JPEG, PNG, WebP, TIFF, BMP or PPM'
-HIDDEN = 'hidden'
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
 UNUSABLE += (OTHER_FORMAT, HIDDEN)
 CONVERTED = ('CMYK', 'grey')  # usable; converted to RGB

@@ -2,8 +2,9 @@
 
 import filecmp
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -18,8 +19,9 @@ from pretrain.datasets.augmentation import draw_augmentation
 from pretrain.datasets.decode import EncodedImage, centre_box, random_box
 from pretrain.datasets.image_checks import HIDDEN, OTHER_FORMAT, UNUSABLE, check_image, check_images
 from pretrain.runs.config import check_counts
-from pretrain.runs.errors import UserError, counted
+from pretrain.runs.errors import UserError, counted, warn_once
 from pretrain.runs.file_checks import (
+    cached,
     content_sha256,
     describe_findings,
     fingerprint,
@@ -30,8 +32,10 @@ from pretrain.runs.randomness import stable_seed, torch_seed
 # File extensions that torchvision's ImageFolder reads, and of images that it silently skips.
 _EXTENSIONS = tuple(map(str.encode, IMG_EXTENSIONS))
 _NOT_READ = b'.avif', b'.gif', b'.heic', b'.heif', b'.jfif', b'.jp2', b'.jpe', b'.jxl', b'.tga'
-# Folders in which storage devices, archives and notebooks keep copies, such as thumbnails.
-_OF_COPIES = '.', '@eaDir', '@Recycle', '#recycle', '__MACOSX'
+# Folders in which storage devices and archives keep copies, such as thumbnails.
+_OF_COPIES = '@eaDir', '@Recycle', '#recycle', '__MACOSX'
+# A name that torchvision skips though it may be an image's: a, a.jpg.1, a.jpg~ or 'a.jpg '.
+_UNCLEAR = re.compile(rb'[^.]*|.*(%s)(\.\d+|~| +)' % b'|'.join(map(re.escape, _EXTENSIONS)))
 
 
 class ImageList(NamedTuple):
@@ -117,8 +121,11 @@ def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """``folder`` and each folder below it, links included, with the names of its files."""
     for parent, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         path = Path(os.fsdecode(parent))
-        if path.name.startswith(_OF_COPIES):
-            raise UserError(f'{path} holds copies, which would be trained on: delete it.')
+        if path.name.startswith('.') or path.name in _OF_COPIES:
+            raise UserError(
+                f'{path} is hidden, or a folder in which devices and archives keep copies, and its '
+                'images would be trained on: move it elsewhere or delete it.'
+            )
         for name in map(os.fsdecode, subfolders):
             if (path / name).is_symlink() and path.resolve().is_relative_to(
                 (path / name).resolve()
@@ -135,8 +142,8 @@ def _is_misnamed(path: bytes, file: bytes) -> bool:
     if file.endswith(_NOT_READ):
         return True
     # Others, such as a caption beside each image, are not opened, because they may be many.
-    unclear = b'.' not in file or any(extension in file for extension in _EXTENSIONS)
-    return unclear and check_image(os.fsdecode(path)) not in ('empty', 'not an image')
+    no_image = 'unreadable', 'empty', 'not an image'
+    return bool(_UNCLEAR.fullmatch(file)) and check_image(os.fsdecode(path)) not in no_image
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -168,19 +175,21 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
             )
 
 
-def _warn_of_copies(root: Path, train: Sequence[bytes], val: Sequence[bytes]) -> None:
+def _warn_of_copies(root: Path, train: Sequence[bytes], val: Sequence[bytes], state: str) -> None:
     """Print a warning if training and test images of one name are equal, as after a split that
-    copied images and did not move them."""
+    copied images and did not move them. ``state`` is the fingerprint of both lists."""
     tested = {path.removeprefix(b'val/') for path in val}
-    common = [n for n in (path.removeprefix(b'train/') for path in train) if n in tested]
-    pairs = ([root / split / os.fsdecode(name) for split in ('train', 'val')] for name in common)
-    equal = [filecmp.cmp(*pair, shallow=False) for pair in pairs]
-    if any(equal):
-        names = [os.fsdecode(name) for name, same in zip(common, equal, strict=True) if same]
-        print(
-            f'warning: train and val of {root} share {counted(names, "images")}: a run is tested '
-            'on images that it was trained on.',
-            file=sys.stderr,
+    trained = (path.removeprefix(b'train/') for path in train)
+    common = [os.fsdecode(name) for name in trained if name in tested]
+
+    def compare() -> tuple[list[str], bool]:
+        equal = partial(filecmp.cmp, shallow=False)
+        return [n for n in common if equal(root / 'train' / n, root / 'val' / n)], True
+
+    if common and (shared := cached('copies', root.resolve(), state, compare)):
+        warn_once(
+            f'train and val of {root} share {counted(shared, "images")}: a run is tested on images '
+            'that it was trained on.'
         )
 
 
@@ -272,14 +281,14 @@ class ClassFolder(Dataset):
         if bad := describe_findings(found, UNUSABLE):
             if not skip_unusable:
                 raise UserError(
-                    f'{root} holds images that a run cannot use: {bad}. Replace or delete '
-                    'them, or add the option skip_unusable=True.'
+                    f'{root} holds images that a run cannot use: {bad}. Rename, replace or '
+                    'delete them, or add the option skip_unusable=True.'
                 )
             print(f'Left out of {root}: {bad}.')
         skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))
         if skip:
             train, val = (list_images(root, split, skip) for split in ('train', 'val'))
-        _warn_of_copies(root, train.paths.tolist(), val.paths.tolist())
+        _warn_of_copies(root, train.paths.tolist(), val.paths.tolist(), ' '.join(states.values()))
         counts = {'train': len(train.paths), 'val': len(val.paths)}
         check_counts(root, **counts, batch_size=batch_size, processes=processes)
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -20,13 +21,9 @@ from torch import nn, zeros
 from pretrain.runs.errors import UserError, number_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# By task: a config with all settings of the suite.
-_COMPLETE = {
-    'classification': 'configs/pretrain/r152_bl.py',
-    'detection': 'configs/downstream/faster_rcnn_r152_voc07.py',
-    'segmentation': 'configs/downstream/deeplabv3_r152_voc12aug.py',
-    'probe': 'configs/downstream/knn_r152.py',
-}
+# Settings of mmengine's Runner that are not arguments of its constructor.
+_OF_THE_RUNNER = 'runner_type', 'custom_imports', 'sync_bn', 'find_unused_parameters'
+_OF_THE_RUNNER += 'model_wrapper_cfg', 'activation_checkpointing', 'efficient_conv_bn_eval'
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -40,31 +37,39 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             literal or a plain string.
 
     Returns:
-        The config, without the file's own variables, whose names begin with an underscore.
+        The config, without what the file imports and its own variables, whose names begin with an
+        underscore.
 
     Raises:
-        UserError: if the file cannot be read or sets something that nothing reads, a key does not
-            exist (the error names the nearest one that does), or a value has the wrong type.
+        UserError: if the file cannot be read, a key does not exist (the error names the nearest
+            one that does), or a value has the wrong type.
 
     Example:
         >>> load_config('configs/pretrain/r152_sd.py', ['batch_size=512']).batch_size
         512
     """
+    places = Path(path), *_installed(path)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        there = {other.name for place in places for other in place.parent.glob('*.py')}
+        near = difflib.get_close_matches(Path(path).name, sorted(there), n=1)
+        hint = f'did you mean {Path(path).with_name(*near)}?' if near else 'see configs/.'
+        raise UserError(f'No config {path}: {hint}')
     try:
-        config = Config.fromfile(str(_find(path)))
-    except UserError:
-        raise
+        config = Config.fromfile(str(file))
     except Exception as error:  # a config is a Python program and may raise anything
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{path} cannot be read ({what}): correct it.') from error
-    settings = {name: value for name, value in config.to_dict().items() if name[0] != '_'}
+    settings = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name[0] != '_' and not callable(value)  # such as an imported class
+    }
     # Each checkpoint stores the config as text, and formatting that text takes over a second.
     text, file = config.text, config.filename
     config = Config(settings, text, file, config.env_variables, format_python_code=False)
-    if 'stage' not in config or config.get('task') not in _COMPLETE:
+    if 'stage' not in config:
         raise UserError(f'{path} has no stage: inherit from a config of this suite, in configs/.')
-    if 'identity' not in config:  # otherwise it is a run's copy, which has more settings
-        _check_names(path, config)
     # mmengine can override an item of a list only if the item is a dict.
     known = {
         key: value
@@ -84,35 +89,54 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     return config
 
 
-def _find(path: str | Path) -> Path:
-    # configs/ is inside an installed package, and beside the package in the repository.
-    places = Path(path), _PACKAGE / path, _PACKAGE.parent / path
-    for place in places:
-        if place.is_file():
-            return place
-    there = {other.name for place in places for other in place.parent.glob('*.py')}
-    near = difflib.get_close_matches(Path(path).name, sorted(there), n=1)
-    hint = f'did you mean {Path(path).with_name(*near)}?' if near else 'see configs/.'
-    raise UserError(f'No config {path}: {hint}')
+def _installed(path: str | Path) -> tuple[Path, Path]:
+    """Where this suite's own file ``configs/...`` may be: in the installed package, or in the
+    repository, beside the package."""
+    return _PACKAGE / path, _PACKAGE.parent / path
 
 
-def _check_names(path: str | Path, config: Config) -> None:
-    """Raise a UserError if a top-level setting is neither the suite's nor mmengine's."""
-    known = _known_settings(config.task)
+def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> None:
+    """Check the names of the settings of a config that is not yet prepared.
+
+    Args:
+        config: the config.
+        complete: this suite's config ``configs/...`` that has all of its settings of this kind.
+        replaced: settings that the stage replaces by others (patterns of dotted keys), and what to
+            do instead of setting them.
+
+    Raises:
+        UserError: if a top-level setting is neither the suite's nor mmengine's, or a setting would
+            have no effect.
+    """
+    if 'identity' in config:  # of a run: it has all that was derived from the settings
+        return
+    replaced = _UNUSED | replaced
+    suite = _settings_of(complete)
+    known = {key.partition('.')[0] for key in suite} | {*replaced, *_OF_THE_RUNNER}
+    known |= inspect.signature(Runner).parameters.keys()
     for name in config:
-        if name not in {key.partition('.')[0] for key in known}:
+        if name not in known:
+            near = _nearest_keys(name, [key for key in suite if not _instead(key, replaced)])
             raise UserError(
-                f'{path} sets {name}, which nothing reads: did you mean '
-                f'{_nearest_keys(name, known)}? (Begin the name of a variable of your own with an '
-                'underscore.)'
+                f'{config.filename} sets {name}, which nothing reads: did you mean {near}? (Begin '
+                'the name of a variable of your own with an underscore.)'
+            )
+    for key, value in walk(config.to_dict()):
+        if value and (instead := _instead(key, replaced)):
+            raise UserError(
+                f'{key} is {value}, which would have no effect: leave it out; {instead}.'
             )
 
 
 @cache
-def _known_settings(task: str) -> list[str]:
-    suite = Config.fromfile(str(_find(_COMPLETE[task]))).to_dict()
-    others = *inspect.signature(Runner).parameters, 'runner_type', 'custom_imports'
-    return [*(key for key, _ in walk(suite) if key[0] != '_'), *others]
+def _settings_of(path: str) -> list[str]:
+    (file,) = filter(Path.is_file, _installed(path))
+    return [key for key, _ in walk(Config.fromfile(str(file)).to_dict()) if key[0] != '_']
+
+
+def _instead(key: str, replaced: Mapping[str, str]) -> str | None:
+    """What to do instead of setting ``key``, if one of the patterns in ``replaced`` matches it."""
+    return next((text for name, text in replaced.items() if fnmatchcase(key, name)), None)
 
 
 def stage_of(config: Config) -> ModuleType:
@@ -197,7 +221,7 @@ PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint'
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')
 )
-# Settings of OpenMMLab that have no effect here, and what has. A stage adds those that it replaces.
+# Settings of OpenMMLab that have no effect in either stage, and what has.
 _UNUSED = {
     'load_from': 'start the run with --start-from',
     'resume': 'start the run with --resume',
@@ -205,6 +229,7 @@ _UNUSED = {
     'train_dataloader.batch_size': 'set batch_size, the number over all processes',
     'optim_wrapper.accumulative_counts': 'set micro_batches',
     'compile': 'in pretraining, set model.compiled=True',
+    'model_wrapper_cfg': 'set find_unused_parameters',
 }
 # Settings that must be 0 or more.
 NOT_NEGATIVE = 'optim_wrapper.optimizer.lr', 'default_hooks.checkpoint.minutes'
@@ -232,21 +257,10 @@ def check_whole_numbers(config: Config, least: Mapping[str, int]) -> None:
             raise UserError(f'{key} is {value}: it must be below 2^32.')
 
 
-def check_settings(config: Config, replaced: dict[str, str]) -> None:
-    """Raise a UserError if one of ``PARTS`` was removed, a number is out of range, the optimizer
-    cannot be built (not checked if it has a constructor), or a config that is not yet prepared sets
-    something that OpenMMLab reads but this suite does not.
-
-    Args:
-        config: the config.
-        replaced: the dotted keys that the stage itself sets, and what to do instead.
-    """
+def check_settings(config: Config) -> None:
+    """Raise a UserError if one of ``PARTS`` was removed, a number is out of range, or the optimizer
+    cannot be built (not checked if it has a constructor)."""
     values = dict(walk(config.to_dict()))
-    for key, instead in (_UNUSED | replaced).items() if 'identity' not in values else ():
-        if values.get(key):
-            raise UserError(
-                f'{key} is {values[key]}, which would have no effect: leave it out; {instead}.'
-            )
     for key in PARTS:
         if key in values and not isinstance(values[key], dict):
             raise UserError(f'{key} is {values[key]}, but every run needs it: do not override it.')

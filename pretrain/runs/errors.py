@@ -2,7 +2,9 @@
 messages."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 
@@ -26,6 +28,12 @@ def number_of(count: int, things: str) -> str:
         things = re.sub(r'(?<=[sx])es\b|(?<!s)s\b', '', things, count=1)
         things = re.sub(r'\bare\b', 'is', re.sub(r'\bhave\b', 'has', things))
     return f'{count:,} {things}'
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Print a warning only once, because a command may check the same data for many runs."""
+    print(f'warning: {text}', file=sys.stderr)
 
 
 def counted(names: Sequence[str], kind: str, most: int = 20) -> str:

@@ -29,8 +29,8 @@ from pretrain.runs.log import flush_is_due
 from pretrain.runs.packages import version_of
 from pretrain.runs.saving import iterations_done
 
-# Factors to percent by metric; others are in percent. mmdet gives mAP as a fraction.
-PERCENT = {'mAP': 100.0}
+# Factors to percent, by metric. mmdet gives fractions.
+PERCENT = {'mAP': 100.0, 'mIoU': 1.0, 'top1_accuracy': 1.0, 'top1_error': 1.0, 'top5_error': 1.0}
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
 
 
@@ -122,7 +122,14 @@ def one_record(run: Path) -> dict:
 def last_in_percent(record: dict) -> float:
     """The metric of a finished run after its last epoch, in percent."""
     metric = record['paper']['metric']
-    return record['generations'][-1]['last'][metric] * PERCENT.get(metric, 1.0)
+    return record['generations'][-1]['last'][metric] * factor_to_percent(metric)
+
+
+def factor_to_percent(metric: str) -> float:
+    """100 for a metric that is a fraction, 1 for one in percent. UserError for others."""
+    if metric not in PERCENT:
+        raise UserError(f'paper.metric is {metric}: set it to one of {", ".join(PERCENT)}.')
+    return PERCENT[metric]
 
 
 def _parse(text: str | bytes, place: Path | str) -> dict:
@@ -130,14 +137,15 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
         record = json.loads(text)
     except (ValueError, RecursionError):
         record = None
-    if not _is_record(record):
-        raise UserError(
-            f'{place} is not the record of a run: restore it from a copy, or leave the run out.'
-        )
-    if (written_as := record.get('format', 1)) > FORMAT:
+    written_as = record.get('format', 1) if isinstance(record, dict) else None
+    if isinstance(written_as, int) and written_as > FORMAT:
         raise UserError(
             f'{place} has format {written_as}, but this version of the suite reads only formats '
             f'up to {FORMAT}: update the suite.'
+        )
+    if not _is_record(record):
+        raise UserError(
+            f'{place} is not the record of a run: restore it from a copy, or leave the run out.'
         )
     if written_as < FORMAT:
         identity = upgrade(record.get('identity', {}), written_as)

@@ -130,6 +130,10 @@ def _report_precision(config: Config) -> None:
         print(f"precision='auto' means float32 here: {without} has no bfloat16.", file=sys.stderr)
 
 
+def _say_possible(args: argparse.Namespace) -> None:
+    print(f'{args.config}: the settings and the data allow this run.')
+
+
 def main() -> None:
     start(training_arguments())
 
@@ -162,8 +166,8 @@ def _launch(config: Config, args: argparse.Namespace, count: int) -> None:
     _report_precision(config)
     config = prepare(config, count * nodes)
     unfinished = choose_start(config, args)
-    if args.check is not None:
-        print(f'{args.config}: the settings and the data allow this run.')
+    if unfinished and args.check is not None:
+        _say_possible(args)
     elif unfinished:
         start_processes(['-m', 'pretrain.runs.start', *sys.argv[1:]], count, nodes)
 
@@ -185,7 +189,8 @@ def _train(config: Config, args: argparse.Namespace, launched: bool) -> None:
     # Each process checks its own node; an error in one ends all.
     processes.decided_by(processes.rank, partial(check_node, first, config.identity.to_dict()))
     if args.check is not None:
-        choose_start(config, args)
+        if choose_start(config, args) and processes.rank == 0:
+            _say_possible(args)
         return
     install()
     getattr(stage_of(config), 'install', lambda: None)()

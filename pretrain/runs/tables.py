@@ -13,7 +13,7 @@ from pretrain.runs.record import read_records
 
 MISSING = 'missing'
 DASH = '–'  # an undefined number, such as the standard deviation of one run
-SHORTENED = 'SHORTENED, or other data: not comparable with the paper. '
+SHORTENED = "SHORTENED, or another setting than the paper's: not comparable with it. "
 
 
 @dataclass(frozen=True)

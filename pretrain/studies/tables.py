@@ -362,7 +362,7 @@ def recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config or an identity, of any task, that all methods share: network,
     optimizer, batch and images."""
     keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'crop_size'
-    parts = {key: settings[key] for key in keys if key in settings}
+    parts = {key: settings[key] for key in keys if settings.get(key) is not None}
     parts['network'] = settings['model'].get('network')
     parts['crop_area'] = settings.get('train_dataloader', {}).get('dataset', {}).get('crop_area')
     return json.loads(json.dumps(parts))

@@ -529,10 +529,25 @@ def test_settings_without_effect_are_refused_in_a_config(key, value, message, vo
 def test_sizes_in_a_pipeline_that_would_be_replaced_are_refused(voc, backbone_file):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
     crop = config.train_dataloader.dataset.datasets[0].pipeline[3]
-    crop.crop_size = config.crop_size
+    crop.crop_size = [*config.crop_size]
     prepare(config)
     crop.crop_size = (64, 64)
-    with pytest.raises(UserError, match=r'RandomCrop has crop_size=\(64, 64\), .* set image_scale'):
+    with pytest.raises(
+        UserError, match=r'RandomCrop has crop_size=\(64, 64\), .* set crop_size, wh'
+    ):
+        prepare(config)
+
+
+def test_a_detection_pipeline_may_have_other_sizes(voc, backbone_file):
+    config = with_files(DEMO_DETECTION, voc, backbone_file)
+    resize = dict(type='RandomResize', ratio_range=(0.5, 2.0), keep_ratio=True)
+    crop = dict(type='RandomCrop', crop_size=(40, 40))
+    config.train_dataloader.dataset.pipeline[2:3] = [resize, crop]
+    pipeline = prepare(config).train_dataloader.dataset.dataset.pipeline
+    assert pipeline[2].scale == config.image_scale
+    assert (pipeline[2].ratio_range, pipeline[3].crop_size) == ((0.5, 2.0), (40, 40))
+    config.scale_range, config.crop_size = (1.0, 1.5), (32, 32)
+    with pytest.raises(UserError, match=r'set scale_range, which is \(1\.0, 1\.5\)'):
         prepare(config)
 
 

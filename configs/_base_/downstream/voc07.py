@@ -18,6 +18,8 @@ train_list = None
 val_list = None
 drop_invalid_boxes = False  # True: ignore inverted and empty boxes, which are otherwise an error
 image_scale = (1000, 600)  # the most pixels of the longer and of the shorter side
+scale_range = None  # for a RandomResize in your pipeline: the random factor of image_scale
+crop_size = None  # for a RandomCrop
 train_dataloader = dict(
     num_workers=4,
     sampler=dict(type='EpochSampler', shuffle=True),

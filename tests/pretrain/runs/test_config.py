@@ -7,7 +7,13 @@ import pytest
 from mmengine.config import Config
 
 from pretrain.build import prepare
-from pretrain.runs.config import batch_per_process, check_settings, literal, load_config
+from pretrain.runs.config import (
+    batch_per_process,
+    check_settings,
+    literal,
+    load_config,
+    stage_of,
+)
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
 
@@ -42,14 +48,29 @@ def test_option_that_is_not_there(option: str, message: str) -> None:
         load_config(R152['sd'], [option])
 
 
+def own_config(folder: Path, base: str, *lines: str) -> Path:
+    """A config file that inherits one of ours."""
+    own = folder / 'own.py'
+    own.write_text('\n'.join((f'_base_ = {str(ROOT / f"configs/{base}.py")!r}', *lines, '')))
+    return own
+
+
+def prepared(path: Path) -> Config:
+    config = load_config(path)
+    return stage_of(config).prepare(config)
+
+
 @pytest.mark.parametrize(
     ('base', 'line', 'near'),
     [
         ('pretrain/r50_sd', 'max_epochs = 3', 'epochs'),
-        ('pretrain/cifar100/resnet20_sd_t2', 'imagesize = 64', 'image_size'),
+        ('pretrain/r50_sd', 'imagesize = 64', 'image_size'),
+        ('pretrain/cifar100/resnet20_sd_t2', 'skip_unusable = True', r'.*'),  # not of CIFAR
+        ('pretrain/cifar100/resnet20_sd_t2', 'image_size = 64', r'(?!image_size).*'),
         ('pretrain/r50_bl', 'lr = 0.2', r'optim_wrapper\.optimizer\.lr'),
         ('pretrain/r50_bl', 'optimizer = dict(lr=0.2)', r'optim_wrapper\.optimizer'),
         ('downstream/faster_rcnn_r50_voc07', 'max_epochs = 3', r'train_cfg\.max_epochs'),
+        ('downstream/faster_rcnn_r50_voc07', 'num_classes = 3', r'(?!.*num_classes).*'),
         ('downstream/deeplabv3_r50_voc12aug', 'trainlist = "a.txt"', 'train_list'),
         ('downstream/knn_r50', 'neighbors = 5', 'neighbours'),
     ],
@@ -58,22 +79,64 @@ def test_a_config_that_sets_what_nothing_reads(
     base: str, line: str, near: str, tmp_path: Path
 ) -> None:
     """Of a config file; the same name as an option is an error already."""
-    own = tmp_path / 'own.py'
-    own.write_text(f'_base_ = {str(ROOT / f"configs/{base}.py")!r}\n{line}\n')
     name = line.split()[0]
-    with pytest.raises(UserError, match=rf'own\.py sets {name}, .* did you mean {near}\?'):
-        load_config(own)
+    with pytest.raises(UserError, match=rf'own\.py sets {name}, .* did you mean {near}\? \(Begin'):
+        prepared(own_config(tmp_path, base, line))
 
 
-@pytest.mark.parametrize('base', ['pretrain/r50_sd', 'downstream/knn_r50'])
-def test_settings_of_mmengine_and_variables_are_no_mistakes(base: str, tmp_path: Path) -> None:
-    own = tmp_path / 'own.py'
-    lines = '_size = 3', 'label = f"{_size}"', 'custom_hooks = []', 'experiment_name = "mine"'
+@pytest.mark.parametrize(
+    ('base', 'line', 'message'),
+    [
+        ('pretrain/r50_sd', 'compile = True', r'compile is True, .*set model\.compiled=True'),
+        ('pretrain/r50_sd', 'train_cfg = dict(max_epochs=3)', 'leave it out; set epochs'),
+        ('pretrain/r50_sd', 'find_unused_parameters = True', 'follows from algorithm.features'),
+        (
+            'downstream/knn_r50',
+            'model = dict(pretrained="a")',
+            r'model\.pretrained is a, .* set ba',
+        ),
+        (
+            'downstream/deeplabv3_r50_voc12aug',
+            'train_dataloader = dict(dataset=dict(datasets=[dict(data_root="/x")]))',
+            r'train_dataloader\.dataset\.datasets\.0\.data_root is /x, .* set data_root',
+        ),
+        (
+            'downstream/faster_rcnn_r50_voc07',
+            'val_dataloader = dict(dataset=dict(metainfo=dict(classes=["a"])))',
+            r'val_dataloader\.dataset\.metainfo is .* set classes',
+        ),
+        ('downstream/faster_rcnn_r50_voc07', 'task = "pose"', 'task is pose: it must be detection'),
+        ('downstream/faster_rcnn_r50_voc07', 'task = ["x"]', r"task is \['x'\]: it must be det"),
+    ],
+)
+def test_what_has_no_effect_in_a_config_file(
+    base: str, line: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(own_config(tmp_path, base, line))
+
+
+@pytest.mark.parametrize('base', ['pretrain/r50_sd', 'downstream/faster_rcnn_r50_voc07'])
+def test_settings_of_mmengine_and_variables_are_no_mistakes(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They pass the check of names: what fails is that there are no images."""
+    lines = 'from pathlib import Path', 'from math import sqrt', '_size = 3'
+    lines += 'label = f"{_size}"', 'custom_hooks = []', 'experiment_name = "mine"'
     lines += 'custom_imports = dict(imports=["json"])', 'randomness = dict(seed=_size)'
-    own.write_text('\n'.join((f'_base_ = {str(ROOT / f"configs/{base}.py")!r}', *lines)))
+    lines += 'sync_bn = "torch"', 'activation_checkpointing = ["student.layer1"]'
+    if 'faster' in base:
+        lines += 'find_unused_parameters = True', 'scale_range = (0.5, 2.0)'
+    own = own_config(tmp_path, base, *lines)
     config = load_config(own)
-    assert '_size' not in config
+    assert not {'_size', 'Path', 'sqrt'} & config.keys()
     assert (config.label, config.randomness.seed, config.custom_hooks) == ('3', 3, [])
+    # The suite's own settings are not read from the working directory.
+    (tmp_path / 'configs/pretrain').mkdir(parents=True)
+    (tmp_path / 'configs/pretrain/r152_bl.py').write_text('no Python')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='data_root'):
+        prepared(own)
 
 
 def test_missing_config() -> None:
@@ -219,7 +282,7 @@ def test_a_constructor_of_optimizers_is_not_judged_without_the_network() -> None
     config = load_config(ROOT / 'configs/demo/r18_sd.py')
     config.optim_wrapper.update(constructor='OfItsLayers', paramwise_cfg=dict(decay_rate=0.9))
     config.optim_wrapper.optimizer = dict(type='OfGroups', lr=0.1)
-    check_settings(config, {})
+    check_settings(config)
 
 
 @pytest.mark.parametrize(

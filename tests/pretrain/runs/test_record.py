@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from pretrain.runs import record as module
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import FORMAT, read_record, read_records, summarise
+from pretrain.runs.record import FORMAT, factor_to_percent, read_record, read_records, summarise
 from tests.conftest import ROOT
 
 
@@ -338,3 +338,11 @@ def test_a_folder_of_runs_that_cannot_be_read_is_named(
     monkeypatch.setattr(os, 'scandir', Mock(side_effect=closed))
     with pytest.raises(UserError, match=r'runs/closed cannot be read \(Permission denied\): give'):
         read_records(tmp_path)
+
+
+def test_a_metric_of_an_unknown_unit_is_refused() -> None:
+    """A fraction, such as mmdet's bbox_mAP, would be shown as if it were in percent."""
+    assert factor_to_percent('mAP') == 100
+    assert factor_to_percent('mIoU') == 1
+    with pytest.raises(UserError, match=r'paper\.metric is bbox_mAP: set it to one of mAP, mIoU'):
+        factor_to_percent('bbox_mAP')
