@@ -75,6 +75,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if run.config.stem not in METRICS:
             generations = [{'generation': 1, 'last': {'top1_error': 50.0}}]
             record = same | {'task': 'classification', 'generations': generations}
+            record['paper'] = {'metric': 'top1_error'}
             (run.work_dir / 'run.json').write_text(json.dumps(record))
             return
         settings = dict(option.split('=', 1) for option in run.options)
