@@ -18,7 +18,7 @@ from downstream.trained import Trained, load_trained
 from downstream.voc_checks import is_too_thin
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
 from pretrain.datasets.decode import EncodedImage, centre_box
-from pretrain.datasets.image_checks import UNUSABLE, check_image
+from pretrain.datasets.image_checks import check_image
 from pretrain.runs.errors import UserError
 
 BEST_CLASSES = 5  # shown for a classifier
@@ -83,7 +83,7 @@ def predict(
 
 def _unusable(path: Path, may_be_thin: bool) -> str | None:
     """The reason why an image cannot be used, or None if it can."""
-    if (kind := check_image(path)) in UNUSABLE:
+    if kind := check_image(path):
         return kind
     if (image := mmcv.imread(path)) is None:
         return 'OpenCV cannot read it'

@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from downstream.mmcv_ops import install
-from pretrain.datasets.image_checks import DECODE_ERRORS, UNUSABLE, check_image
+from pretrain.datasets.image_checks import DECODE_ERRORS, check_image
 from pretrain.runs.errors import UserError, counted, number_of, warn_once
 from pretrain.runs.file_checks import (
     cached,
@@ -351,7 +351,7 @@ def _check_image(check_label: Callable[..., _Checked], files: tuple[Path, Path])
     image, label = files
     images = files if label.suffix == '.png' else (image,)
     kinds = ((check_image(path), path.name) for path in images)
-    if unusable := [(kind, name) for kind, name in kinds if kind in UNUSABLE]:
+    if unusable := [(kind, name) for kind, name in kinds if kind]:
         return unusable, [], []
     if (size := _size(image)) is None:
         return [('images that OpenCV cannot read', image.name)], [], []

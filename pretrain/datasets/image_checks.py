@@ -22,7 +22,6 @@ HIDDEN = 'hidden'
 # pixels, PIL's limit.
 UNUSABLE = ('unreadable', 'empty', 'not an image', 'truncated', 'too large', '16-bit', 'animated')
 UNUSABLE += (OTHER_FORMAT, HIDDEN)
-CONVERTED = ('CMYK', 'grey')  # usable; converted to RGB
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # PIL's, if damaged
 _TAIL = 4096  # bytes
 _CHUNK = 512  # files per task of a process
@@ -33,7 +32,7 @@ _USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 def check_images(
     root: Path, names: Sequence[bytes], state: str, processes: int | None = None
 ) -> dict[str, list[str]]:
-    """Find the images that a run would fail on and those that it converts.
+    """Find the images that a run would fail on.
 
     Args:
         root: the folder that holds the images.
@@ -43,8 +42,7 @@ def check_images(
         processes: number of processes; None: one per core.
 
     Returns:
-        For each kind of ``UNUSABLE`` and ``CONVERTED`` that occurs, the sorted names; an image is
-        of one kind at most.
+        For each kind of ``UNUSABLE`` that occurs, the sorted names. An image has at most one kind.
     """
     root = root.resolve()
     paths = paths_within(root, names)
@@ -58,11 +56,11 @@ def check_images(
         found = {kind: sorted(names) for kind, names in found.items()}
         return found, 'unreadable' not in found
 
-    return cached('images', root, f'2 {state}', check)  # raise the 2 when the kinds change
+    return cached('images', root, f'3 {state}', check)  # raise the 3 when the kinds change
 
 
 def check_image(path: str | Path) -> str | None:
-    """The kind of ``UNUSABLE`` or ``CONVERTED`` that a file belongs to; None for a usual image."""
+    """The kind of ``UNUSABLE`` that a file belongs to; None for an image that a run can use."""
     try:
         with Path(path).open('rb') as file:
             size = file.seek(0, os.SEEK_END)
@@ -107,9 +105,7 @@ def _kind_of(file: BinaryIO, complete: bool | None) -> str | None:
         return 'truncated'
     if animated:
         return 'animated'
-    if image.mode.startswith(('I', 'F')):
-        return '16-bit'
-    return {'CMYK': 'CMYK', '1': 'grey', 'L': 'grey', 'LA': 'grey'}.get(image.mode)
+    return '16-bit' if image.mode.startswith(('I', 'F')) else None
 
 
 def _is_usual_jpeg(image: Image.Image) -> bool:

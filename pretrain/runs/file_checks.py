@@ -128,7 +128,7 @@ def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:
     """Describe the findings of the given kinds by :func:`pretrain.runs.errors.counted`.
 
     Example:
-        >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], 'grey': ['c.jpg']}, ['empty'])
+        >>> describe_findings({'empty': ['a.jpg', 'b.jpg'], '16-bit': ['c.jpg']}, ['empty'])
         '2 empty (a.jpg, b.jpg)'
     """
     return ', '.join(counted(found[kind], kind) for kind in kinds if found.get(kind))

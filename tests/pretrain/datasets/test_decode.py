@@ -150,8 +150,7 @@ def test_any_chroma_sampling_is_read_as_pil_reads_it(factors: list, tmp_path: Pa
     """libjpeg-turbo's interface has no name for some, which PIL reads."""
     path = tmp_path / 'image.jpg'
     path.write_bytes(plain_jpeg(factors))
-    kind = {1: 'grey', 3: None, 4: 'CMYK'}[len(factors)]
-    assert check_image(path) == kind
+    assert check_image(path) is None
     expected = np.array(Image.open(path).convert('RGB'))
     assert (expected.shape, expected.std((0, 1)).max()) == ((90, 100, 3), 0)
     crop = EncodedImage(path).crop(Box(10, 20, 64, 72), 32)
