@@ -314,6 +314,7 @@ class RunRecordHook(Hook):
 
 def describe(config: Config) -> dict:
     """The keys of a record that are known before the run begins."""
+    factor_to_percent(config.paper.metric)  # tables could not show a metric of unknown unit
     cores = number_of(os.cpu_count(), 'cores')
     return {
         'format': FORMAT,

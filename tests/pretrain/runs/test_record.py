@@ -340,9 +340,14 @@ def test_a_folder_of_runs_that_cannot_be_read_is_named(
         read_records(tmp_path)
 
 
-def test_a_metric_of_an_unknown_unit_is_refused() -> None:
+def test_a_metric_of_an_unknown_unit_is_refused(tiny_config: Callable, tmp_path: Path) -> None:
     """A fraction, such as mmdet's bbox_mAP, would be shown as if it were in percent."""
     assert factor_to_percent('mAP') == 100
     assert factor_to_percent('mIoU') == 1
-    with pytest.raises(UserError, match=r'paper\.metric is bbox_mAP: set it to one of mAP, mIoU'):
+    message = r'paper\.metric is bbox_mAP: set it to one of mAP, mIoU'
+    with pytest.raises(UserError, match=message):
         factor_to_percent('bbox_mAP')
+    config = tiny_config('bl', tmp_path, 'paper.metric=bbox_mAP')
+    with pytest.raises(UserError, match=message):  # before it trains
+        Runner.from_cfg(config).train()
+    assert not (tmp_path / 'run.json').exists()
