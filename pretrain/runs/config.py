@@ -130,7 +130,7 @@ def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> N
 
 @cache
 def _settings_of(path: str) -> list[str]:
-    (file,) = filter(Path.is_file, _installed(path))
+    file = next(filter(Path.is_file, _installed(path)))  # the package's own comes first
     return [key for key, _ in walk(Config.fromfile(str(file)).to_dict()) if key[0] != '_']
 
 
