@@ -100,8 +100,8 @@ def test_what_was_done_is_kept_if_the_rest_is_killed(tmp_path: Path) -> None:
 
 
 def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) -> None:
-    alive = tmp_path / 'alive'
-    steps = f'long | (sleep 4; touch {alive}) & sleep 60\nnext | true'
+    begun = tmp_path / 'begun'
+    steps = f'long | (echo \\$BASHPID > {begun}; exec sleep 60) & sleep 60\nnext | true'
     script = with_steps(tmp_path, steps, '$((SECONDS + 2))')
     _, *lines, error = check(tmp_path / 'report.txt', script)
     assert [line.split(' (')[0] for line in lines] == [
@@ -109,8 +109,7 @@ def test_time_that_is_over_ends_a_step_with_all_that_it_started(tmp_path: Path) 
         'next: not started: out of time',
     ]
     assert '2 of 2 steps failed' in error
-    time.sleep(4)
-    assert not alive.exists()
+    assert ended(begun)
 
 
 def test_a_folder_is_no_report_and_is_left_alone(tmp_path: Path) -> None:
@@ -124,22 +123,20 @@ def test_a_folder_is_no_report_and_is_left_alone(tmp_path: Path) -> None:
 def test_steps_set_their_time_within_that_of_the_check(tmp_path: Path) -> None:
     """A timeout without --foreground leaves the process group that ends with the check."""
     assert re.findall(r'\btimeout \d+ ', SCRIPT.read_text()) == []
-    alive = tmp_path / 'alive'
-    steps = f"long | timeout --foreground 60 bash -c 'sleep 4; touch {alive}'"
+    begun = tmp_path / 'begun'
+    steps = f"long | timeout --foreground 60 bash -c 'echo \\$\\$ > {begun}; exec sleep 60'"
     script = with_steps(tmp_path, steps, '$((SECONDS + 2))')
     check(tmp_path / 'a report.txt', script)
-    time.sleep(4)
-    assert not alive.exists()
+    assert ended(begun)
 
 
 @pytest.mark.parametrize(
     ('number', 'code'), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_a_signal_ends_the_check_and_its_step(number: int, code: int, tmp_path: Path) -> None:
-    begun, alive = tmp_path / 'begun', tmp_path / 'alive'
-    script = with_steps(
-        tmp_path, f'long | touch {begun}; sleep 4; touch {alive}\nnext | true', '60'
-    )
+    begun = tmp_path / 'begun'
+    steps = f'long | (echo \\$BASHPID > {begun}; exec sleep 60); true\nnext | true'
+    script = with_steps(tmp_path, steps, '60')
     process = subprocess.Popen(
         ['bash', str(script), str(tmp_path / 'report.txt'), '60'],
         # If these tests run in the background, their shell ignores SIGINT.
@@ -147,15 +144,28 @@ def test_a_signal_ends_the_check_and_its_step(number: int, code: int, tmp_path: 
     )
     try:
         end = time.monotonic() + 60
-        while not begun.exists() and time.monotonic() < end:
+        while not (begun.exists() and begun.read_text()) and time.monotonic() < end:
             time.sleep(0.1)
         process.send_signal(number)
         assert process.wait(20) == code
     finally:
         process.kill()
     assert 'next' not in (tmp_path / 'report.txt').read_text()
-    time.sleep(5)
-    assert not alive.exists()
+    assert ended(begun)
+
+
+def ended(begun: Path) -> bool:
+    """Whether the process that wrote its number ends within seconds, long before its minute."""
+    stat = Path('/proc', begun.read_text().strip(), 'stat')
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            if stat.read_text().rpartition(')')[2].split()[0] == 'Z':  # its parent is not waiting
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _braces(word: str) -> list[str]:

@@ -185,7 +185,8 @@ def test_a_signal_ends_the_command_and_not_its_jobs(
     assert f'Stopped by {signal.Signals(number).name}. The jobs continue' in capfd.readouterr().err
 
 
-def test_a_cancelled_job_is_named(run: Run, slurm: Path) -> None:
+def test_a_cancelled_job_is_named(run: Run, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('submitit.core.core.Job._results_timeout_s', 0)  # no result will come
     (slurm / 'state').write_text('CANCELLED')
     (slurm / 'srun').write_text('#!/bin/bash\n')
     with pytest.raises(UserError, match=r'title: job 1 ended without a result.*CANCELLED'):
