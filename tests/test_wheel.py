@@ -46,13 +46,18 @@ def test_wheel_holds_every_module_and_config_and_nothing_more(installed: Path) -
 
 
 def test_run_starts_from_the_wheel(installed: Path, image_folder: Path, tmp_path: Path) -> None:
-    """In an empty folder, by the name that a config has in the README."""
+    """In an empty folder, by the name that a config has in the README. Another project's folder
+    ``configs`` may lie beside the installed package."""
+    site, empty = tmp_path / 'site', tmp_path / 'empty'
+    empty.mkdir()
+    shutil.copytree(installed, site)
+    shutil.copytree(installed / 'pretrain/configs', site / 'configs')
 
     def python(*arguments: str) -> str:
         result = subprocess.run(
             [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {'PYTHONPATH': str(installed)},
+            cwd=empty,
+            env=os.environ | {'PYTHONPATH': str(site)},
             capture_output=True,
             text=True,
         )
@@ -60,7 +65,7 @@ def test_run_starts_from_the_wheel(installed: Path, image_folder: Path, tmp_path
         return result.stdout
 
     where = 'import downstream, pretrain; print(downstream.__file__, pretrain.__file__)'
-    assert all(Path(path).is_relative_to(installed) for path in python('-c', where).split())
+    assert all(Path(path).is_relative_to(site) for path in python('-c', where).split())
     run = '-m', 'pretrain', 'configs/demo/r18_sd.py', '--check', '--cfg-options'
     python(*run, f'data_root={image_folder}', *OPTIONS)
-    assert not list(tmp_path.iterdir())
+    assert not list(empty.iterdir())
