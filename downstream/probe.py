@@ -1,6 +1,7 @@
 """A measure of transfer without fine-tuning: k-NN classification with frozen features."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -47,16 +48,21 @@ class ProbeRunner:
             split: ClassFolder(config.data_root, split, 0, config.image_size, skip=config.skip)
             for split in ('train', 'val')
         }
-        bank, queries = (self._features(dataset) for dataset in sets.values())
+        (bank, _), (queries, scale) = (self._features(dataset) for dataset in sets.values())
         train, val = (torch.from_numpy(d.labels).long().to(bank.device) for d in sets.values())
         settings = config.neighbours, config.temperature
         accuracy = knn_accuracy(bank, train, queries, val, *settings)
-        print(f'{METRIC} {accuracy:.2f}', flush=True)
+        print(
+            f'{METRIC} {accuracy:.2f} %; features of the test images: root mean square '
+            f'{scale["rms"]:.3g}, {100 * scale["positive_share"]:.1f} % above 0',
+            flush=True,
+        )
         history = [{'epoch': 0, 'generation': 1, 'metrics': {METRIC: accuracy}}]
         record = describe(config) | {
             'status': 'finished',
             'started_from': None,
             'data': {split: describe_data(d, config.data_root) for split, d in sets.items()},
+            'features': scale,
             'history': history,
             'generations': summarise(history, METRIC),
             'wall_seconds': time.monotonic() - start,
@@ -66,8 +72,10 @@ class ProbeRunner:
         write_atomically(Path(config.work_dir) / 'run.json', content.encode())
 
     @torch.inference_mode()
-    def _features(self, dataset: ClassFolder) -> Tensor:
-        """The backbone's last feature map, averaged over pixels: float32 (N, D), on the device."""
+    def _features(self, dataset: ClassFolder) -> tuple[Tensor, dict[str, float]]:
+        """The backbone's last feature map, averaged over pixels: float32 (N, D), on the device. And
+        its scale over all images and pixels: its root mean square (``rms``), and which share of its
+        values is above 0 (``positive_share``)."""
         config, device = self.config, get_device()
         with MODELS.switch_scope_and_registry(config.default_scope) as models:
             backbone = models.build(config.model.backbone)
@@ -77,15 +85,18 @@ class ProbeRunner:
         preprocessor.to(device)
         images = [(0, index) for index in range(len(dataset))]
         loader = DataLoader(dataset, sampler=images, **config.loader)
-        features = []
+        features, scales = [], []
         for batch in tqdm(loader, dataset.split, mininterval=15):
             # RGB to BGR, which the preprocessors of mmdet and mmseg expect.
             inputs = preprocessor({'inputs': [*batch['inputs'].flip(1)]})['inputs']
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             with autocast(config.precision, inputs.device.type):
                 maps = backbone(inputs)[-1]
-            features.append(maps.float().mean(dim=(2, 3)))
-        return torch.cat(features)
+            maps = maps.float()
+            features.append(maps.mean(dim=(2, 3)))
+            scales.append(torch.stack([maps.square(), maps > 0]).mean(dim=(2, 3, 4)))
+        mean_square, positive = torch.cat(scales, dim=1).double().mean(dim=1).tolist()
+        return torch.cat(features), {'rms': math.sqrt(mean_square), 'positive_share': positive}
 
 
 @torch.inference_mode()

@@ -200,6 +200,7 @@ class RunRecordHook(Hook):
       begins with the entries of the run of ``started_from``;
     - ``generations``: the :func:`summarise` of ``history``;
     - ``ensemble``: the metrics of the ensemble of the snapshots;
+    - ``features``, of a probe: the scale of the test images' features;
     - ``peak_memory_mb``, in MiB: of rank 0 on its GPU in training, or of its process on the CPU;
     - ``sessions``, how often the run was started or resumed, and ``wall_seconds`` of them all.
 

@@ -107,9 +107,15 @@ def test_features_are_those_of_torchvision(
     pixels = pixels if swap else pixels.flip(1)
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     inputs = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    maps = []
+    network.layer4.register_forward_hook(lambda *given: maps.append(given[-1].double()))
     with torch.inference_mode():
         expected = network.eval()(inputs)
-    torch.testing.assert_close(runner._features(dataset), expected, rtol=1e-4, atol=1e-4)
+    features, scale = runner._features(dataset)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    values = maps[0].flatten()
+    assert scale['rms'] == pytest.approx(values.square().mean().sqrt().item(), rel=1e-4)
+    assert scale['positive_share'] == pytest.approx((values > 0).double().mean().item(), rel=1e-3)
 
 
 def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> None:
@@ -121,6 +127,8 @@ def test_record_is_like_any_other(run, backbone_file: str, tmp_path: Path) -> No
     assert find_records(tmp_path, TASKS) == [first]
     accuracy = first['generations'][-1]['last']['top1_accuracy']
     assert 0 <= accuracy <= 100
+    assert first['features']['rms'] > 0
+    assert 0 < first['features']['positive_share'] <= 1
     run(backbone_file, 'loader.batch_size=3')  # does not change the result
     again = read_record(tmp_path / 'run/run.json')
     assert again['generations'] == first['generations']
