@@ -3,6 +3,7 @@
 import filecmp
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
@@ -158,8 +159,11 @@ def _check_classes(root: Path, train: Sequence[str], val: Sequence[str]) -> None
     """Raise a UserError unless both splits have the same classes, in different folders."""
     only = {'train': {*train}.difference(val), 'val': {*val}.difference(train)}
     if any(only.values()):
+        # macOS and other systems may write the same letters with different characters.
+        alike = {unicodedata.normalize('NFC', name) for names in only.values() for name in names}
+        show = ascii if len(alike) < sum(map(len, only.values())) else repr
         found = (
-            f'only {split} has {counted([*map(repr, sorted(names))], "classes")}'
+            f'only {split} has {counted([*map(show, sorted(names))], "classes")}'
             for split, names in only.items()
             if names
         )

@@ -301,6 +301,17 @@ def test_folder_errors(tmp_path: Path) -> None:
         ClassFolder.check(tmp_path, 2)
 
 
+def test_classes_whose_names_look_alike_are_told_apart(tmp_path: Path) -> None:
+    for split, name in (('train', 'caf\xe9'), ('val', 'cafe\u0301'), ('train', 'x'), ('val', 'x')):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / split / name / '0.png')
+    with pytest.raises(UserError) as error:
+        ClassFolder.check(tmp_path, 2)
+    assert r"only train has 1 class ('caf\xe9'), only val has 1 class ('cafe\u0301')" in str(
+        error.value
+    )
+
+
 def test_unusable_images_stop_a_run_or_are_left_out(
     image_folder: Path, tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
