@@ -48,6 +48,7 @@ RUN_BY = {
     'python tools/prepare_data.py': 'tests/tools/test_prepare_data.py',
     'python tools/report.py': 'tests/downstream/studies/test_report_page.py calls all it calls',
     'python tools/readme_tables.py': 'this file calls all it calls',
+    'python tools/scale_features.py': 'tests/downstream/test_feature_scale.py calls all it calls',
     'python tools/similarity.py': 'tests/pretrain/studies/test_similarity.py calls all it calls',
     'python tools/sweep.py': 'tests/pretrain/studies/test_sweep.py calls all it calls',
     'python tools/table.py': 'tests/tools/test_tables.py',

@@ -21,6 +21,7 @@ MAY_DIFFER += ('model.roi_head.shared_head.style',)
 COLUMNS = ['task', 'backbone', 'paper', 'mean', 'between', 'within', 'n', "paper's gain"]
 ABOUT_MEANS = 'Metrics are in percent; n is pretrainings × fine-tunings of each.'
 ABOUT_ERRORS = ' The top-1 error is that of pretraining.'
+ABOUT_SCALE = ' Feature RMS: the root mean square of the last feature maps of the test images.'
 ABOUT_BETWEEN = ' Between is the standard deviation between pretrainings.'
 ABOUT_SPREADS = (
     ' Between and within are the standard deviations between pretrainings and between the '
@@ -74,13 +75,14 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
                     row["paper's gain"] = f'{paper[label] - paper[labels[0]]:+.2f}'
                 verdicts.setdefault(gains[title].verdict(), []).append(title)
             rows.append(row)
-    table = Table.of(rows, [*COLUMNS, gain, 'p', 'top-1 error'], 2)
+    table = Table.of(rows, [*COLUMNS, gain, 'p', 'top-1 error', 'feature RMS'], 2)
     if len(verdicts) == 1 < len(gains):
         verdicts = {verdict: ['all comparisons'] for verdict in verdicts}
     notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
     shown = {*table.header}
     spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)
-    notes.append(ABOUT_MEANS + ABOUT_ERRORS * ('top-1 error' in shown) + spread)
+    errors = ABOUT_ERRORS * ('top-1 error' in shown)
+    notes.append(ABOUT_MEANS + errors + ABOUT_SCALE * ('feature RMS' in shown) + spread)
     if any('≤' in row.get('between', '') for row in rows):
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:
@@ -168,6 +170,8 @@ def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) 
     }
     if errors:
         row['top-1 error'] = mean_std([*errors.values()])
+    if scales := [r['features']['rms'] for r in records if 'features' in r]:
+        row['feature RMS'] = mean_std(scales)
     if not values:
         return row | {'mean': MISSING, 'n': '0'}
     between, within = spreads([[*runs.values()] for runs in values.values()])

@@ -147,7 +147,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-_FACTS = ('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error')
+_FACTS = (
+    *('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error'),
+    'feature_scale',
+)
 
 
 def written(out: str, provenance: Mapping[str, Any]) -> str:

@@ -156,12 +156,15 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
 # The types of those values of a record that the tools read.
 _TYPES = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
 _TYPES |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
+_TYPES |= {'features': dict}
 
 
 def _is_record(content: Any) -> bool:
     if not isinstance(content, dict) or not {'status', 'task'} <= content.keys():
         return False
     if any(not isinstance(value, _TYPES.get(key, object)) for key, value in content.items()):
+        return False
+    if not all(map(_is_number, content.get('features', {}).values())):
         return False
     lists = [content[key] for key in ('history', 'generations') if key in content]
     if content['status'] == 'finished' and not all(lists):

@@ -129,6 +129,13 @@ def test_errors_of_pretraining_stand_beside() -> None:
     assert 'The top-1 error is that of pretraining.' in table
 
 
+def test_the_scale_of_features_stands_beside() -> None:
+    records = [record('BL', 0, 0.7, pretrained=p, features={'rms': 0.7 + p / 10}) for p in (0, 1)]
+    table = str(transfer_table([*records, record('SD', 0, 0.7)]))
+    assert [row['feature RMS'] for row in named(table)] == ['0.75 ± 0.07', '']
+    assert 'Feature RMS: the root mean square of the last feature maps' in table
+
+
 def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
     """The verdict of the table on these values (points by seed), from after 'detection, SD against
     BL: ' to the semicolon. Without a test, the gain in the row comes first."""

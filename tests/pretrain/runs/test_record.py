@@ -233,6 +233,7 @@ ENTRIES = (
     '{"seconds": null}',
 )
 FOREIGN += map(_running.format, ENTRIES)
+FOREIGN += ['{"status": "running", "task": "", "features": {"rms": "0.4"}}']
 
 
 @pytest.mark.parametrize('text', FOREIGN)

@@ -1,0 +1,73 @@
+"""Backbone files whose last feature maps are larger, for a comparison at one learning rate.
+
+Two backbones can be equally good although the last feature maps of one are several times smaller;
+SD makes them smaller than BL does. A detector freezes batch normalisation, so it keeps that scale,
+and its new layers then learn from smaller gradients. The k-NN probe records the scale.
+"""
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from pretrain.runs.backbone_file import load_backbone_file, write_backbone_file
+from pretrain.runs.errors import UserError
+
+_EPS = 1e-5  # of each batch normalisation in the ResNets of mmdet, mmseg and torchvision
+
+
+def write_scaled(source: str | Path, out: str | Path, factor: float) -> dict:
+    """Write the backbone of a file with last feature maps ``factor`` times as large to ``out``.
+
+    Args:
+        source: a backbone file.
+        out: the file to write; another backbone file there is replaced.
+        factor: at least 1; to compare two backbones, enlarge the features of the smaller scale.
+
+    Returns:
+        The provenance, that of ``source`` with the key ``feature_scale``.
+
+    Raises:
+        UserError: if ``source`` is not a backbone file, if ``factor`` is below 1 or not finite, or
+            if ``out`` is ``source`` or exists and is not a backbone file.
+    """
+    source, out = Path(source), Path(out)
+    if not (math.isfinite(factor) and factor >= 1):
+        raise UserError(
+            f'The factor is {factor:g}: it must be a number of at least 1. To compare two '
+            'backbones, enlarge the features of the one whose features are smaller.'
+        )
+    weights = load_backbone_file(source)
+    if out.exists() and out.samefile(source):
+        raise UserError(f'{out} is the backbone file itself: choose another name for the result.')
+    scale = weights.provenance.get('feature_scale', 1.0) * factor
+    facts = {**weights.provenance, 'feature_scale': scale}
+    return write_backbone_file(out, scale_features(weights, factor), source, facts)
+
+
+def scale_features(weights: Mapping[str, Tensor], factor: float) -> OrderedDict[str, Tensor]:
+    """Weights of a ResNet whose last feature maps are ``factor`` times those of ``weights``.
+
+    With the running statistics of batch normalisation, this holds up to rounding. All other layers
+    compute what they did: what the last stage adds up is scaled, and where its next block reads the
+    sum, the running mean and variance are scaled too.
+
+    Args:
+        weights: of a ResNet, under torchvision's names.
+        factor: at least 1.
+    """
+    scaled = OrderedDict((name, tensor.clone()) for name, tensor in weights.items())
+    last = 'bn3' if 'layer4.0.bn3.weight' in weights else 'bn2'
+    norms = [n.removesuffix('.running_var') for n in weights if n.endswith('.running_var')]
+    for norm in norms:
+        if re.fullmatch(rf'layer4\.(\d+\.{last}|0\.downsample\.\d+)', norm):
+            scaled[f'{norm}.weight'] *= factor
+            scaled[f'{norm}.bias'] *= factor
+        elif re.fullmatch(r'layer4\.[1-9]\d*\.bn1', norm):
+            scaled[f'{norm}.running_mean'] *= factor
+            variance = weights[f'{norm}.running_var']
+            scaled[f'{norm}.running_var'] = factor * factor * (variance + _EPS) - _EPS
+    return scaled
