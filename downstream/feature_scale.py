@@ -1,8 +1,8 @@
-"""Backbone files whose last feature maps are larger, for a comparison at one learning rate.
+"""Backbone files whose last feature maps are larger, to compare backbones at one scale.
 
-Two backbones can be equally good although the last feature maps of one are several times smaller;
-SD makes them smaller than BL does. A detector freezes batch normalisation, so it keeps that scale,
-and its new layers then learn from smaller gradients. The k-NN probe records the scale.
+The gradient of a layer's weights is proportional to its input. So a new layer without batch
+normalisation, such as the classifier of a detector, learns more slowly from smaller features. The
+k-NN probe, which does not depend on the scale, records it.
 """
 
 import math
@@ -25,35 +25,41 @@ def write_scaled(source: str | Path, out: str | Path, factor: float) -> dict:
     Args:
         source: a backbone file.
         out: the file to write; another backbone file there is replaced.
-        factor: at least 1; to compare two backbones, enlarge the features of the smaller scale.
+        factor: at least 1; of two backbones, scale the one whose features are smaller.
 
     Returns:
         The provenance, that of ``source`` with the key ``feature_scale``.
 
     Raises:
-        UserError: if ``source`` is not a backbone file, if ``factor`` is below 1 or not finite, or
-            if ``out`` is ``source`` or exists and is not a backbone file.
+        UserError: if ``source`` is not a backbone file, if ``factor`` is below 1, not finite or too
+            large for the weights, or if ``out`` is ``source`` or exists and is not a backbone file.
+
+    Example:
+        >>> write_scaled('sd.pth', 'scaled.pth', 3.5)['feature_scale']  # doctest: +SKIP
+        3.5
     """
     source, out = Path(source), Path(out)
     if not (math.isfinite(factor) and factor >= 1):
         raise UserError(
-            f'The factor is {factor:g}: it must be a number of at least 1. To compare two '
-            'backbones, enlarge the features of the one whose features are smaller.'
+            f'The factor is {factor:g}: it must be a number of at least 1. Of two backbones, scale '
+            'the one whose features are smaller.'
         )
     weights = load_backbone_file(source)
     if out.exists() and out.samefile(source):
         raise UserError(f'{out} is the backbone file itself: choose another name for the result.')
-    scale = weights.provenance.get('feature_scale', 1.0) * factor
-    facts = {**weights.provenance, 'feature_scale': scale}
-    return write_backbone_file(out, scale_features(weights, factor), source, facts)
+    scaled = scale_features(weights, factor)
+    if not all(tensor.isfinite().all() for tensor in scaled.values()):
+        raise UserError(f'The factor is {factor:g}: it is too large for the weights of {source}.')
+    scale = round(weights.provenance.get('feature_scale', 1.0) * factor, 9)
+    return write_backbone_file(out, scaled, source, weights.provenance | {'feature_scale': scale})
 
 
 def scale_features(weights: Mapping[str, Tensor], factor: float) -> OrderedDict[str, Tensor]:
     """Weights of a ResNet whose last feature maps are ``factor`` times those of ``weights``.
 
-    With the running statistics of batch normalisation, this holds up to rounding. All other layers
-    compute what they did: what the last stage adds up is scaled, and where its next block reads the
-    sum, the running mean and variance are scaled too.
+    With frozen batch normalisation, this holds up to rounding, and no other layer's output changes.
+    Both branches of each block in ``layer4`` get scaled outputs. The first batch normalisation of
+    each later block gets scaled running statistics, which cancel the factor.
 
     Args:
         weights: of a ResNet, under torchvision's names.

@@ -73,9 +73,11 @@ class ProbeRunner:
 
     @torch.inference_mode()
     def _features(self, dataset: ClassFolder) -> tuple[Tensor, dict[str, float]]:
-        """The backbone's last feature map, averaged over pixels: float32 (N, D), on the device. And
-        its scale over all images and pixels: its root mean square (``rms``), and which share of its
-        values is above 0 (``positive_share``)."""
+        """The backbone's last feature map, averaged over pixels: float32 (N, D), on the device.
+
+        Also the scale of the map over all images and pixels: ``rms``, its root mean square, and
+        ``positive_share``, the share of its values above 0.
+        """
         config, device = self.config, get_device()
         with MODELS.switch_scope_and_registry(config.default_scope) as models:
             backbone = models.build(config.model.backbone)

@@ -162,7 +162,9 @@ def is_export_of(backbone: Path, record: Mapping[str, Any]) -> bool:
     """Whether a backbone file holds the weights after the last epoch of a run with this record."""
     facts = provenance_of(backbone) if backbone.exists() else None
     identity = record['identity']
-    return bool(facts) and (facts.get('recipe_sha256'), facts.get('seed'), facts.get('epoch')) == (
+    if not facts or 'feature_scale' in facts:  # scaled after its export
+        return False
+    return (facts.get('recipe_sha256'), facts.get('seed'), facts.get('epoch')) == (
         _recipe_sha256(identity),
         identity['randomness']['seed'],
         record['history'][-1]['epoch'],

@@ -51,7 +51,10 @@ def test_run_starts_from_the_wheel(installed: Path, image_folder: Path, tmp_path
     site, empty = tmp_path / 'site', tmp_path / 'empty'
     empty.mkdir()
     shutil.copytree(installed, site)
-    shutil.copytree(installed / 'pretrain/configs', site / 'configs')
+    for config in (installed / 'pretrain/configs').rglob('*.py'):
+        other = site / config.relative_to(installed / 'pretrain')
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text('raise RuntimeError("the config of another project")')
 
     def python(*arguments: str) -> str:
         result = subprocess.run(

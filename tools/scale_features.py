@@ -1,4 +1,4 @@
-"""Make the last feature maps of a backbone larger, to compare backbones at one learning rate.
+"""Make the last feature maps of a backbone larger, to compare backbones at one scale.
 
 python tools/scale_features.py work_dirs/r152_sd/backbone.pth sd_scaled.pth 3.5
 """

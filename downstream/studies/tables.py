@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, stdev
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
@@ -79,6 +79,12 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     if len(verdicts) == 1 < len(gains):
         verdicts = {verdict: ['all comparisons'] for verdict in verdicts}
     notes += [f'{"; ".join(titles)}: {verdict}' for verdict, titles in verdicts.items()]
+    scales = {
+        record['label']: scale
+        for record in records
+        if (scale := record['identity']['backbone'].get('feature_scale'))
+    }
+    notes += [f'{label}: last feature maps × {scale:g}.' for label, scale in scales.items()]
     shown = {*table.header}
     spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)
     errors = ABOUT_ERRORS * ('top-1 error' in shown)
@@ -170,8 +176,8 @@ def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) 
     }
     if errors:
         row['top-1 error'] = mean_std([*errors.values()])
-    if scales := [r['features']['rms'] for r in records if 'features' in r]:
-        row['feature RMS'] = mean_std(scales)
+    if records and all('features' in r for r in records):
+        row['feature RMS'] = _three_digits([r['features']['rms'] for r in records])
     if not values:
         return row | {'mean': MISSING, 'n': '0'}
     between, within = spreads([[*runs.values()] for runs in values.values()])
@@ -183,6 +189,11 @@ def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) 
         'within': DASH if within is None else f'{within:.2f}',
         'n': f'{len(values)} × {" or ".join(map(str, counts))}',
     }
+
+
+def _three_digits(values: Sequence[float]) -> str:
+    spread = f' ± {stdev(values):.2g}' if len(values) > 1 else ''
+    return f'{fmean(values):.3g}{spread}'
 
 
 def _note(records: Sequence[dict]) -> str:

@@ -49,6 +49,10 @@ def test_the_export_of_a_finished_run_is_known(checkpoint: Path, tmp_path: Path)
     for key, value in (('batch_size', 1), ('randomness', {'seed': 6})):
         assert not is_export_of(out, record | {'identity': record['identity'] | {key: value}})
     assert not is_export_of(out, record | {'history': [{'epoch': 3}]})
+    weights = load_from_disk(out)
+    weights.provenance['feature_scale'] = 2.0  # by tools/scale_features.py
+    torch.save(weights, out)
+    assert not is_export_of(out, record)
 
 
 def test_only_a_backbone_file_is_replaced(

@@ -130,10 +130,17 @@ def test_errors_of_pretraining_stand_beside() -> None:
 
 
 def test_the_scale_of_features_stands_beside() -> None:
-    records = [record('BL', 0, 0.7, pretrained=p, features={'rms': 0.7 + p / 10}) for p in (0, 1)]
-    table = str(transfer_table([*records, record('SD', 0, 0.7)]))
-    assert [row['feature RMS'] for row in named(table)] == ['0.75 ± 0.07', '']
+    records = [
+        record('BL', 0, 0.7, pretrained=p, features={'rms': 0.04 + p / 1000}) for p in (0, 1)
+    ]
+    scaled = record('SD scaled', 0, 0.7, features={'rms': 1234.5})
+    scaled['identity']['backbone']['feature_scale'] = 3.5
+    table = str(transfer_table([*records, scaled, record('SD', 0, 0.7)]))
+    cells = {row['backbone']: row['feature RMS'] for row in named(table)}
+    assert cells == {'BL': '0.0405 ± 0.00071', 'SD': '', 'SD scaled': '1.23e+03'}
     assert 'Feature RMS: the root mean square of the last feature maps' in table
+    assert '- SD scaled: last feature maps × 3.5.\n' in table
+    assert table.count('last feature maps ×') == 1
 
 
 def sentence(baseline: dict[int, float], ours: dict[int, float]) -> str:
