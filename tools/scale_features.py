@@ -1,6 +1,6 @@
 """Make the last feature maps of a backbone larger, to compare backbones at one scale.
 
-python tools/scale_features.py work_dirs/r152_sd/backbone.pth sd_scaled.pth 3.5
+python tools/scale_features.py work_dirs/small/SD/pretraining0/backbone.pth scaled.pth 2.9
 """
 
 from pretrain.runs.cli import run, tool_parser, written
