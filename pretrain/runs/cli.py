@@ -148,7 +148,15 @@ def positive(text: str) -> int:
 
 
 _FACTS = (
-    *('arch', 'depth', 'stem', 'style', 'channel_order', 'mean', 'std', 'seed', 'top1_error'),
+    'arch',
+    'depth',
+    'stem',
+    'style',
+    'channel_order',
+    'mean',
+    'std',
+    'seed',
+    'top1_error',
     'feature_scale',
 )
 
