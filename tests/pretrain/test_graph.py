@@ -119,6 +119,13 @@ DEVICES = [
 ]
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN may otherwise choose other algorithms, or add in another order."""
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+
+
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('precision', ['bf16', 'float32'])
 @pytest.mark.parametrize('fold_teacher', [True, False])
@@ -126,15 +133,12 @@ def test_a_graph_changes_no_bit_of_training(
     device: str,
     precision: str,
     fold_teacher: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    exact: None,
     request: pytest.FixtureRequest,
 ) -> None:
     """Losses, statistics and weights over three mini-generations; on the CPU with a simulation."""
     if device == 'cpu':
         request.getfixturevalue('simulated')
-    # cuDNN may otherwise choose other algorithms, or add in another order.
-    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
     settings = dict(precision=precision, fold_teacher=fold_teacher)
     data = batches(SIZES, device)
     ours, plain = (train(make(size, device, **settings), data) for size in (6, 0))
@@ -148,23 +152,31 @@ def test_a_graph_changes_no_bit_of_training(
 @pytest.fixture
 def one_process() -> Iterator[None]:
     """A process group in which DDP sums the gradients of this process alone."""
-    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('find_unused', [True, False])
 def test_a_graph_changes_no_bit_of_training_within_ddp(
-    find_unused: bool, simulated: None, one_process: None
+    device: str,
+    find_unused: bool,
+    exact: None,
+    one_process: None,
+    request: pytest.FixtureRequest,
 ) -> None:
     """DDP takes the gradients out of the graph's memory into its buckets."""
+    if device == 'cpu':
+        request.getfixturevalue('simulated')
     settings = ddp_settings(find_unused)
     del settings['type']
     results = []
     for size in (6, 0):
-        model = make(size)
+        model = make(size, device)
         ddp = MMDistributedDataParallel(model, **settings)
-        results.append(train(model, batches(SIZES), ddp))
+        results.append(train(model, batches(SIZES, device), ddp))
     for value, expected in zip(*results, strict=True):
         assert torch.equal(value, expected)
 
