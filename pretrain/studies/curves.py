@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -170,9 +171,11 @@ def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
 
 
 def _add_legend(figure: Figure, axes: Axes, in_rows: bool) -> None:
-    """Add a legend above the axes; with ``in_rows``, two entries per row, and the figure grows."""
+    """Add a legend above the axes; with ``in_rows``, two entries per row, and the figure grows.
+    Otherwise a column has one entry, or an even number, which keeps a run's curves together."""
     handles, names = axes.get_legend_handles_labels()
-    place = dict(loc='outside upper center', ncols=2 if in_rows else 6, frameon=False)
-    figure.legend(handles, names, **place)
+    rows = 1 if len(names) <= 6 else 2 * math.ceil(len(names) / 12)
+    columns = 2 if in_rows else math.ceil(len(names) / rows)
+    figure.legend(handles, names, loc='outside upper center', ncols=columns, frameon=False)
     if in_rows:
         figure.set_figheight(figure.get_figheight() + 0.17 * ((len(names) + 1) // 2))
