@@ -300,6 +300,8 @@ def step_rows(path: str | Path, options: Sequence[str], rounds: int) -> list[dic
         rows += [row(f'{title}: BL, memory', bl, 'MB'), row(f'{title}: SD, memory', sd, 'MB')]
         extra = (sd - bl) / (2.2 * weights + 0.05 * bl)
         rows.append(row(f'{title}: extra memory of SD / allowed', extra, at_most=1.0))
+    if distilled.model.graph_batch:
+        title += ', CUDA graphs'  # not in the bare loop, nor in the memory above
     steps = {
         'BL': our_step(baseline, teaching=False),
         'SD': our_step(distilled, teaching=True),

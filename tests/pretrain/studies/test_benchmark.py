@@ -195,7 +195,10 @@ def test_memory_and_the_bare_loop_are_compared_without_a_graph(
     )
     monkeypatch.setattr(benchmark, 'peak_megabytes', lambda _: 1.0)
     monkeypatch.setattr(benchmark, 'bare_step', lambda *_: None)
-    benchmark.step_rows(RESNET20, [], rounds=1)
+    rows = benchmark.step_rows(RESNET20, [], rounds=1)
+    titles = {row['name'].rpartition(': ')[2]: row['name'].rpartition(': ')[0] for row in rows}
+    assert not titles['BL, memory'].endswith('CUDA graphs')
+    assert titles['BL, per step'].endswith(', CUDA graphs')
     assert seen[:2] == [(0, False), (0, True)]  # whose memory is measured
     assert seen[2:4] == [(2, False), (2, True)]
 
