@@ -161,6 +161,8 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     notes.append(
         'The seconds of runs that shared a machine are not comparable with those of others.'
     )
+    if len({r['device'] for _, mine in arms for r in mine}) > 1:
+        notes.append('The runs were made on several devices, whose seconds are not compared.')
     notes.append(ABOUT_GAIN)
     return Table(header, rows, 3, notes)
 
@@ -505,15 +507,21 @@ def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
 
 def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
     """The mean of the runs' total ``key`` ('iterations' or 'seconds'), and its ratio to the
-    baseline's; missing if a run started from a snapshot whose record is not known."""
+    baseline's; missing if a run started from a snapshot whose record is not known. Seconds of
+    different devices have neither a mean nor a ratio."""
 
     def known(group: Sequence[dict]) -> bool:
         return bool(group) and all(key in entry for r in group for entry in r['history'])
+
+    def comparable(group: Sequence[dict]) -> bool:
+        return key != 'seconds' or len({r['device'] for r in group}) == 1
 
     def total(group: Sequence[dict]) -> float:
         return statistics.fmean(sum(entry[key] for entry in r['history']) for r in group)
 
     if not known(records):
         return MISSING, MISSING
+    if not comparable(records):
+        return DASH, DASH
     ratio = f'{total(records) / total(base):.2f}' if known(base) else MISSING
-    return f'{total(records):.0f}', ratio
+    return f'{total(records):.0f}', ratio if comparable([*records, *base]) else DASH

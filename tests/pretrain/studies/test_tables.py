@@ -269,6 +269,18 @@ def test_methods_cost_what_was_measured(records: Path) -> None:
     assert cells(table, 'SD T=2')[6:] == ['missing'] * 4
 
 
+def test_seconds_of_different_devices_are_neither_averaged_nor_compared(records: Path) -> None:
+    write(records, 'resnet20_sd_t2', 0, [36.0, 35.0, 34.0, 33.0], device='GPU')
+    table = str(table_1(find_records(records), [ROWS[0], ROWS[2], ROWS[3]]))
+    assert cells(table, 'SD T=2')[6:] == [str(164 * 391), '1.00', '328', '–']
+    assert cells(table, 'SD T=3')[6:] == [str(164 * 391), '1.00', '328', '1.00']
+    assert 'on several devices, whose seconds are not compared' in table
+    write(records, 'resnet20_bl', 3, [34.0], device='GPU')
+    table = str(table_1(find_records(records), [ROWS[0], ROWS[2], ROWS[3]]))
+    assert cells(table, 'BL')[6:] == [str(164 * 391), '1.00', '–', '–']
+    assert cells(table, 'SD T=3')[8:] == ['328', '–']
+
+
 def test_rows_tell_runs_apart_by_teacher_schedule_and_first_weights(tmp_path: Path) -> None:
     """What the algorithm alone does not say; and records older than a setting have its default."""
     kd, deeper = (load_config(CIFAR / f'resnet20_{m}.py') for m in ('kd', 'net2deeper'))
