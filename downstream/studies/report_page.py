@@ -270,7 +270,8 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
             if record['status'] != 'finished':
                 continue
             if sum('iterations' in entry for entry in record['history']) == epochs:
-                timed[run.label, len(record['generations']), epochs].append(record)
+                key = run.label, len(record['generations']), epochs, record['device']
+                timed[key].append(record)
             else:
                 untimed.append(f'{run.label} with seed {run.seed}')
         if untimed:
@@ -283,23 +284,23 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
     return Section('Cost', text, tables)
 
 
-def _cost_table(timed: dict[tuple[str, int, int], list[dict]]) -> Table:
-    """A row for each key of ``timed``: label, number of mini-generations, length in epochs."""
-    most = max(count for _, count, _ in timed)
-    rows, first_row = [], None
-    for (label, count, _), records in timed.items():
+def _cost_table(timed: dict[tuple[str, int, int, str], list[dict]]) -> Table:
+    """A row for each key of ``timed``: label, number of mini-generations, epochs, device."""
+    most = max(count for _, count, _, _ in timed)
+    rows, first_rows = [], {}  # the seconds of each device's first row
+    for (label, count, _, device), records in timed.items():
         iterations, seconds = (
             fmean(sum(entry[key] for entry in record['history']) for record in records)
             for key in ('iterations', 'seconds')
         )
-        first_row = first_row or seconds
-        row = {'run': label, 'n': str(len(records))}
+        first = first_rows.setdefault(device, seconds)
+        row = {'run': label, 'device': device, 'n': str(len(records))}
         for k in range(most):
             paces = [r['generations'][k]['seconds_per_iter'] for r in records if k < count]
             row[f's/iteration, generation {k + 1}'] = f'{fmean(paces):.3g}' if paces else DASH
         row['iterations'] = f'{iterations:.0f}'
         row['seconds'] = f'{seconds:.0f}'
-        row['× first row'] = f'{seconds / first_row:.2f}'
+        row["× device's first row"] = f'{seconds / first:.2f}'
         extras = [extra for record in records if (extra := extra_cost(record))]
         for column, name in enumerate(("teacher's extra, paper", 'measured')):
             mean = fmean(extra[column] for extra in extras) if extras else None

@@ -183,9 +183,33 @@ def test_runs_of_one_label_and_two_lengths_have_a_row_each(tmp_path: Path) -> No
     (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in (long, short, long)))
     write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
     tables = Page((tmp_path / 'out.html').read_text()).tables()
-    (rows,) = (rows for caption, (_, *rows) in tables.items() if caption.endswith(': cost'))
-    assert [row[:2] for row in rows] == [['SD', '2'], ['SD', '1']]
-    assert [row[3] == '–' for row in rows] == [False, True]  # the second mini-generation
+    rows = costs(tables)
+    assert [(row['run'], row['n']) for row in rows] == [('SD', '2'), ('SD', '1')]
+    of_second = [row['s/iteration, generation 2'] for row in rows]
+    assert [value == '–' for value in of_second] == [False, True]
+
+
+def costs(tables: dict[str, list[list[str]]]) -> list[dict[str, str]]:
+    """The rows of the one table of costs, as dicts."""
+    ((header, *rows),) = (table for name, table in tables.items() if name.endswith(': cost'))
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_seconds_of_different_devices_are_neither_averaged_nor_compared(tmp_path: Path) -> None:
+    slow, fast = (json.loads(json.dumps(PRETRAINED[0])) for _ in range(2))
+    fast['device'], fast['identity']['randomness']['seed'] = 'another', 99
+    for entry in fast['history']:
+        entry['seconds'] /= 10
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in (slow, fast)))
+    write_report([tmp_path / 'a.jsonl'], tmp_path / 'out.html')
+    found = {
+        row['device']: row for row in costs(Page((tmp_path / 'out.html').read_text()).tables())
+    }
+    assert found.keys() == {slow['device'], 'another'}
+    for record in (slow, fast):
+        row = found[record['device']]
+        assert row['seconds'] == f'{sum(entry["seconds"] for entry in record["history"]):.0f}'
+        assert (row['n'], row["× device's first row"]) == ('1', '1.00')
 
 
 def test_runs_of_one_label_and_two_lengths_have_curves_each(tmp_path: Path) -> None:
