@@ -108,12 +108,13 @@ def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> N
         UserError: if a top-level setting is neither the suite's nor mmengine's, or a setting would
             have no effect.
     """
-    if 'identity' in config:  # of a run: it has all that was derived from the settings
-        return
     replaced = _UNUSED | replaced
     suite = _settings_of(complete)
     known = {key.partition('.')[0] for key in suite} | {*replaced, *_OF_THE_RUNNER}
     known |= inspect.signature(Runner).parameters.keys()
+    of_a_run = 'identity' in config
+    if of_a_run:  # or inherits from a run's own copy
+        known |= {'identity', 'accepted_changes'}
     for name in config:
         if name not in known:
             near = _nearest_keys(name, [key for key in suite if not _instead(key, replaced)])
@@ -121,6 +122,8 @@ def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> N
                 f'{config.filename} sets {name}, which nothing reads: did you mean {near}? (Begin '
                 'the name of a variable of your own with an underscore.)'
             )
+    if of_a_run:  # it has what the stage derived from its settings
+        return
     for key, value in walk(config.to_dict()):
         if value and (instead := _instead(key, replaced)):
             raise UserError(

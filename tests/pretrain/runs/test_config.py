@@ -80,8 +80,10 @@ def test_a_config_that_sets_what_nothing_reads(
 ) -> None:
     """Of a config file; the same name as an option is an error already."""
     name = line.split()[0]
-    with pytest.raises(UserError, match=rf'own\.py sets {name}, .* did you mean {near}\? \(Begin'):
-        prepared(own_config(tmp_path, base, line))
+    for lines in ([line], [line, 'identity = dict()']):  # or one that inherits from a run's copy
+        own = own_config(tmp_path, base, *lines)
+        with pytest.raises(UserError, match=rf'own\.py sets {name}, .* mean {near}\? \(Begin'):
+            prepared(own)
 
 
 @pytest.mark.parametrize(
