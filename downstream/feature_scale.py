@@ -1,4 +1,4 @@
-"""Backbone files whose last feature maps are larger, to compare backbones at one scale.
+"""Backbone files with last feature maps times a factor, to compare backbones at one scale.
 
 The gradient of a layer's weights is proportional to its input. So a new layer without batch
 normalisation, such as the classifier of a detector, learns more slowly from smaller features. The
@@ -25,7 +25,7 @@ def write_scaled(source: str | Path, out: str | Path, factor: float) -> dict:
     Args:
         source: a backbone file.
         out: the file to write; another backbone file there is replaced.
-        factor: at least 1; of two backbones, scale the one whose features are smaller.
+        factor: at least 1; of two backbones, scale the one with the smaller values.
 
     Returns:
         The provenance, that of ``source`` with the key ``feature_scale``.

@@ -1,4 +1,4 @@
-"""Make the last feature maps of a backbone larger, to compare backbones at one scale.
+"""Multiply the last feature maps of a backbone by a factor, to compare backbones at one scale.
 
 python tools/scale_features.py work_dirs/small/SD/pretraining0/backbone.pth scaled.pth 2.9
 """

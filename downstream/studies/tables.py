@@ -28,7 +28,7 @@ ABOUT_SPREADS = (
     'fine-tunings of one pretraining, by analysis of variance.'
 )
 ABOUT_BOTH = (
-    '≤: each pretraining was fine-tuned once, so this standard deviation contains both spreads.'
+    '†: each pretraining was fine-tuned once, so this standard deviation contains both spreads.'
 )
 ABOUT_GAINS = 'Gains are in percentage points, and paired by seed unless stated otherwise.'
 ABOUT_TESTS = (
@@ -89,7 +89,7 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     spread = ABOUT_SPREADS if 'within' in shown else ABOUT_BETWEEN * ('between' in shown)
     errors = ABOUT_ERRORS * ('top-1 error' in shown)
     notes.append(ABOUT_MEANS + errors + ABOUT_SCALE * ('feature RMS' in shown) + spread)
-    if any('≤' in row.get('between', '') for row in rows):
+    if any('†' in row.get('between', '') for row in rows):
         notes.append(ABOUT_BOTH)
     if len(labels) > 1:
         notes.append(ABOUT_GAINS + ABOUT_TESTS * tested)
@@ -181,11 +181,11 @@ def _row_of_label(records: Sequence[dict], values: Values, paper: float | None) 
     if not values:
         return row | {'mean': MISSING, 'n': '0'}
     between, within = spreads([[*runs.values()] for runs in values.values()])
-    most = '≤ ' if within is None else ''
+    both = ' †' if within is None else ''
     counts = sorted({len(runs) for runs in values.values()})
     return row | {
         'mean': f'{fmean(fmean(runs.values()) for runs in values.values()):.2f}',
-        'between': DASH if between is None else f'{most}{between:.2f}',
+        'between': DASH if between is None else f'{between:.2f}{both}',
         'within': DASH if within is None else f'{within:.2f}',
         'n': f'{len(values)} × {" or ".join(map(str, counts))}',
     }

@@ -136,7 +136,10 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """A p-value with three decimals; a dash for None."""
+    """A p-value with three decimals, or four if it rounds to 0.050; a dash for None."""
     if p is None:
         return DASH
-    return f'{p:.3f}' if p >= 0.001 else '<0.001'
+    if p < 0.001:
+        return '<0.001'
+    text = f'{p:.3f}'
+    return f'{p:.4f}' if text == '0.050' else text

@@ -113,8 +113,8 @@ def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
     records = [record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))]
     table = str(transfer_table(records))
     (row,) = named(table)
-    assert '≤: each pretraining was fine-tuned once' in table
-    assert (row['between'], row['n'], 'within' in row) == ('≤ 1.41', '2 × 1', False)
+    assert '†: each pretraining was fine-tuned once' in table
+    assert (row['between'], row['n'], 'within' in row) == ('1.41 †', '2 × 1', False)
 
 
 def test_errors_of_pretraining_stand_beside() -> None:

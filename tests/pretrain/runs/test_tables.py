@@ -5,7 +5,7 @@ import pytest
 
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT
-from pretrain.runs.tables import Table, collect_records, find_records
+from pretrain.runs.tables import Table, collect_records, find_records, format_p
 
 
 def write(folder: Path, config: str, seed: int, **more: object) -> dict:
@@ -65,3 +65,19 @@ def test_nothing_is_written_when_there_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'give it the suffix \.jsonl'):
         collect_records(tmp_path / 'runs', tmp_path / 'set.json')
     assert out.read_text() == '{}\n'
+
+
+@pytest.mark.parametrize(
+    ('p', 'text'),
+    [
+        (None, '–'),
+        (0.0009, '<0.001'),
+        (0.001, '0.001'),
+        (0.0494, '0.049'),
+        (0.0499, '0.0499'),
+        (0.0501, '0.0501'),
+        (0.0506, '0.051'),
+    ],
+)
+def test_a_p_value_tells_on_which_side_of_5_percent_it_is(p: float | None, text: str) -> None:
+    assert format_p(p) == text
