@@ -22,7 +22,7 @@ from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences, shortened
-from pretrain.runs.record import factor_to_percent, read_records, record_files
+from pretrain.runs.record import devices_of, factor_to_percent, read_records, record_files
 from pretrain.runs.tables import DASH, Table
 from pretrain.studies import curves
 from pretrain.studies.paper_tables import TITLES, paper_table, tables_with_records
@@ -120,8 +120,8 @@ def extra_cost(record: dict) -> tuple[float, float] | None:
     Returns:
         The paper's claim (Section 3.3.4), a third of every iteration with a teacher; and the
         measured value, which compares all iterations with the pace of the first mini-generation.
-        None unless the teacher starts after the first mini-generation (Eqn 4) and at least one
-        iteration had a teacher.
+        None unless the teacher starts after the first mini-generation (Eqn 4), at least one
+        iteration had a teacher and all were made on one device.
     """
     algorithm = record['identity']['algorithm']
     lengths = algorithm['generations']
@@ -131,6 +131,7 @@ def extra_cost(record: dict) -> tuple[float, float] | None:
         or algorithm['taught_after'] != lengths[0]
         or algorithm['fresh_student']
         or len(pace) < 2
+        or len(devices_of(record)) > 1
     ):
         return None
     iterations = defaultdict(int)
@@ -270,7 +271,8 @@ def _cost(runs: Sequence[RecordedRun]) -> Section:
             if record['status'] != 'finished':
                 continue
             if sum('iterations' in entry for entry in record['history']) == epochs:
-                key = run.label, len(record['generations']), epochs, record['device']
+                devices = ' and '.join(devices_of(record))
+                key = run.label, len(record['generations']), epochs, devices
                 timed[key].append(record)
             else:
                 untimed.append(f'{run.label} with seed {run.seed}')

@@ -156,7 +156,7 @@ def _parse(text: str | bytes, place: Path | str) -> dict:
 # The types of those values of a record that the tools read.
 _TYPES = {'status': str, 'task': str, 'config': str, 'label': str, 'format': int, 'identity': dict}
 _TYPES |= {'data': dict, 'paper': dict, 'history': list, 'generations': list, 'versions': dict}
-_TYPES |= {'features': dict}
+_TYPES |= {'features': dict, 'device': str, 'world_size': int}
 
 
 def _is_record(content: Any) -> bool:
@@ -179,6 +179,8 @@ def _fits(key: str, value: Any) -> bool:
     """Whether a value of an entry of ``history`` or ``generations`` has the type of its key."""
     if key in ('metrics', 'last', 'best', 'train'):
         return isinstance(value, dict) and all(map(_is_number, value.values()))
+    if key == 'device':
+        return isinstance(value, str)
     return _is_number(value) or (key == 'seconds_per_iter' and value is None)
 
 
@@ -198,9 +200,9 @@ class RunRecordHook(Hook):
     - ``started_from``, another run's checkpoint or None;
     - ``data``: for each split, the count and hash of its list of files;
     - ``history``, an entry per epoch: ``epoch``, ``generation``, ``iterations``; ``seconds`` and
-      ``seconds_per_iter`` of training; ``train``, the means of
-      :class:`pretrain.metrics.TrainingStatistics`; ``metrics``, if the epoch was validated. It
-      begins with the entries of the run of ``started_from``;
+      ``seconds_per_iter`` of training, on ``device`` with ``world_size`` processes; ``train``, the
+      means of :class:`pretrain.metrics.TrainingStatistics`; ``metrics``, if the epoch was
+      validated. It begins with the entries of the run of ``started_from``;
     - ``generations``: the :func:`summarise` of ``history``;
     - ``ensemble``: the metrics of the ensemble of the snapshots;
     - ``features``, of a probe: the scale of the test images' features;
@@ -282,6 +284,7 @@ class RunRecordHook(Hook):
         entry['iterations'] = sum(count for count, _ in self.seconds)
         entry['seconds'] = sum(seconds for _, seconds in self.seconds)
         entry['seconds_per_iter'] = statistics.median(s / count for count, s in self.seconds)
+        entry |= {key: self.record[key] for key in ('device', 'world_size')}
         if train := runner.message_hub.get_info('train_statistics', None):
             entry['train'] = train
         self._write(runner)
@@ -333,6 +336,20 @@ def describe(config: Config) -> dict:
         'device': torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {cores}',
         'world_size': get_world_size(),
     }
+
+
+def devices_of(record: dict) -> list[str]:
+    """What trained the epochs of a run, such as ``8 × NVIDIA H200``, sorted. A resumed run may have
+    used several devices, and one that started from a snapshot includes those of that run."""
+    own = {key: record[key] for key in ('device', 'world_size')}
+    found = set()
+    for entry in record['history'] or [{}]:
+        device, count = (own | entry)['device'], (own | entry)['world_size']
+        if count > 1:
+            cpu = device.startswith('CPU')
+            device = f'{device}, {count} processes' if cpu else f'{count} × {device}'
+        found.add(device)
+    return sorted(found)
 
 
 def summarise(history: list[dict], metric: str) -> list[dict]:

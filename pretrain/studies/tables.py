@@ -6,7 +6,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -15,6 +15,7 @@ from scipy.stats import ttest_ind
 from pretrain.algorithm_checks import defaults
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.identity import differences
+from pretrain.runs.record import devices_of
 from pretrain.runs.tables import (
     DASH,
     MISSING,
@@ -161,7 +162,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     notes.append(
         'The seconds of runs that shared a machine are not comparable with those of others.'
     )
-    if len({r['device'] for _, mine in arms for r in mine}) > 1:
+    if len(_devices(r for _, mine in arms for r in mine)) > 1:
         notes.append('The runs were made on several devices, whose seconds are not compared.')
     notes.append(ABOUT_GAIN)
     return Table(header, rows, 3, notes)
@@ -311,18 +312,21 @@ def table_2(records: Sequence[dict]) -> Table:
 def _arms(records: Sequence[dict], configs: Sequence[Config]) -> tuple[Arms, list[str], bool]:
     """The records of each config, matched by their identities and not by file names; the notes on
     them; and whether all are comparable with the paper."""
-    records = _with_ends(records)
+    # The teachers of Table 2 share epochs with each other, so they are no runs of BL.
+    records = [r for r in _with_ends(records) if not SHARED.fullmatch(r['label'])]
     arms = [(c, [r for r in records if _row_key(r['identity']) == _row_key(c)]) for c in configs]
     for config, mine in arms:
-        check_seeds(f'{backbone_of(config)}, {config.algorithm.name}', mine, _whole_seed)
+        _one_method(f'{backbone_of(config)}, {config.algorithm.name}', mine)
     marks = [(mine, _unlike_the_paper(config, mine)) for config, mine in _networks(arms)]
     notes = [_describe(mine, mark) for mine, mark in marks]
     return arms, notes + _notes(records, arms), not any(mark for _, mark in marks)
 
 
 def _one_method(name: str, records: Sequence[dict]) -> None:
-    """Raise a UserError if records of one row differ in more than seeds, or repeat a seed."""
-    _one_setting(records, f'The records of {name}', SEEDS)
+    """Raise a UserError if records of one row differ in more than seeds and the name of their
+    method, or repeat a seed."""
+    if records:
+        _one_setting(records, f'The records of {name}', (*SEEDS, 'algorithm.name'))
     check_seeds(name, records, _whole_seed)
 
 
@@ -435,13 +439,17 @@ def _one_setting(
 def _describe(records: Sequence[dict], mark: str = '') -> str:
     """Describe runs of one setting, after a ``mark`` that warns of what they are not."""
     identity, data = records[0]['identity'], records[0]['data']
-    devices = ' or on '.join(sorted({r['device'] for r in records}))
+    devices = ' or on '.join(_devices(records))
     images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
         f'{mark}{backbone_of(identity)}: '
         f'{number_of(epochs_of(records[0]), "epochs")} per run, {images}, '
         f'batch size {identity["batch_size"]}, in {identity["precision"]} on {devices}.'
     )
+
+
+def _devices(records: Iterable[dict]) -> list[str]:
+    return sorted({device for record in records for device in devices_of(record)})
 
 
 def epochs_of(record: dict) -> int:
@@ -471,9 +479,9 @@ def _errors_at_end(records: Sequence[dict], k: int, name: str) -> list[float]:
     """A metric at the end of mini-generation k + 1 (k from 0), of the runs that validated it."""
     ends = []
     for record in records:
-        for found in record['generations'][k : k + 1]:
-            at_end = found.get('last_epoch') == boundaries(lengths_of(record))[k]
-            if at_end and name in found['last']:
+        end = boundaries(lengths_of(record))[k : k + 1]
+        for found in record['generations']:
+            if found.get('last_epoch') in end and name in found['last']:
                 ends.append(found['last'][name])
     return ends
 
@@ -514,7 +522,7 @@ def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str,
         return bool(group) and all(key in entry for r in group for entry in r['history'])
 
     def comparable(group: Sequence[dict]) -> bool:
-        return key != 'seconds' or len({r['device'] for r in group}) == 1
+        return key != 'seconds' or len(_devices(group)) == 1
 
     def total(group: Sequence[dict]) -> float:
         return statistics.fmean(sum(entry[key] for entry in r['history']) for r in group)

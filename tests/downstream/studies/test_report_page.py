@@ -156,6 +156,8 @@ def test_extra_cost_against_plain_sums() -> None:
     algorithm = {'teacher_weight': 1.0, 'fresh_student': False, 'generations': [2, 1]}
     record = {
         'identity': {'algorithm': algorithm | {'taught_after': 2}},
+        'device': 'CPU',
+        'world_size': 1,
         'generations': [
             {'generation': 1, 'seconds_per_iter': 0.4},
             {'generation': 2, 'seconds_per_iter': 0.5},

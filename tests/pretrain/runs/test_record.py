@@ -14,7 +14,14 @@ from mmengine.runner import Runner
 
 from pretrain.runs import record as module
 from pretrain.runs.errors import UserError
-from pretrain.runs.record import FORMAT, factor_to_percent, read_record, read_records, summarise
+from pretrain.runs.record import (
+    FORMAT,
+    devices_of,
+    factor_to_percent,
+    read_record,
+    read_records,
+    summarise,
+)
 from tests.conftest import ROOT
 
 
@@ -27,6 +34,7 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
     assert [(e['epoch'], e['generation']) for e in record['history']] == [(1, 1), (2, 2), (3, 2)]
     assert all(e['seconds_per_iter'] > 0 for e in record['history'])
     assert [e['iterations'] for e in record['history']] == [4, 4, 4]
+    assert {(e['device'], e['world_size']) for e in record['history']} == {(record['device'], 1)}
     assert all(e['seconds'] >= e['seconds_per_iter'] for e in record['history'])
     taught = ('teacher_error', 'teacher_entropy', 'agreement', 'difference')
     assert list(record['history'][0]['train']) == ['error', 'entropy']
@@ -41,6 +49,18 @@ def test_record_of_a_whole_run(train: Callable, tmp_path: Path) -> None:
     assert record['wall_seconds'] > 0
     assert record['sessions'] == 1
     assert record['started_from'] is None
+
+
+def test_a_record_has_the_devices_of_all_sessions() -> None:
+    """A record itself has those of the last session, and old epochs have none of their own."""
+    record = {'device': 'NVIDIA H200', 'world_size': 8, 'history': []}
+    assert devices_of(record) == ['8 × NVIDIA H200']
+    record['history'] = [
+        {'epoch': 1, 'device': 'CPU, 2 cores', 'world_size': 2},
+        {'epoch': 2, 'device': 'NVIDIA H200', 'world_size': 1},
+        {'epoch': 3},
+    ]
+    assert devices_of(record) == ['8 × NVIDIA H200', 'CPU, 2 cores, 2 processes', 'NVIDIA H200']
 
 
 def test_data_fingerprint_names_the_files_not_the_place(

@@ -46,6 +46,7 @@ def write(
         'format': 2,
         'label': config,
         'device': 'CPU',
+        'world_size': 1,
         'identity': {
             'randomness': {'seed': seed},
             'precision': 'float32',
@@ -243,6 +244,43 @@ def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
         table_3(find_records(records), ROWS)
 
 
+@pytest.mark.parametrize(('key', 'value'), [('taught_after', 3), ('generations', [62, 34, 34, 34])])
+def test_a_row_mixes_no_runs_with_other_settings_of_the_method(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    first = {'generations': [34, 34, 34, 62]}
+    for seed, settings in enumerate((first, first | {key: value})):
+        write(tmp_path, 'resnet20_sd_unequal', seed, [37.0, 35.0, 33.0, 32.0])
+        path = tmp_path / f'resnet20_sd_unequal/seed{seed}/run.json'
+        record = json.loads(path.read_text())
+        record['identity']['algorithm'] |= settings
+        path.write_text(json.dumps(record))
+    unequal = load_config(CIFAR / 'resnet20_sd_unequal.py')
+    with pytest.raises(UserError, match=rf'records of .*SD unequal differ in algorithm\.{key}'):
+        table_1(find_records(tmp_path), [ROWS[0], unequal])
+
+
+def test_the_teachers_of_table_2_are_no_runs_of_bl(tmp_path: Path) -> None:
+    """They share epochs, so they are not independent; the run that they start from is one."""
+    for label, error in (('M', 34.0), ('T#0', 35.0), ('T#75', 36.0)):
+        write(tmp_path / label.replace('#', ''), 'resnet20_bl', 0, [error], label=label)
+    for table in (table_3, table_1):
+        found = table(find_records(tmp_path), ROWS[:1])
+        assert '34.00' in str(found) and '35' not in str(found)
+        assert 'belong in no row' not in str(found)
+
+
+def test_errors_at_ends_are_found_by_the_number_of_the_mini_generation(tmp_path: Path) -> None:
+    """A run that started within mini-generation 2, without the record of the run before it."""
+    write(tmp_path, 'resnet20_sd_t3', 0, [37.0, 35.0, 33.0, 32.0])
+    path = tmp_path / 'resnet20_sd_t3/seed0/run.json'
+    record = json.loads(path.read_text())
+    del record['generations'][0]
+    path.write_text(json.dumps(record))
+    ours = cells(table_3(find_records(tmp_path), ROWS), 'ResNet-20', 'SD T=3', 'ours')
+    assert ours[:4] == ['missing', '35.00', '33.00', '32.00']
+
+
 def test_unfinished_runs_do_not_count(records: Path) -> None:
     write(records, 'resnet20_sd_t2', 0, [40.0] * 4, status='running')
     assert cells(table_3(find_records(records), ROWS), 'ResNet-20', 'SD T=2', 'ours')[6] == '0'
@@ -279,6 +317,15 @@ def test_seconds_of_different_devices_are_neither_averaged_nor_compared(records:
     table = str(table_1(find_records(records), [ROWS[0], ROWS[2], ROWS[3]]))
     assert cells(table, 'BL')[6:] == [str(164 * 391), '1.00', '–', '–']
     assert cells(table, 'SD T=3')[8:] == ['328', '–']
+
+
+def test_seconds_of_a_run_that_was_resumed_on_another_device_do_not_count(records: Path) -> None:
+    history = [{'epoch': e + 1, 'iterations': 391, 'seconds': 2.0} for e in range(164)]
+    for entry in history[:41]:
+        entry['device'] = 'GPU'
+    write(records, 'resnet20_sd_t2', 0, [36.0, 35.0, 34.0, 33.0], history=history)
+    table = str(table_1(find_records(records), [ROWS[0], ROWS[2]]))
+    assert cells(table, 'SD T=2')[6:] == [str(164 * 391), '1.00', '–', '–']
 
 
 def test_rows_tell_runs_apart_by_teacher_schedule_and_first_weights(tmp_path: Path) -> None:
