@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -39,6 +40,7 @@ from pretrain.runs.config import (
     check_names,
     check_settings,
     check_whole_numbers,
+    walk,
 )
 from pretrain.runs.errors import UserError
 from pretrain.runs.file_checks import content_sha256
@@ -50,8 +52,8 @@ NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.share
 NOT_IDENTITY += 'loader', 'skip'
 # and settings that `prepare` derives from others.
 NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
+NOT_IDENTITY += ('default_hooks.buffers',)
 NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
-NOT_IDENTITY += tuple(f'*.pipeline.*.{name}' for name in ('scale', 'crop_size', 'ratio_range'))
 # By task: a config with all settings.
 COMPLETE = {
     'detection': 'configs/downstream/faster_rcnn_r152_voc07.py',
@@ -109,8 +111,9 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
     processes = 1 if config.task == 'probe' else world_size  # one does all the work of a probe
+    left_out = *NOT_IDENTITY, *_derived_sizes(config)
     config.identity = identity_of(
-        config, NOT_IDENTITY, world_size=processes, backbone=backbone, data=data
+        config, left_out, world_size=processes, backbone=backbone, data=data
     )
     return config
 
@@ -237,6 +240,15 @@ def _fill_sizes(config: Config, step: ConfigDict) -> None:
         step[name] = size
 
 
+def _derived_sizes(config: Config) -> Iterator[str]:
+    """The dotted keys that :func:`_fill_sizes` sets."""
+    for key, step in walk(config.to_dict()):
+        if re.search(r'\.pipeline\.\d+$', key):
+            for name, setting in _SIZES_OF_STEPS.get(step['type'], {}).items():
+                if config.get(setting) is not None:
+                    yield f'{key}.{name}'
+
+
 def _fill_lists(config: Config) -> None:
     """Replace VOC's image lists by the user's ``train_list`` and ``val_list``."""
     folders = {
@@ -300,7 +312,10 @@ def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
     config.default_hooks.cudnn = dict(type='CropsOfOneSizeHook')
     if world_size > 1 and gpus:
         config.sync_bn = 'torch'  # batch statistics over all GPUs
-    elif config.train_dataloader.batch_size == config.micro_batches:
+        return
+    if world_size > 1:
+        config.default_hooks.buffers = dict(type='SyncBuffersHook')  # averages at an epoch's end
+    if config.train_dataloader.batch_size == config.micro_batches:
         raise UserError(
             'DeepLabv3 normalises pooled features over the images of a process, and here each '
             'process has only one at a time: use fewer processes, a larger batch_size or fewer '

@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 import signal
@@ -330,12 +331,16 @@ def test_what_table_5_is_trained_with():
 
 def test_statistics_are_synchronised_on_gpus_alone(voc, backbone_file, monkeypatch):
     config = with_files(DEMO_SEGMENTATION, voc, backbone_file, 'batch_size=8')
-    assert prepare(config, world_size=4).get('sync_bn') is None
+    on_cpu = prepare(config, world_size=4)
+    assert on_cpu.get('sync_bn') is None
+    assert on_cpu.default_hooks.buffers.type == 'SyncBuffersHook'  # running statistics alone
     on_a_cluster = prepare(config, world_size=4, elsewhere=True)  # by a node without a GPU
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    assert prepare(config, world_size=2).sync_bn == 'torch'
-    assert prepare(config, world_size=4).identity == on_a_cluster.identity
-    assert prepare(config, world_size=1).get('sync_bn') is None
+    on_gpus, alone = (prepare(config, world_size=count) for count in (4, 1))
+    assert on_gpus.sync_bn == 'torch'
+    assert on_gpus.identity == on_a_cluster.identity
+    assert alone.get('sync_bn') is None
+    assert not {'buffers'} & {*on_gpus.default_hooks, *alone.default_hooks}
 
 
 def test_one_image_a_process_cannot_be_normalised(voc, backbone_file, monkeypatch):
@@ -692,6 +697,28 @@ def test_a_resumed_run_keeps_each_setting(config, change, identity):
     check_resume(checkpoint, 'epoch_1.pth', before)
     with pytest.raises(UserError, match=CHANGES[config, change]):
         check_resume(checkpoint, 'epoch_1.pth', after)
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='RandomCrop', crop_size=(60, 60)),
+        dict(type='RandomResize', ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type='Expand', ratio_range=(1, 4)),
+    ],
+)
+def test_a_resumed_run_keeps_the_sizes_of_own_steps(step, voc, backbone_file):
+    """Those that no setting gives, since crop_size and scale_range are None."""
+    config = with_files(DEMO_DETECTION, voc, backbone_file)
+    found = []
+    for factor in (1, 2):
+        own = copy.deepcopy(config)
+        name = 'ratio_range' if 'ratio_range' in step else 'crop_size'
+        values = tuple(factor * value for value in step[name])
+        own.train_dataloader.dataset.pipeline.insert(3, step | {name: values})
+        found.append(prepare(own).identity.to_dict())
+    (changed,) = differences(*found)
+    assert changed == f'train_dataloader.dataset.dataset.pipeline.3.{name}'
 
 
 @pytest.mark.faults
