@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the whole pipeline on drawn images, in minutes on two CPU cores: pretrain a ResNet-18 with BL
+# Run the whole pipeline on synthetic images, in minutes on two CPU cores: pretrain a ResNet-18 with BL
 # and one with SD, leave a third untrained, fine-tune all three for detection and segmentation, and
 # print the transfer table. If you stop it, run it again: it resumes.
 # usage: bash tools/demo.sh
@@ -18,9 +18,9 @@ demo=work_dirs/demo
   SD="$demo/pretrain/r18_sd/seed0/run.json" "$demo/curves.png"
 cat <<EOF
 
-What this shows: a ResNet-18 learned to classify drawn images of the 20 VOC classes, once with BL
+What this shows: a ResNet-18 learned to classify synthetic images of the 20 VOC classes, once with BL
 and once with SD. From these two backbones and from random weights, Faster R-CNN learned to detect
-objects of six of these classes in drawn scenes, and DeepLabv3 to segment them, with the same
+objects of six of these classes in synthetic scenes, and DeepLabv3 to segment them, with the same
 settings for all three. If BL and SD are far above random, pretraining helps both tasks.
 What this does not show: whether SD is better than BL. That takes real data and several
 pretrainings.
