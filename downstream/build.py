@@ -48,12 +48,12 @@ from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
 # Not part of a run's identity: the path of the backbone file, how a probe loads its images,
-NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg'
-NOT_IDENTITY += 'loader', 'skip'
+_NOT_IDENTITY = 'backbone_file', 'model.backbone.init_cfg', 'model.roi_head.shared_head.init_cfg'
+_NOT_IDENTITY += 'loader', 'skip'
 # and settings that `prepare` derives from others.
-NOT_IDENTITY += 'default_hooks.pictures', 'train_cfg.micro_batches', 'train_dataloader.batch_size'
-NOT_IDENTITY += ('default_hooks.buffers',)
-NOT_IDENTITY += 'train_dataloader.dataset.seed', 'model.data_preprocessor.size'
+_NOT_IDENTITY += 'default_hooks.pictures', 'default_hooks.buffers', 'train_cfg.micro_batches'
+_NOT_IDENTITY += 'train_dataloader.batch_size', 'train_dataloader.dataset.seed'
+_NOT_IDENTITY += ('model.data_preprocessor.size',)
 # By task: a config with all settings.
 COMPLETE = {
     'detection': 'configs/downstream/faster_rcnn_r152_voc07.py',
@@ -111,11 +111,23 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
         known = 'algorithm' in backbone
         config.label = backbone['algorithm']['name'] if known else Path(backbone['source']).stem
     processes = 1 if config.task == 'probe' else world_size  # one does all the work of a probe
-    left_out = *NOT_IDENTITY, *_derived_sizes(config)
     config.identity = identity_of(
-        config, left_out, world_size=processes, backbone=backbone, data=data
+        config, not_identity(config), world_size=processes, backbone=backbone, data=data
     )
     return config
+
+
+def not_identity(config: Config) -> list[str]:
+    """The keys of a completed config that are not part of its identity, as patterns for
+    :func:`pretrain.runs.identity.identity_of`."""
+    steps = [(k, v) for k, v in walk(config.to_dict()) if re.search(r'\.pipeline\.\d+$', k)]
+    sizes = [
+        f'{key}.{name}'
+        for key, step in steps
+        for name, setting in _SIZES_OF_STEPS.get(step['type'], {}).items()
+        if config.get(setting) is not None  # which gives the size, and is part of it
+    ]
+    return [*_NOT_IDENTITY, *sizes]
 
 
 def prepare_without_backbone(
@@ -238,15 +250,6 @@ def _fill_sizes(config: Config, step: ConfigDict) -> None:
                 f'{setting}, which is {size}.'
             )
         step[name] = size
-
-
-def _derived_sizes(config: Config) -> Iterator[str]:
-    """The dotted keys that :func:`_fill_sizes` sets."""
-    for key, step in walk(config.to_dict()):
-        if re.search(r'\.pipeline\.\d+$', key):
-            for name, setting in _SIZES_OF_STEPS.get(step['type'], {}).items():
-                if config.get(setting) is not None:
-                    yield f'{key}.{name}'
 
 
 def _fill_lists(config: Config) -> None:

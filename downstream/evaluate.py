@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from downstream.build import NOT_IDENTITY, prepare_without_backbone, training_images
+from downstream.build import not_identity, prepare_without_backbone, training_images
 from downstream.trained import KINDS, Trained, load_trained
 from pretrain.build import prepare
 from pretrain.runs.config import load_config
@@ -133,7 +133,7 @@ def _warn_of_differences(checkpoint: str | Path, trained: Trained, config: Confi
     """Warn of test settings that differ from those of the run's own validation."""
     # A config in a run's folder still has the identity of that run.
     prepared = config.task == 'classification'
-    ours = config.identity.to_dict() if prepared else identity_of(config, NOT_IDENTITY)
+    ours = config.identity.to_dict() if prepared else identity_of(config, not_identity(config))
     found = differences(trained.settings.to_dict(), ours)
     if found := {key: values for key, values in found.items() if covers(TEST_SETTINGS, key)}:
         words = in_words(found, 'was trained with', 'but is tested with')

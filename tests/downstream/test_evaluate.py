@@ -71,7 +71,11 @@ def test_mean_over_classes_that_have_enough_training_images() -> None:
     assert module._of_frequent_classes('mIoU', values, [49, 49, 50, 49]) == {}  # not tested
 
 
-def test_detector_or_segmenter_gives_what_its_record_says(finished: Finished) -> None:
+def test_detector_or_segmenter_gives_what_its_record_says(
+    finished: Finished, capsys: pytest.CaptureFixture
+) -> None:
+    evaluate(finished.config, finished.checkpoint, finished.options)
+    assert 'was trained with' not in capsys.readouterr().err
     options = [*finished.options, 'batch_size=4096']  # above the number of training images
     text = evaluate(finished.config, finished.checkpoint, options)
     last = read_record(finished.folder / 'run.json')['generations'][-1]['last']
