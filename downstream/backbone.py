@@ -71,7 +71,7 @@ def check_handoff(model: ConfigDict, provenance: Mapping[str, Any]) -> None:
         facts += [('depth', part.depth, f'{key}.depth')]
         facts += [('style', part.get('style', 'pytorch'), f'{key}.style')]
     for fact in ('mean', 'std'):
-        facts += [(fact, list(preprocessor.get(fact, ())), f'model.data_preprocessor.{fact}')]
+        facts += [(fact, list(preprocessor.get(fact) or ()), f'model.data_preprocessor.{fact}')]
     for fact, ours, key in facts:
         theirs = provenance[fact]
         if not values_agree(ours, theirs):

@@ -153,6 +153,7 @@ def _fill(config: Config, world_size: int, elsewhere: bool) -> tuple[Config, Cal
         checked = ClassFolder.check(Path(config.data_root), 1, 1, config.skip_unusable)
         config.skip = checked.skip
         return config, checked.hash_content
+    check_settings(config)
     if config.train_dataloader.dataset.type == 'SeededDataset':  # prepared already
         config.train_dataloader.dataset = config.train_dataloader.dataset.dataset
     config.runner_type = 'DownstreamRunner'
@@ -196,10 +197,16 @@ def _hand_over(config: Config) -> dict[str, Any]:
     weights = load_backbone_file(config.backbone_file)
     check_handoff(config.model, weights.provenance)
     given: list[str] = []
-    for part in backbone_parts(config.model).values():
+    for key, part in backbone_parts(config.model).items():
         scope = MODELS.switch_scope_and_registry(config.default_scope)
-        with scope as models, torch.device('meta'):
-            module = models.build(part)
+        try:
+            with scope as models, torch.device('meta'):
+                module = models.build(part)
+        except Exception as error:  # a network may raise anything
+            what = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UserError(
+                f'{key} cannot be built with these settings ({what}): correct them.'
+            ) from error
         layers = top_level(module.state_dict())
         take_layers(weights, module, layers)
         part.init_cfg = dict(
@@ -216,7 +223,6 @@ def _hand_over(config: Config) -> dict[str, Any]:
 
 def _fill_loaders(config: Config, world_size: int) -> None:
     """Check the settings and the data; set the paths, lists and image sizes of the data sets."""
-    check_settings(config)
     config.train_dataloader.batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, _SIZES)
     _fill_lists(config)
@@ -370,7 +376,14 @@ def _content(config: Config) -> dict[str, list[str]]:
 def _datasets(config: Config) -> Iterator[list[ConfigDict]]:
     """Yield the training data sets, then the test data sets; each list of images has one."""
     for loader in (config.train_dataloader, config.val_dataloader):
-        yield loader.dataset.get('datasets', [loader.dataset])
+        yield loader.dataset.get('datasets') or [loader.dataset]
+
+
+def _below(root: Path, dataset: ConfigDict, key: str) -> Path:
+    value = dict(walk(dataset)).get(key)
+    if not isinstance(value, str):
+        raise UserError(f'A {dataset.type} has {key}={value}: give a path below data_root.')
+    return root / value
 
 
 def _splits(config: Config) -> Iterator[list[Split]]:
@@ -378,10 +391,17 @@ def _splits(config: Config) -> Iterator[list[Split]]:
     root = Path(config.data_root)
 
     def split(dataset: ConfigDict) -> Split:
-        prefix, names = dataset.data_prefix, root / dataset.ann_file
-        if 'sub_data_root' not in prefix:
-            return Split(names, root / prefix.img_path, root / prefix.seg_map_path)
-        year = root / prefix.sub_data_root  # mmdet's XMLDataset has these folder names
+        if not isinstance(dataset.get('pipeline'), list):
+            raise UserError(
+                f'A {dataset.type} has pipeline={dataset.get("pipeline")}: give a list of steps. '
+                'Wrappers such as RepeatDataset cannot be used; set train_cfg.max_epochs.'
+            )
+        names = _below(root, dataset, 'ann_file')
+        if config.task == 'segmentation':
+            keys = 'data_prefix.img_path', 'data_prefix.seg_map_path'
+            return Split(names, *(_below(root, dataset, key) for key in keys))
+        # mmdet's XMLDataset has these folder names
+        year = _below(root, dataset, 'data_prefix.sub_data_root')
         return Split(names, year / 'JPEGImages', year / 'Annotations')
 
     for datasets in _datasets(config):

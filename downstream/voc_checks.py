@@ -77,7 +77,10 @@ def metainfo(library: str, dataset_type: str) -> dict[str, Any]:
     """
     install()
     with DATASETS.switch_scope_and_registry(library) as datasets:
-        return datasets.get(dataset_type).METAINFO
+        found = datasets.get(str(dataset_type))
+    if not hasattr(found, 'METAINFO'):
+        raise UserError(f'{library} has no data set of type {dataset_type}: correct the type.')
+    return found.METAINFO
 
 
 def check_detection(

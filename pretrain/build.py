@@ -93,6 +93,7 @@ def prepare(config: Config, world_size: int = 1, elsewhere: bool = False) -> Con
         UserError: if a setting is invalid, or the data or another run's checkpoint does not fit.
     """
     config = copy.deepcopy(config)
+    check_settings(config)
     complete = COMPLETE.get(config.train_dataloader.dataset.type, COMPLETE['ClassFolder'])
     check_names(config, complete, REPLACED)
     check_method_names(config)
@@ -169,10 +170,15 @@ def may_differ(epoch: int, theirs: dict, ours: dict, another_run: bool) -> list[
 
 def _fill_loaders(config: Config, world_size: int) -> dict[str, str]:
     """Check the data and fill in the loaders' settings. Returns a hash of each split's content."""
-    check_settings(config)
     batch_size = batch_per_process(config, world_size)
     check_whole_numbers(config, {'data_seed': 0, 'image_size': 1})
-    dataset_class = DATASETS.get(config.train_dataloader.dataset.type)
+    name = config.train_dataloader.dataset.type
+    dataset_class = DATASETS.get(str(name))
+    if not hasattr(dataset_class, 'check'):
+        raise UserError(
+            f'train_dataloader.dataset.type is {name}, which is no data set for pretraining: '
+            f'inherit from a config with {" or ".join(COMPLETE)}.'
+        )
     root = Path(str(config.data_root))
     skip_unusable = config.get('skip_unusable', False)  # CIFAR-100's configs lack it
     checked = dataset_class.check(root, config.batch_size, world_size, skip_unusable)

@@ -219,7 +219,9 @@ def _parse_option(key: str, text: str, present: Any) -> Any:
 
 
 # Parts that a run needs if its config has them; an option could set one to None.
-PARTS = 'model', 'model.network', 'optim_wrapper.optimizer', 'default_hooks.logger'
+PARTS = 'model', 'model.network', 'model.backbone', 'model.data_preprocessor', 'model.decode_head'
+PARTS += 'model.roi_head', 'model.roi_head.bbox_head'
+PARTS += 'optim_wrapper.optimizer', 'default_hooks.logger'
 PARTS += tuple(f'default_hooks.{name}' for name in ('runtime_info', 'checkpoint', 'record'))
 PARTS += tuple(
     f'{s}_dataloader.{name}' for s in ('train', 'val') for name in ('dataset', 'sampler')

@@ -19,7 +19,7 @@ from downstream.build import prepare
 from pretrain.runs import saving
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
-from pretrain.runs.config import load_config
+from pretrain.runs.config import load_config, walk
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT, differences
 from pretrain.runs.processes import ddp_settings
@@ -688,6 +688,40 @@ def identity(voc, backbone_file):
             with_files(config, voc, backbone_file, *options)
         ).identity.to_dict()
     )
+
+
+REMOVED = (
+    'model.data_preprocessor', 'model.data_preprocessor.mean', 'model.backbone',
+    'model.backbone.strides', 'model.backbone.norm_cfg', 'train_dataloader.dataset',
+    'train_dataloader.dataset.pipeline', 'train_dataloader.dataset.ann_file',
+    'train_dataloader.dataset.data_prefix', 'val_dataloader.dataset',
+    'val_dataloader.dataset.type', 'val_dataloader.dataset.ann_file',
+    'val_dataloader.dataset.data_prefix', 'val_dataloader.dataset.pipeline', 'model.roi_head',
+    'model.roi_head.bbox_head', 'model.roi_head.shared_head.norm_cfg', 'model.decode_head',
+    'train_dataloader.dataset.datasets.0.data_prefix.img_path',
+    'train_dataloader.dataset.datasets.1.pipeline',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('path', DEMOS)
+def test_a_part_that_was_removed_is_named(path, voc, backbone_file):
+    for key in sorted({*REMOVED} & {key for key, _ in walk(load_config(path).to_dict())}):
+        parent, _, name = key.rpartition('.')  # a network is named as a whole
+        with pytest.raises(UserError, match=f'{name}|{parent} cannot be built'):
+            prepare(with_files(path, voc, backbone_file, f'{key}=None'))
+
+
+@pytest.mark.parametrize('path', DEMOS)
+def test_data_sets_of_other_types_are_named(path, voc, backbone_file):
+    config = with_files(path, voc, backbone_file)
+    config.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=config.train_dataloader.dataset
+    )
+    with pytest.raises(UserError, match=r'RepeatDataset cannot be used; set train_cfg\.max_epochs'):
+        prepare(config)
+    for kind in ('x', 'json', 'None'):
+        with pytest.raises(UserError, match=kind):
+            prepare(with_files(path, voc, backbone_file, f'val_dataloader.dataset.type={kind}'))
 
 
 @pytest.mark.parametrize(('config', 'change'), CHANGES)

@@ -192,3 +192,20 @@ def test_the_model_computes_in_the_precision_of_the_run(
 
 def test_micro_batches_reach_the_training_loop(tiny_config: Callable, tmp_path: Path) -> None:
     assert tiny_config('bl', tmp_path, 'micro_batches=2').train_cfg.micro_batches == 2
+
+
+@pytest.mark.parametrize('name', ['ImageFolder', 'ConcatDataset', 'None'])
+def test_a_data_set_that_is_not_for_pretraining_is_named(name: str, image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', 'model.network.num_classes=4', 'batch_size=8']
+    config = load_config(
+        ROOT / 'configs/pretrain/r152_sd.py', [*options, f'train_dataloader.dataset.type={name}']
+    )
+    with pytest.raises(UserError, match=f'dataset.type is {name}, which is no data set for pret'):
+        prepare(config)
+
+
+@pytest.mark.parametrize('part', ['dataset', 'sampler'])
+def test_a_part_of_a_loader_that_was_removed_is_named(part: str, image_folder: Path) -> None:
+    options = [f'data_root={image_folder}', f'train_dataloader.{part}=None']
+    with pytest.raises(UserError, match=f'train_dataloader.{part} is None, but every run needs'):
+        prepare(load_config(ROOT / 'configs/pretrain/r152_sd.py', options))
