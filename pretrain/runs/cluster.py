@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.config import literal
 from pretrain.runs.errors import UserError, lines_of
 from pretrain.runs.launch import Launcher, Run
@@ -57,6 +59,9 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(self.command, self.log))
 
 
+_SUBMITTING = threading.RLock()
+
+
 @dataclass(frozen=True)
 class ClusterLauncher(Launcher):
     """Submits a job for each run and waits for it. If this process ends, the jobs continue; the
@@ -95,7 +100,10 @@ class ClusterLauncher(Launcher):
             file=sys.stderr,
             flush=True,
         )
-        os._exit(EXIT_CODES[number])  # sys.exit would wait for the threads, which wait for the jobs
+        with _SUBMITTING:  # a job that is not noted would be submitted again
+            os._exit(
+                EXIT_CODES[number]
+            )  # sys.exit would wait for the threads, which wait for the jobs
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         import submitit
@@ -128,10 +136,11 @@ class ClusterLauncher(Launcher):
             settings = {'name': run.config.stem, 'timeout_min': 24 * 60} | asked | self.options
             executor = submitit.AutoExecutor(folder, self.cluster, slurm_max_num_timeout=1000)
             executor.update_parameters(**settings)
-            job = executor.submit(do)
+            with _SUBMITTING:
+                job = executor.submit(do)
+                write_atomically(note, job.job_id.encode())
         except (NameError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'Cannot submit {run.title}: {lines_of(error)[0]}') from error
-        note.write_text(job.job_id)
         print(f'{run.title}: job {job.job_id}', flush=True)
         return job
 

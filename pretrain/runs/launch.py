@@ -181,8 +181,9 @@ class Launcher:
         _say(f'{run.title}: log in {log}')
         code, lines = self._execute(run, command, log)
         if code:
+            # On a cluster the lines may be an earlier job's, which ended with another code.
             reason = next((line for line in reversed(lines) if line.startswith('error: ')), None)
-            if reason:
+            if reason and code == 1:
                 what = f'failed: {reason.removeprefix("error: ")}'
             elif code < 0:
                 what = (

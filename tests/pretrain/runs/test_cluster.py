@@ -10,6 +10,7 @@ import threading
 import time
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -121,9 +122,37 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_stop_waits_until_a_submitted_job_is_noted(
+    run: Run, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same command would submit it again."""
+    submitting, ended = threading.Event(), threading.Event()
+    noted = []
+
+    def submit(*_: object) -> SimpleNamespace:
+        submitting.set()
+        ended.wait(0.3)  # a stop in between would end the process
+        return SimpleNamespace(job_id='1')
+
+    def end(_: int) -> None:
+        noted.append((run.work_dir / 'jobs/last.txt').exists())
+        ended.set()
+
+    monkeypatch.setattr('submitit.AutoExecutor.submit', submit)
+    monkeypatch.setattr(os, '_exit', end)
+    launcher = ClusterLauncher()
+    thread = threading.Thread(target=launcher._job, args=(run, None))
+    thread.start()
+    submitting.wait()
+    launcher._stop(signal.SIGTERM, None)
+    thread.join()
+    assert noted == [True]
+
+
 RUN = """
 import signal, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 begun = Path({begun!r})
 if begun.exists():
     print('resumed')
