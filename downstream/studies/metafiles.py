@@ -1,5 +1,6 @@
 """``metafile.yml`` for each folder of configs, and ``model-index.yml``, for OpenMMLab's tools."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -51,15 +52,17 @@ def _model(path: Path, root: Path) -> dict[str, Any]:
         'Metadata': {'Training Data': dataset, 'Epochs': epochs},
     }
     metric = config.paper.metric
-    if records := _records(path, config, epochs):
+    on_data: dict[str, list[dict]] = {}  # runs on other data have a result of their own
+    for record in _records(path, config, epochs):
+        on_data.setdefault(json.dumps(record['data'], sort_keys=True), []).append(record)
+    for records in on_data.values():
         counts = [f'{records[0]["data"][split]["count"]} {split}' for split in ('train', 'val')]
-        model['Results'] = [
-            {
-                'Task': TASKS[config.task],
-                'Dataset': f'{dataset} ({", ".join(counts)} images)',
-                'Metrics': _metrics(records, metric),
-            }
-        ]
+        result = {
+            'Task': TASKS[config.task],
+            'Dataset': f'{dataset} ({", ".join(counts)} images)',
+            'Metrics': _metrics(records, metric),
+        }
+        model.setdefault('Results', []).append(result)
     return model
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any
@@ -85,8 +86,31 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             near = _nearest_keys(re.sub(r'\.\d+$', '', key), known)
             raise UserError(f'{path} has no key {key}: did you mean {near}?')
         overrides[key] = _parse_option(key, text, known[key])
+    if 'identity' in config:
+        _check_overrides_of_a_run(config, overrides)
     config.merge_from_dict(overrides)
     return config
+
+
+def _check_overrides_of_a_run(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Raise a UserError if options could not change a run's own copy of its config."""
+    parents = {key: [*accumulate(key.split('.'), '{}.{}'.format)] for key in overrides}
+    whole = {parent: overrides[key] for key, found in parents.items() for parent in found}
+    _check_effect(whole, _UNUSED | stage_of(config).REPLACED)
+    if 'randomness.seed' in overrides and 'data_seed' in config and 'data_seed' not in overrides:
+        seed = overrides['randomness.seed']
+        raise UserError(
+            f'{config.filename} is a config of a run, with data_seed={config.data_seed}, so the '
+            f'images would come in the order of that run: add the option data_seed={seed}.'
+        )
+
+
+def _check_effect(settings: Mapping[str, Any], replaced: Mapping[str, str]) -> None:
+    for key, value in settings.items():
+        if value and (instead := _instead(key, replaced)):
+            raise UserError(
+                f'{key} is {value}, which would have no effect: leave it out; {instead}.'
+            )
 
 
 def _installed(path: str | Path) -> tuple[Path, Path]:
@@ -124,11 +148,7 @@ def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> N
             )
     if of_a_run:  # it has what the stage derived from its settings
         return
-    for key, value in walk(config.to_dict()):
-        if value and (instead := _instead(key, replaced)):
-            raise UserError(
-                f'{key} is {value}, which would have no effect: leave it out; {instead}.'
-            )
+    _check_effect(dict(walk(config.to_dict())), replaced)
 
 
 @cache
