@@ -391,7 +391,7 @@ def _splits(config: Config) -> Iterator[list[Split]]:
     root = Path(config.data_root)
 
     def split(dataset: ConfigDict) -> Split:
-        if not isinstance(dataset.get('pipeline'), list):
+        if not isinstance(dataset.get('pipeline'), list | tuple):
             raise UserError(
                 f'A {dataset.type} has pipeline={dataset.get("pipeline")}: give a list of steps. '
                 'Wrappers such as RepeatDataset cannot be used; set train_cfg.max_epochs.'

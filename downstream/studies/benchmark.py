@@ -18,7 +18,8 @@ from pretrain.studies.benchmark import STRETCH, fitting_batch, median_of_turns, 
 
 
 def finetune_rows(path: Path, options: Sequence[str], rounds: int) -> list[dict]:
-    """Time a fine-tuning run of this suite and :func:`library_run` on drawn images of VOC's size.
+    """Time a fine-tuning run of this suite and :func:`library_run` on synthetic images of VOC's
+    size.
 
     Args:
         path: a detection or segmentation config.

@@ -417,7 +417,7 @@ def _provenance(runs: Sequence[RecordedRun]) -> Section:
             'label': run.label,
             'seed': str(run.seed),
             'commit': _shown(record['git_commit']),
-            'device': record['device'],
+            'device': ' and '.join(devices_of(record)),
             'processes': str(record['world_size']),
             'training images': str(data['train']['count']),
             'test images': str(data['val']['count']),

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.record import last_in_percent
+from pretrain.runs.record import devices_of, last_in_percent
 from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, check_seeds, mean_std
 from pretrain.studies.tables import labels_of
 
@@ -198,7 +198,7 @@ def _three_digits(values: Sequence[float]) -> str:
 
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
-    devices = ' or on '.join(sorted({r['device'] for r in records}))
+    devices = ' or on '.join(sorted({device for r in records for device in devices_of(r)}))
     trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
     how = f'in {records[0]["identity"]["precision"]} on {devices}'

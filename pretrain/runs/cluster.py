@@ -100,10 +100,9 @@ class ClusterLauncher(Launcher):
             file=sys.stderr,
             flush=True,
         )
-        with _SUBMITTING:  # a job that is not noted would be submitted again
-            os._exit(
-                EXIT_CODES[number]
-            )  # sys.exit would wait for the threads, which wait for the jobs
+        self.stopped.set()
+        _SUBMITTING.acquire(timeout=60)  # a job that is not noted would be submitted again
+        os._exit(EXIT_CODES[number])  # sys.exit would wait for the threads, which wait for the jobs
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         import submitit
@@ -137,6 +136,8 @@ class ClusterLauncher(Launcher):
             executor = submitit.AutoExecutor(folder, self.cluster, slurm_max_num_timeout=1000)
             executor.update_parameters(**settings)
             with _SUBMITTING:
+                if self.stopped.is_set():
+                    raise UserError(f'{run.title} was stopped before its job was submitted.')
                 job = executor.submit(do)
                 write_atomically(note, job.job_id.encode())
         except (NameError, TypeError, ValueError, RuntimeError) as error:

@@ -94,23 +94,21 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 def _check_overrides_of_a_run(config: Config, overrides: Mapping[str, Any]) -> None:
     """Raise a UserError if options could not change a run's own copy of its config."""
-    parents = {key: [*accumulate(key.split('.'), '{}.{}'.format)] for key in overrides}
-    whole = {parent: overrides[key] for key, found in parents.items() for parent in found}
-    _check_effect(whole, _UNUSED | stage_of(config).REPLACED)
-    if 'randomness.seed' in overrides and 'data_seed' in config and 'data_seed' not in overrides:
-        seed = overrides['randomness.seed']
+    replaced = _UNUSED | stage_of(config).REPLACED
+    for key, value in overrides.items():
+        for whole in accumulate(key.split('.'), '{}.{}'.format):
+            if instead := _instead(whole, replaced):
+                raise UserError(
+                    f'{key}={value} would have no effect on {config.filename}, the config of a '
+                    f'run: leave it out; {instead}.'
+                )
+    seed, fixed = overrides.get('randomness.seed'), config.get('data_seed')
+    if seed is not None and fixed not in (None, seed) and 'data_seed' not in overrides:
         raise UserError(
-            f'{config.filename} is a config of a run, with data_seed={config.data_seed}, so the '
-            f'images would come in the order of that run: add the option data_seed={seed}.'
+            f'{config.filename} is the config of a run, with data_seed={fixed}, so the images '
+            'would come in the order of that run: use the config that the run was started with, '
+            f'or add the option data_seed={seed}.'
         )
-
-
-def _check_effect(settings: Mapping[str, Any], replaced: Mapping[str, str]) -> None:
-    for key, value in settings.items():
-        if value and (instead := _instead(key, replaced)):
-            raise UserError(
-                f'{key} is {value}, which would have no effect: leave it out; {instead}.'
-            )
 
 
 def _installed(path: str | Path) -> tuple[Path, Path]:
@@ -148,7 +146,11 @@ def check_names(config: Config, complete: str, replaced: Mapping[str, str]) -> N
             )
     if of_a_run:  # it has what the stage derived from its settings
         return
-    _check_effect(dict(walk(config.to_dict())), replaced)
+    for key, value in walk(config.to_dict()):
+        if value and (instead := _instead(key, replaced)):
+            raise UserError(
+                f'{key} is {value}, which would have no effect: leave it out; {instead}.'
+            )
 
 
 @cache

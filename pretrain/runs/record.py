@@ -249,7 +249,12 @@ class RunRecordHook(Hook):
                 'train': describe_data(runner.train_dataloader.dataset, runner.cfg.data_root),
                 'val': describe_data(runner.val_dataloader.dataset, runner.cfg.data_root),
             },
-            'history': [e for e in earlier['history'] if e['epoch'] <= runner.epoch],
+            # The epochs of older records have no device of their own.
+            'history': [
+                {key: (own or of_source)[key] for key in ('device', 'world_size')} | entry
+                for entry in earlier['history']
+                if entry['epoch'] <= runner.epoch
+            ],
             'sessions': earlier['sessions'] + 1,
         }
         # A checkpoint is written before its epoch is validated. A run that was stopped in between,

@@ -706,9 +706,22 @@ REMOVED = (
 @pytest.mark.parametrize('path', DEMOS)
 def test_a_part_that_was_removed_is_named(path, voc, backbone_file):
     for key in sorted({*REMOVED} & {key for key, _ in walk(load_config(path).to_dict())}):
-        parent, _, name = key.rpartition('.')  # a network is named as a whole
-        with pytest.raises(UserError, match=f'{name}|{parent} cannot be built'):
+        whole, _, name = key.rpartition('.')
+        named = (
+            rf'{key} (is None, but every run needs it|cannot be built)',
+            rf'{whole} cannot be built',
+            rf'has {name}=None: give',
+            rf'has {key.rpartition("dataset.")[2]}=None: give',
+            rf'trained with {name} .*, the config has \[\]: change {key}',
+            r'has no data set of type None',
+        )
+        with pytest.raises(UserError, match='|'.join(named)):
             prepare(with_files(path, voc, backbone_file, f'{key}=None'))
+
+
+def test_each_removed_part_is_in_a_demo():
+    keys = {key for path in DEMOS for key, _ in walk(load_config(path).to_dict())}
+    assert {*REMOVED} <= keys
 
 
 @pytest.mark.parametrize('path', DEMOS)
@@ -720,7 +733,7 @@ def test_data_sets_of_other_types_are_named(path, voc, backbone_file):
     with pytest.raises(UserError, match=r'RepeatDataset cannot be used; set train_cfg\.max_epochs'):
         prepare(config)
     for kind in ('x', 'json', 'None'):
-        with pytest.raises(UserError, match=kind):
+        with pytest.raises(UserError, match=f'has no data set of type {kind}: correct the type'):
             prepare(with_files(path, voc, backbone_file, f'val_dataloader.dataset.type={kind}'))
 
 

@@ -28,6 +28,7 @@ def record(
         'config': f'{task}_config',
         'label': label,
         'device': 'CPU, 2 cores',
+        'world_size': 1,
         'identity': {
             'randomness': {'seed': seed},
             'precision': 'float32',
@@ -109,7 +110,7 @@ def test_replicates_of_both_kinds() -> None:
         transfer_table(records)
 
 
-def test_one_fine_tuning_each_bounds_the_spread_between() -> None:
+def test_one_fine_tuning_each_leaves_both_spreads_in_one() -> None:
     records = [record('BL', 0, v, pretrained=s) for s, v in enumerate((0.70, 0.72))]
     table = str(transfer_table(records))
     (row,) = named(table)

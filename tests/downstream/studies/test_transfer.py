@@ -85,6 +85,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             'config': run.config.stem,
             'label': ast.literal_eval(settings['label']),
             'device': 'CPU',
+            'world_size': 1,
             'paper': {'metric': metric},
             'data': {'train': {'count': 1}, 'val': {'count': 1}},
             'history': [{'epoch': 1}],

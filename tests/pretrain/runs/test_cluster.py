@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
-from pretrain.runs import launch
+from pretrain.runs import cluster, launch
 from pretrain.runs.cluster import ClusterLauncher, launcher_of
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT
@@ -136,6 +136,7 @@ def test_a_stop_waits_until_a_submitted_job_is_noted(
 
     def end(_: int) -> None:
         noted.append((run.work_dir / 'jobs/last.txt').exists())
+        cluster._SUBMITTING.release()  # since this process goes on
         ended.set()
 
     monkeypatch.setattr('submitit.AutoExecutor.submit', submit)
@@ -147,12 +148,14 @@ def test_a_stop_waits_until_a_submitted_job_is_noted(
     launcher._stop(signal.SIGTERM, None)
     thread.join()
     assert noted == [True]
+    other = Run('other', run.config, run.work_dir.with_name('other'))
+    with pytest.raises(UserError, match='other was stopped before its job was submitted'):
+        launcher._job(other, None)
 
 
 RUN = """
 import signal, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 begun = Path({begun!r})
 if begun.exists():
     print('resumed')

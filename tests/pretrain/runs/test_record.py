@@ -149,6 +149,11 @@ def test_resume_makes_up_for_a_missed_validation(
         runner.train()
     before = read_record(tmp_path / 'cut/run.json')
     assert 'metrics' not in before['history'][1]
+    # As an older version wrote it, on another device.
+    older = before | {'device': 'NVIDIA H200', 'world_size': 8}
+    for entry in older['history']:
+        del entry['device'], entry['world_size']
+    (tmp_path / 'cut/run.json').write_text(json.dumps(older))
     config = tiny_config('sd', tmp_path / 'cut', *two)
     config.load_from, config.resume = str(tmp_path / 'cut/epoch_2.pth'), True
     config.experiment_name += '-resumed'
@@ -159,6 +164,7 @@ def test_resume_makes_up_for_a_missed_validation(
     assert theirs[1] is not None
     assert cut['status'] == 'finished'
     assert cut['sessions'] == 2
+    assert devices_of(cut) == ['8 × NVIDIA H200']  # which trained all of its epochs
     assert cut['wall_seconds'] > before['wall_seconds'] > 0
 
 

@@ -198,6 +198,7 @@ def test_memory_and_the_bare_loop_are_compared_without_a_graph(
     rows = benchmark.step_rows(RESNET20, [], rounds=1)
     titles = {row['name'].rpartition(': ')[2]: row['name'].rpartition(': ')[0] for row in rows}
     assert not titles['BL, memory'].endswith('CUDA graphs')
+    assert not titles['bare loop, per step'].endswith('CUDA graphs')
     assert titles['BL, per step'].endswith(', CUDA graphs')
     assert seen[:2] == [(0, False), (0, True)]  # whose memory is measured
     assert seen[2:4] == [(2, False), (2, True)]
