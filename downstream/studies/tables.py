@@ -198,7 +198,7 @@ def _three_digits(values: Sequence[float]) -> str:
 
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
-    devices = ' or on '.join(sorted({device for r in records for device in devices_of(r)}))
+    devices = ' or on '.join(devices_of(*records))
     trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
     how = f'in {records[0]["identity"]["precision"]} on {devices}'

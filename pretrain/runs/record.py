@@ -343,17 +343,18 @@ def describe(config: Config) -> dict:
     }
 
 
-def devices_of(record: dict) -> list[str]:
-    """What trained the epochs of a run, such as ``8 × NVIDIA H200``, sorted. A resumed run may have
+def devices_of(*records: dict) -> list[str]:
+    """What trained the epochs of runs, such as ``8 × NVIDIA H200``, sorted. A resumed run may have
     used several devices, and one that started from a snapshot includes those of that run."""
-    own = {key: record[key] for key in ('device', 'world_size')}
     found = set()
-    for entry in record['history'] or [{}]:
-        device, count = (own | entry)['device'], (own | entry)['world_size']
-        if count > 1:
-            cpu = device.startswith('CPU')
-            device = f'{device}, {count} processes' if cpu else f'{count} × {device}'
-        found.add(device)
+    for record in records:
+        own = {key: record[key] for key in ('device', 'world_size')}
+        for entry in record['history'] or [{}]:
+            device, count = (own | entry)['device'], (own | entry)['world_size']
+            if count > 1:
+                cpu = device.startswith('CPU')
+                device = f'{device}, {count} processes' if cpu else f'{count} × {device}'
+            found.add(device)
     return sorted(found)
 
 

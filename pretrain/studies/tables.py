@@ -6,7 +6,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -162,7 +162,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
     notes.append(
         'The seconds of runs that shared a machine are not comparable with those of others.'
     )
-    if len(_devices(r for _, mine in arms for r in mine)) > 1:
+    if len(devices_of(*(r for _, mine in arms for r in mine))) > 1:
         notes.append('The runs were made on several devices, whose seconds are not compared.')
     notes.append(ABOUT_GAIN)
     return Table(header, rows, 3, notes)
@@ -439,17 +439,13 @@ def _one_setting(
 def _describe(records: Sequence[dict], mark: str = '') -> str:
     """Describe runs of one setting, after a ``mark`` that warns of what they are not."""
     identity, data = records[0]['identity'], records[0]['data']
-    devices = ' or on '.join(_devices(records))
+    devices = ' or on '.join(devices_of(*records))
     images = f'{data["train"]["count"]} training and {data["val"]["count"]} test images'
     return (
         f'{mark}{backbone_of(identity)}: '
         f'{number_of(epochs_of(records[0]), "epochs")} per run, {images}, '
         f'batch size {identity["batch_size"]}, in {identity["precision"]} on {devices}.'
     )
-
-
-def _devices(records: Iterable[dict]) -> list[str]:
-    return sorted({device for record in records for device in devices_of(record)})
 
 
 def epochs_of(record: dict) -> int:
@@ -522,7 +518,7 @@ def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str,
         return bool(group) and all(key in entry for r in group for entry in r['history'])
 
     def comparable(group: Sequence[dict]) -> bool:
-        return key != 'seconds' or len(_devices(group)) == 1
+        return key != 'seconds' or len(devices_of(*group)) == 1
 
     def total(group: Sequence[dict]) -> float:
         return statistics.fmean(sum(entry[key] for entry in r['history']) for r in group)
