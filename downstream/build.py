@@ -42,7 +42,7 @@ from pretrain.runs.config import (
     check_whole_numbers,
     walk,
 )
-from pretrain.runs.errors import UserError
+from pretrain.runs.errors import UserError, in_one_line
 from pretrain.runs.file_checks import content_sha256
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
@@ -203,9 +203,8 @@ def _hand_over(config: Config) -> dict[str, Any]:
             with scope as models, torch.device('meta'):
                 module = models.build(part)
         except Exception as error:  # a network may raise anything
-            what = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(
-                f'{key} cannot be built with these settings ({what}): correct them.'
+                f'{key} cannot be built with these settings ({in_one_line(error)}): correct them.'
             ) from error
         layers = top_level(module.state_dict())
         take_layers(weights, module, layers)

@@ -36,7 +36,7 @@ from pretrain.runs.config import (
     check_settings,
     check_whole_numbers,
 )
-from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.errors import UserError, in_one_line, number_of
 from pretrain.runs.identity import identity_of
 from pretrain.runs.precision import resolve_precision
 
@@ -279,10 +279,10 @@ def _try_images(student: nn.Module, count: int, size: int) -> None:
     except (ValueError, RuntimeError, AssertionError) as error:
         if 'meta' in str(error):  # the network reads a value; meta tensors have none
             return
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
             f'The network cannot train on {number_of(count, "images")} of {size} x {size} pixels '
-            f'at a time ({what}): change the network, image_size, batch_size or micro_batches.'
+            f'at a time ({in_one_line(error)}): change the network, image_size, batch_size or '
+            'micro_batches.'
         ) from error
 
 
@@ -290,8 +290,9 @@ def _built(settings: dict, name: str) -> nn.Module:
     try:
         return MODELS.build(settings)
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(f'{name} cannot be built ({what}): correct its settings.') from error
+        raise UserError(
+            f'{name} cannot be built ({in_one_line(error)}): correct its settings.'
+        ) from error
 
 
 def _check_other_runs(config: Config) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn, zeros
 
-from pretrain.runs.errors import UserError, number_of
+from pretrain.runs.errors import UserError, in_one_line, number_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Settings of mmengine's Runner that are not arguments of its constructor.
@@ -59,8 +59,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     try:
         config = Config.fromfile(str(file))
     except Exception as error:  # a config is a Python program and may raise anything
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(f'{path} cannot be read ({what}): correct it.') from error
+        raise UserError(f'{path} cannot be read ({in_one_line(error)}): correct it.') from error
     settings = {
         name: value
         for name, value in config.to_dict().items()
@@ -303,11 +302,10 @@ def check_settings(config: Config) -> None:
         with OPTIMIZERS.switch_scope_and_registry(config.default_scope) as optimizers:
             optimizers.build(optimizer)
     except Exception as error:  # an optimizer may raise anything
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
             f'The optimizer {config.optim_wrapper.optimizer.get("type")} cannot be built with '
-            f'these settings ({what}): correct them, or replace all of them in a config with '
-            'optim_wrapper=dict(optimizer=dict(_delete_=True, type=..., lr=...)).'
+            f'these settings ({in_one_line(error)}): correct them, or replace all of them in a '
+            'config with optim_wrapper=dict(optimizer=dict(_delete_=True, type=..., lr=...)).'
         ) from error
 
 

@@ -17,6 +17,16 @@ def lines_of(error: Exception) -> list[str]:
     return str(error).strip().splitlines() or [type(error).__name__]
 
 
+def in_one_line(error: Exception) -> str:
+    """The type and the message of an error that a library or a user's file raised.
+
+    Example:
+        >>> in_one_line(ValueError('no   room'))
+        'ValueError: no room'
+    """
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
 def number_of(count: int, things: str) -> str:
     """A count with its noun: the first word that ends in -s in ``things``, which is plural.
 
