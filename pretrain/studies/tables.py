@@ -6,7 +6,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -169,7 +169,7 @@ def table_1(records: Sequence[dict], configs: Sequence[Config]) -> Table:
 
 
 def teachers_table(records: Sequence[dict]) -> Table:
-    """How similar teacher and student are, by the origin of the teacher (Section 3.3.2).
+    """How similar teacher and student are, by network and origin of the teacher (Section 3.3.2).
 
     Agreement and KL are means over the training images of all epochs with a teacher: how often
     both predict the same class, and KL[f(x; θ_c_l) ‖ f(x; θ_l-1)] without a temperature.
@@ -177,30 +177,30 @@ def teachers_table(records: Sequence[dict]) -> Table:
     Records for which :func:`has_own_teacher` is False are ignored.
 
     Raises:
-        UserError: if there are no such runs, or they do not belong in one table.
+        UserError: if there are no such runs, or those of a network do not belong in one table.
     """
     mine = [*filter(has_own_teacher, records)]
     if not mine:
         raise UserError(
             'There is no record of a run with a teacher of its own: give records of SD runs.'
         )
-    _one_setting(mine)
-    rows = []
-    for label in dict.fromkeys(r['label'] for r in mine):
-        group = [r for r in mine if r['label'] == label]
-        _one_method(label, group)
-        algorithm = group[0]['identity']['algorithm']
-        taught = [means for r in group for means in _taught(r)]
-        means = [
-            f'{statistics.fmean(entry[name] for entry in taught):.2f}'
-            for name in ('teacher_error', 'agreement', 'difference')
-        ]
-        error = mean_std([_last(r) for r in group])
-        rows.append([label, _teacher_source(algorithm), *means, error, str(len(group))])
-    header = ['teacher', 'c_l', "teacher's training error (%)", 'agreement (%)', 'KL (nats)']
-    full = epochs_of(mine[0]) == RESNET_EPOCHS and _on_all_of_cifar(mine[0])
-    note = _describe(mine, '' if full else SHORTENED)
-    return Table([*header, 'error (%)', 'n'], rows, 2, [note])
+    rows, notes = [], []
+    for backbone, runs in _by_backbone(mine):
+        full = epochs_of(runs[0]) == RESNET_EPOCHS and _on_all_of_cifar(runs[0])
+        notes.append(_describe(runs, '' if full else SHORTENED))
+        for label in dict.fromkeys(r['label'] for r in runs):
+            group = [r for r in runs if r['label'] == label]
+            _one_method(f'{backbone}, {label}', group)
+            source = _teacher_source(group[0]['identity']['algorithm'])
+            taught = [means for r in group for means in _taught(r)]
+            means = [
+                f'{statistics.fmean(entry[name] for entry in taught):.2f}'
+                for name in ('teacher_error', 'agreement', 'difference')
+            ]
+            error = mean_std([_last(r) for r in group])
+            rows.append([backbone, label, source, *means, error, str(len(group))])
+    header = ['network', 'teacher', 'c_l', "teacher's training error (%)", 'agreement (%)']
+    return Table([*header, 'KL (nats)', 'error (%)', 'n'], rows, 3, notes)
 
 
 def has_own_teacher(record: dict) -> bool:
@@ -225,6 +225,14 @@ def _teacher_source(algorithm: Mapping[str, Any]) -> str:
     return f'average up to {c_l}, decay {decay}' if decay else c_l
 
 
+def _by_backbone(records: Sequence[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """Each backbone with its records, which must not differ in other settings."""
+    for backbone in sorted({backbone_of(r['identity']) for r in records}):
+        mine = [r for r in records if backbone_of(r['identity']) == backbone]
+        _one_setting(mine)
+        yield backbone, mine
+
+
 def errors_table(records: Sequence[dict]) -> Table:
     """The errors of any pretraining runs, with a row per network and label, the baseline first.
 
@@ -236,9 +244,7 @@ def errors_table(records: Sequence[dict]) -> Table:
     if not records:
         raise UserError('There is no finished pretraining run: train some with tools/sweep.py.')
     rows, notes = [], []
-    for backbone in sorted({backbone_of(r['identity']) for r in records}):
-        mine = [r for r in records if backbone_of(r['identity']) == backbone]
-        _one_setting(mine)
+    for backbone, mine in _by_backbone(records):
         notes.append(_describe(mine))
         arms = {label: [r for r in mine if r['label'] == label] for label in labels_of(mine)}
         base = arms.get('BL', [])

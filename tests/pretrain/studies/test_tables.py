@@ -370,14 +370,16 @@ def test_teachers_are_compared_by_what_the_records_hold(tmp_path: Path) -> None:
         tmp_path, 'resnet20_kd', 0, [33.0], history=history(60.0, 1.0),
         identity={'teacher': 'hash'},
     )  # fmt: skip
+    write(tmp_path, 'resnet32_sd_t2', 0, [36.0, 35.0, 34.0, 29.0], history=history(90.0, 1.0))
     table = str(teachers_table(find_records(tmp_path)))
-    assert cells(table, 'resnet20_lag10') == [
+    assert cells(table, 'ResNet-20', 'resnet20_lag10') == [
         'l - 10', '40.00', '81.50', '0.25', '33.50 ± 0.71', '2',
     ]  # fmt: skip
-    assert cells(table, 'resnet20_ema')[0] == 'average up to l - 1, decay 0.99'
-    assert cells(table, 'resnet20_sd_t2')[:3] == [
-        'end of the previous mini-generation (of 4)', '40.00', '61.00',
-    ]  # fmt: skip
+    assert cells(table, 'ResNet-20', 'resnet20_ema')[0] == 'average up to l - 1, decay 0.99'
+    for network, agreement in (('20', '61.00'), ('32', '91.00')):
+        assert cells(table, f'ResNet-{network}', f'resnet{network}_sd_t2')[:3] == [
+            'end of the previous mini-generation (of 4)', '40.00', agreement,
+        ]  # fmt: skip
     assert 'resnet20_kd' not in table
     assert 'resnet20_bl' not in table
     assert 'SHORTENED' not in table
