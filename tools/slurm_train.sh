@@ -15,20 +15,32 @@ nodes=$2
 gpus=$3
 shift 3
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-read -r -a srun_args <<< "${SRUN_ARGS:-}"
+read -r -d '' -a srun_args <<< "${SRUN_ARGS:-}" || true  # also over several lines
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- --resume "$@"
+# A task that exits with 75 would make Slurm kill the others, so it exits with 0 and writes to this
+# file, which all nodes must see.
+warned=$(mktemp "$PWD/.slurm_train.XXXXXX")
+trap 'rm -f "$warned"' EXIT
 
 status=75
 while [ "$status" -eq 75 ]; do
   status=0
-  # Each task learns its rank and the first node's name from Slurm.
+  : > "$warned"
+  # Each task learns its rank and the first node's name from Slurm, which sends each signal to the
+  # shell and to the run: the shell waits until the run has ended.
   # shellcheck disable=SC2016
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" \
     ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     --kill-on-bad-exit=1 --signal=USR1@300 ${srun_args[@]+"${srun_args[@]}"} \
-    bash -c 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) \
-      NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID exec bash "$@"' \
-    slurm "$tools/dist_train.sh" "$config" "$gpus" "$@" || status=$?
+    bash -c 'trap : USR1 TERM INT
+      export MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
+      export NNODES=$1 NODE_RANK=$SLURM_NODEID
+      code=0
+      bash "${@:3}" || code=$?
+      [ $code -ne 75 ] || { echo $code > "$2" && code=0; }
+      exit $code' \
+    slurm "$nodes" "$warned" "$tools/dist_train.sh" "$config" "$gpus" "$@" || status=$?
+  [ "$status" -ne 0 ] || [ ! -s "$warned" ] || status=75
   if [ "$status" -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     break

@@ -197,17 +197,20 @@ def test_scripts_keep_their_line_ends_in_a_clone_on_windows() -> None:
 def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
     """``slurm(argument, ..., NAME='value')``: the exit code of slurm_train.sh and what it called.
 
-    With stand-ins for srun, which runs one task, for scontrol and for dist_train.sh, which exits
-    with 75, the request to be resumed, unless it resumes already.
+    With stand-ins for scontrol; for srun, which as Slurm kills the other tasks (143) if one fails
+    and returns the highest code; and for dist_train.sh, which exits with 75, the request to be
+    resumed, unless it resumes already, or with ``CODE``.
     """
     programs = {
-        'srun': 'echo "$@" | sed "s/bash -c.*//" >> "$OUT"; '
-        'while [ "$1" != bash ]; do shift; done; '
-        'SLURM_JOB_NODELIST=x SLURM_NNODES=3 SLURM_NODEID=2 exec "$@"',
+        'srun': 'printf "%s " "$@" | sed "s/bash -c.*//;q" >> "$OUT"; '
+        'while [ "$1" != bash ]; do shift; done; export SLURM_STEP_NODELIST=x; status=0; '
+        'for SLURM_NODEID in 0 1 2; do export SLURM_NODEID; code=143; '
+        '[ $status -ne 0 ] || { code=0; "$@" || code=$?; }; '
+        '[ $code -le $status ] || status=$code; done; exit $status',
         'scontrol': 'if [ "$1" = requeue ]; then echo "$@" >> "$OUT"; fi; '
         'echo node7; echo node8; echo node9',
         'dist_train.sh': 'echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"; '
-        '[[ " $* " == *" --resume "* ]] || exit 75',
+        '[[ " $* " == *" --resume "* ]] || exit 75; exit ${CODE:-0}',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
@@ -226,13 +229,14 @@ def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
 
 
 def test_slurm_starts_each_node_with_its_rank(slurm: Callable) -> None:
-    code, lines = slurm('--resume', 'a b', SRUN_ARGS='--partition=gpu --time=1:00')
+    code, lines = slurm('--resume', 'a b', SRUN_ARGS='--partition=gpu\n  --time=1:00')
     assert code == 0
     assert lines[0] == [
         '--nodes=3', '--ntasks=3', '--ntasks-per-node=1', '--gpus-per-node=8',
         '--kill-on-bad-exit=1', '--signal=USR1@300', '--partition=gpu', '--time=1:00',
     ]  # fmt: skip
-    assert lines[-1] == ['node7', '3', '2:', SD, '8', '--resume', 'a', 'b']
+    ranks = [['node7', '3', f'{rank}:', SD, '8', '--resume', 'a', 'b'] for rank in range(3)]
+    assert lines[1:] == ranks
 
 
 def test_slurm_passes_on_the_cores_that_a_batch_job_has(slurm: Callable) -> None:
@@ -240,11 +244,20 @@ def test_slurm_passes_on_the_cores_that_a_batch_job_has(slurm: Callable) -> None
     assert '--cpus-per-task=64' in lines[0]
 
 
-def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable) -> None:
+def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable, tmp_path: Path) -> None:
+    """All tasks end their runs before it starts again, and no file is left."""
     code, lines = slurm('--work-dir', 'x')
     assert code == 0
     calls = [line[4:] for line in lines if line[0] == 'node7']
-    assert calls == [['8', '--work-dir', 'x'], ['8', '--resume', '--work-dir', 'x']]
+    resumed = ['8', '--resume', '--work-dir', 'x']
+    assert calls == [['8', '--work-dir', 'x']] * 3 + [resumed] * 3
+    assert not [*tmp_path.glob('.slurm_train*')] + [*ROOT.glob('.slurm_train*')]
+
+
+def test_slurm_does_not_resume_a_run_that_failed(slurm: Callable) -> None:
+    code, lines = slurm('--resume', CODE='3')
+    assert code == 143  # of the tasks that Slurm killed
+    assert len([line for line in lines if line[0] == 'node7']) == 1
 
 
 def test_slurm_requeues_a_batch_job(slurm: Callable) -> None:
