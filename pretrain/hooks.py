@@ -63,6 +63,7 @@ class SnapshotHook(Hook):
     keep_epochs: Sequence[int] = ()
     seed: int = 0
     waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, init=False)
+    untaught: bool = field(default=False, init=False)  # the loaded checkpoint has no teacher
 
     def __post_init__(self) -> None:
         self.lag = self.lag or 1
@@ -70,6 +71,12 @@ class SnapshotHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._plan(runner)
+        if self.untaught and not self.teacher_file and runner.iter > self.copied[0]:
+            raise UserError(
+                f'{runner.cfg.load_from} has no teacher, and the student that would teach from its '
+                'iteration on is not in it: begin with a snapshot of the end of the first '
+                'mini-generation, --start-from .../snapshot_1.pth in another --work-dir.'
+            )
         if self.teacher_file:
             unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
             runner.logger.info(f'The teacher is {self.teacher_file}.')
@@ -176,7 +183,7 @@ class SnapshotHook(Hook):
         """Make mmengine's lenient loading strict.
 
         SE and SD share mini-generation 1, so either the model or the checkpoint may lack a teacher.
-        No teacher has been used up to there; ``pretrain.build.may_differ`` refuses other cases.
+        No teacher has been used up to there: :meth:`before_train` refuses other cases.
 
         Raises:
             RuntimeError: if the checkpoint is of another network.
@@ -187,9 +194,9 @@ class SnapshotHook(Hook):
             for step, weights in checkpoint.get('waiting_copies', [])
         ]
         weights, own = checkpoint['state_dict'], unwrap(runner).state_dict()
-        for key in own.keys() - weights.keys():
-            if key.startswith('teacher.'):
-                weights[key] = own[key]
+        lacking = [key for key in own.keys() - weights.keys() if key.startswith('teacher.')]
+        self.untaught = bool(lacking)
+        weights |= {key: own[key] for key in lacking}
         for key in weights.keys() - own.keys():
             if key.startswith('teacher.'):
                 del weights[key]

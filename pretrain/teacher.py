@@ -3,10 +3,13 @@
 import copy
 import gc
 import warnings
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
+from torch.nn.modules.conv import _ConvNd
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -51,8 +54,8 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
 
     Batch normalisation after a convolution is folded into it, and 1x1 convolutions become matrix
     products. With 'bf16' the weights are cast here, once; autocast would cast weights without
-    gradient in each forward pass. A network that torch.fx cannot trace is copied without folding,
-    with a warning.
+    gradient in each forward pass. A network that torch.fx cannot trace, or that calls a convolution
+    several times, is copied without folding, with a warning.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.
@@ -60,13 +63,14 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """
     try:
         folded = fuse(teacher)
+        _check_called_once(folded)
         read = {n.target.rpartition('.')[0] for n in folded.graph.nodes if n.op == 'get_attr'}
         for name, module in [*folded.named_modules()]:
             if type(module) is nn.Conv2d and _is_pointwise(module) and name not in read:
                 folded.set_submodule(name, Pointwise.of(module))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         warnings.warn(
-            f'torch.fx cannot trace the teacher ({error}): its batch normalisation is not folded '
+            f'torch.fx cannot fold the teacher ({error}): its batch normalisation is not folded '
             'into the convolutions. The results are the same, but the teacher is slower.',
             stacklevel=2,
         )
@@ -77,6 +81,15 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
                 module.to(torch.bfloat16)
     gc.collect()  # torch.fx leaves a copy in float32, and the former teacher, in reference cycles
     return folded.to(memory_format=torch.channels_last)
+
+
+def _check_called_once(folded: GraphModule) -> None:
+    """Raise a ValueError if a convolution is called more than once: all the batch normalisations
+    that follow its calls are then folded into it."""
+    calls = Counter(node.target for node in folded.graph.nodes if node.op == 'call_module')
+    for name, count in calls.items():
+        if count > 1 and isinstance(folded.get_submodule(name), _ConvNd):
+            raise ValueError(f'it calls {name} {count} times')
 
 
 def _is_pointwise(convolution: nn.Conv2d) -> bool:

@@ -306,7 +306,12 @@ class RunRecordHook(Hook):
         self._write(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['meta'].update(format=FORMAT, identity=runner.cfg.identity.to_dict())
+        settings = runner.cfg.to_dict()
+        checkpoint['meta'] |= {
+            'format': FORMAT,
+            'identity': settings['identity'],
+            'accepted_changes': settings.get('accepted_changes', []),
+        }
         if iterations_done(runner):
             self._write(runner)  # updates wall_seconds
 

@@ -17,6 +17,7 @@ from pretrain.runs.record import read_record
 # would have no effect or a wrong one.
 FIXED = 'optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler'
 FIXED += 'randomness.seed', 'batch_size'
+FIXED += 'model.network', 'model.teacher_network', 'algorithm.features'  # other tensors
 # Also fixed within an epoch: the rest of its images must follow in the same order and shares.
 FIXED_WITHIN = 'world_size', 'data_seed', 'data'
 
@@ -51,8 +52,7 @@ def choose_start(config: Config, args: Namespace) -> bool:
             'from a copy, or begin a new run in another --work-dir.'
         )
     finished = record is not None and record['status'] == 'finished'
-    changes = record['accepted_changes'] if record else []
-    config.load_from, config.resume, config.accepted_changes = None, False, changes
+    config.load_from, config.resume, config.accepted_changes = None, False, []
     if finished and not found:  # its checkpoints were deleted, or it never saves any
         check_finished(work_dir, record, config.identity.to_dict())
         return _nothing_to_do(work_dir)
@@ -62,14 +62,18 @@ def choose_start(config: Config, args: Namespace) -> bool:
     if config.load_from is None:
         return True
     config.resume = True
+    checkpoint = load_from_disk(config.load_from)
     changed = check_resume(
-        load_from_disk(config.load_from),
+        checkpoint,
         config.load_from,
         config.identity.to_dict(),
         getattr(stage_of(config), 'may_differ', None),
         another_run=newest is None,
         accepted=args.accept_change,
     )
+    # Perhaps no iteration was trained with the record's changes. Old checkpoints lack their own.
+    recorded = record['accepted_changes'] if record else []
+    changes = checkpoint['meta'].get('accepted_changes', recorded)
     config.accepted_changes = changes + [change for change in changed if change not in changes]
     if finished and progress(newest)[0] >= config.train_cfg.max_epochs:
         return _nothing_to_do(work_dir)
@@ -123,7 +127,7 @@ def check_resume(
 
     Args:
         checkpoint: the loaded checkpoint.
-        path: its file, for the message; its name tells whether the next epoch has begun.
+        path: its file, for the message.
         identity: the identity of the run that continues it.
         may_differ: the stage's rule for the keys that may differ, if it has one.
         another_run: whether another run wrote the checkpoint, from which this run branches off.
@@ -135,8 +139,11 @@ def check_resume(
     Raises:
         UserError: naming every other key that differs, with both values.
     """
-    theirs, epoch = identity_in(checkpoint, path), checkpoint['meta']['epoch']
-    begun = epoch + ((progress(Path(path)) or (epoch, 0))[1] > 0)
+    theirs, meta = identity_in(checkpoint, path), checkpoint['meta']
+    epoch = meta['epoch']
+    # Old checkpoints lack the length; then the name tells whether the next epoch has begun.
+    length, (_, more) = meta.get('epoch_length'), progress(Path(path)) or (epoch, 0)
+    begun = epoch + (meta['iter'] > epoch * length if length else more > 0)
     allowed = may_differ(begun, theirs, identity, another_run) if may_differ else ()
     within = FIXED_WITHIN if begun > epoch else ()
     changed = differences(theirs, identity, [key for key in allowed if key not in within])

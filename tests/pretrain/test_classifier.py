@@ -323,6 +323,6 @@ class Untraceable(torch.nn.Module):
 def test_network_that_cannot_be_traced_teaches_unfolded(batch: dict, monkeypatch) -> None:
     monkeypatch.setitem(MODELS._module_dict, 'Untraceable', Untraceable)
     model = make(1.0, dict(type='Untraceable', num_classes=4))
-    with pytest.warns(UserWarning, match='torch.fx cannot trace the teacher .*not folded'):
+    with pytest.warns(UserWarning, match='torch.fx cannot fold the teacher .*not folded'):
         logits = model.teach(batch['inputs'])
     assert torch.equal(logits, model.teacher(batch['inputs']))

@@ -149,6 +149,18 @@ def test_resumed_run_is_the_same_run(
     assert_same_training_state(tmp_path / 'whole/epoch_3.pth', tmp_path / 'cut/epoch_3.pth')
 
 
+def test_a_teacher_that_the_checkpoint_lacks_is_refused(
+    tiny_config: Callable, train: Callable, tmp_path: Path
+) -> None:
+    """SE in mini-generation 2, resumed as SD: the student that would teach is not in the file, and
+    new weights must not teach instead. At the end of mini-generation 1 the student itself does."""
+    train('se', tmp_path / 'se')
+    config = tiny_config('sd', tmp_path / 'sd')
+    config.load_from, config.resume = str(tmp_path / 'se/epoch_2.pth'), True
+    with pytest.raises(UserError, match=r'epoch_2\.pth has no teacher, .* begin with a snapshot'):
+        Runner.from_cfg(config).train()
+
+
 def test_snapshots_and_teacher_of_each_generation(train: Callable, tmp_path: Path) -> None:
     train('sd', tmp_path, 'algorithm.generations=[1, 1, 1]')
     snapshots = [load_from_disk(tmp_path / f'snapshot_{k}.pth') for k in (1, 2, 3)]

@@ -161,12 +161,36 @@ def test_networks_of_timm_teach_whether_they_can_be_traced_or_not(
         warnings.simplefilter('always')
         losses = model(**batch, mode='loss')
         model(**batch, mode='loss')['loss'].backward()
-    told = [str(w.message) for w in warned if 'cannot trace the teacher' in str(w.message)]
+    told = [str(w.message) for w in warned if 'cannot fold the teacher' in str(w.message)]
     assert len(told) == (0 if traced else 1)
     assert losses['loss'].isfinite()
     with torch.no_grad():
         expected = model.teacher(batch['inputs'])
     torch.testing.assert_close(model.teach(batch['inputs']), expected, atol=1e-5, rtol=1e-5)
+
+
+class SharedConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for norm in self.norms:
+            images = norm(self.convolution(images))
+        return images.mean(dim=(2, 3))
+
+
+def test_a_convolution_that_is_called_twice_is_not_folded() -> None:
+    """Else both batch normalisations would act on both calls."""
+    torch.manual_seed(0)
+    network = SharedConvolution().train()
+    for scale in (1.0, 3.0):
+        network(scale * torch.randn(8, 3, 8, 8))  # other running statistics for each norm
+    teacher, images = freeze(network).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match='it calls convolution 2 times'):
+        folded = fold(teacher, 'float32')
+    torch.testing.assert_close(folded(images), teacher(images))
 
 
 def test_a_network_of_timm_keeps_the_weights_that_its_settings_ask_for() -> None:

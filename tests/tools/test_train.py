@@ -251,7 +251,7 @@ def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable, tmp_path: Path) -
     calls = [line[4:] for line in lines if line[0] == 'node7']
     resumed = ['8', '--resume', '--work-dir', 'x']
     assert calls == [['8', '--work-dir', 'x']] * 3 + [resumed] * 3
-    assert not [*tmp_path.glob('.slurm_train*')] + [*ROOT.glob('.slurm_train*')]
+    assert not [*tmp_path.glob('.slurm_train*'), *ROOT.glob('.slurm_train*')]
 
 
 def test_slurm_does_not_resume_a_run_that_failed(slurm: Callable) -> None:

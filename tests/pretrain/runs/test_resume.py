@@ -142,6 +142,21 @@ def test_accepted_changes_are_not_forgotten(tiny_config: Callable, tmp_path: Pat
         assert keys == ['data.train', *accepted]
 
 
+def test_a_change_that_no_iteration_was_trained_with_is_forgotten(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """The run was killed after the record was written and before the next checkpoint."""
+    config = tiny_config('se', tmp_path / 'run')
+    change = {'epoch': 2, 'key': 'micro_batches', 'was': 1, 'now': 2}
+    path = leave(tmp_path / 'run', config.identity.to_dict(), 2, accepted_changes=[change])
+    content = load_from_disk(path)
+    for changes in ([], [change]):
+        content['meta']['accepted_changes'] = changes
+        torch.save(content, path)
+        choose_start(config, RESUME)
+        assert config.accepted_changes == changes
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., str]:
     def write(identity: dict, **meta: object) -> str:
@@ -188,10 +203,12 @@ def test_accepted_changes_are_returned(checkpoint: Callable) -> None:
         {'optim_wrapper': {'optimizer': {'lr': 0.1}}},
         {'optim_wrapper': {'paramwise_cfg': {'bias_lr_mult': 0.1}}},
         {'param_scheduler': [{'gamma': 0.1}]},
+        {'model': {'network': {'width': 0.1}}},
     ],
 )
 def test_what_a_checkpoint_holds_cannot_be_changed(part: dict, checkpoint: Callable) -> None:
-    """mmengine restores the rate and the schedule: the change would be recorded and not made."""
+    """mmengine restores the rate and the schedule: the change would be recorded and not made.
+    Weights do not fit another network."""
     path = checkpoint(part | {'seed': 0})
     ours = json.loads(json.dumps(part | {'seed': 0}).replace('0.1', '0.2'))
     with pytest.raises(
@@ -387,3 +404,13 @@ def test_a_resumed_run_keeps_the_number_of_processes(
     config = tiny_config('bl', tmp_path)
     one, two = (prepare(config, count).identity.to_dict() for count in (1, 2))
     assert differences(one, two, may_differ(1, one, two, False)) == {'world_size': (1, 2)}
+
+
+def test_a_checkpoint_within_an_epoch_is_known_by_its_content(checkpoint: Callable) -> None:
+    """Whatever its file is called."""
+    ours = {'data_seed': 1}
+    end = checkpoint({'data_seed': 0}, iter=9, epoch_length=3)
+    assert check(end, ours, accepted=['data_seed'])
+    within = checkpoint({'data_seed': 0}, iter=10, epoch_length=3)
+    with pytest.raises(UserError, match='data_seed=0, but this run asks for 1: .* depends'):
+        check(within, ours, accepted=['data_seed'])
