@@ -5,14 +5,26 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from downstream.studies.replicates import Comparison, Values, check_replicates, replicate, spreads
+from pretrain.runs.config import load_config
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.record import devices_of, last_in_percent
-from pretrain.runs.tables import DASH, MISSING, SHORTENED, Table, check_alike, check_seeds, mean_std
-from pretrain.studies.tables import labels_of
+from pretrain.runs.tables import (
+    DASH,
+    MISSING,
+    SHORTENED,
+    Table,
+    changed_during_training,
+    check_alike,
+    check_seeds,
+    mean_std,
+)
+from pretrain.studies.tables import changes_of, labels_of
 
 TASKS = ('detection', 'segmentation', 'probe')
-# The paper's numbers of training images, test images and epochs, and ResNet depth (Section 4.3).
+# The paper's numbers of training images, test images and epochs, and ResNet depth (Section 4.3),
+# and the config that has its settings.
 FULL = {'detection': (5_011, 4_952, 10, 152), 'segmentation': (10_582, 1_449, 50, 152)}
+CONFIGS = {'detection': 'faster_rcnn_r152_voc07', 'segmentation': 'deeplabv3_r152_voc12aug'}
 # Settings in which runs of a config may differ; stem, stride style and preprocessing follow the
 # backbone.
 MAY_DIFFER = ('randomness.seed', 'backbone', 'model.data_preprocessor')
@@ -61,10 +73,9 @@ def transfer_table(records: Sequence[dict], labels: Sequence[str] = ()) -> Table
     rows, notes, verdicts = [], [], {}
     for name, arms, values in _by_config(records, labels):
         mine = [record for arm in arms.values() for record in arm]
-        full = _size(mine[0]) == FULL.get(mine[0]['task'])
-        paper = mine[0]['paper'] if full else {}
-        shortened = '' if full or not mine[0]['paper'].keys() & {*labels} else SHORTENED
-        notes.append(shortened + _note(mine))
+        mark = _unlike_the_paper(mine)
+        paper = {} if mark else mine[0]['paper']
+        notes.append(mark * bool(mine[0]['paper'].keys() & {*labels}) + _note(mine))
         for label, arm in arms.items():
             row = {'task': f'{name} {mine[0]["paper"]["metric"]}', 'backbone': label}
             row |= _row_of_label(arm, values[label], paper.get(label))
@@ -137,7 +148,7 @@ def _one_setting(config: str, records: Sequence[dict]) -> None:
     settings = []
     for record in records:
         *_, epochs, depth = _size(record)
-        more = {'data': record['data'], 'epochs': epochs, 'depth': depth}
+        more = {'files': record['data'], 'epochs': epochs, 'depth': depth}
         settings.append(record['identity'] | more)
     check_alike(f'The records of {config}', settings, MAY_DIFFER)
 
@@ -196,10 +207,19 @@ def _three_digits(values: Sequence[float]) -> str:
     return f'{fmean(values):.3g}{spread}'
 
 
+def _unlike_the_paper(records: Sequence[dict]) -> str:
+    """Why runs of a config are not comparable with the paper's numbers; empty if they are."""
+    task = records[0]['task']
+    if _size(records[0]) != FULL.get(task):
+        return SHORTENED
+    return changes_of(load_config(f'configs/downstream/{CONFIGS[task]}.py'), records)
+
+
 def _note(records: Sequence[dict]) -> str:
     train, val, epochs, depth = _size(records[0])
     devices = ' or on '.join(devices_of(*records))
     trained = number_of(epochs, 'epochs') if epochs else 'no training'
     images = f'{train} training and {val} test images'
     how = f'in {records[0]["identity"]["precision"]} on {devices}'
-    return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, {how}.'
+    changed = changed_during_training(records)
+    return f'{records[0]["config"]}: ResNet-{depth}, {images}, {trained}, {how}.{changed}'

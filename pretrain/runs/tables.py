@@ -2,13 +2,14 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.runs.checkpoint import write_atomically
-from pretrain.runs.errors import Contents, UserError
-from pretrain.runs.identity import differences
+from pretrain.runs.errors import Contents, UserError, number_of
+from pretrain.runs.identity import differences, shortened
 from pretrain.runs.record import read_records
 
 MISSING = 'missing'
@@ -109,6 +110,18 @@ def check_alike(what: str, settings: Sequence[dict], may_differ: Sequence[str]) 
                 f'{what} differ in {values}, and do not belong in one table: name the folder of '
                 'one set of runs.'
             )
+
+
+def changed_during_training(records: Sequence[dict]) -> str:
+    """A sentence on the settings that ``--accept-change`` changed while runs were trained, with a
+    space before it; empty if there are none."""
+    changes = Counter(
+        f'{c["key"]} from {shortened(c["was"])} to {shortened(c["now"])} after epoch {c["epoch"]}'
+        for record in records
+        for c in record['accepted_changes']
+    )
+    listed = '; '.join(f'{text} ({number_of(n, "runs")})' for text, n in changes.items())
+    return f' CHANGED DURING TRAINING: {listed}.' if changes else ''
 
 
 def check_seeds(

@@ -21,6 +21,7 @@ from pretrain.runs.tables import (
     MISSING,
     SHORTENED,
     Table,
+    changed_during_training,
     check_alike,
     check_seeds,
     format_p,
@@ -36,8 +37,10 @@ ABOUT_GAIN = (
     'Gains are in percentage points; a positive gain means a lower error. p: two-sided t-test of '
     'Welch, which does not pair the seeds, not corrected for multiple comparisons.'
 )
-RESNET_EPOCHS = 164  # for ResNets on CIFAR-100 (Section 4.1)
 TRAINING_IMAGES = {'Cifar100': 50_000, 'ClassFolder': 1_281_167}
+# The paper's epochs and number of training images by the type of network (Sections 4.1 and 4.2).
+FULL = {'CifarResNet': (164, 50_000), 'CifarDenseNet': (300, 50_000)}
+FULL |= dict.fromkeys(['ResNet', 'SEResNet'], (90, 1_281_167))
 
 Arms = list[tuple[Config, list[dict]]]  # each config with its records
 
@@ -186,8 +189,7 @@ def teachers_table(records: Sequence[dict]) -> Table:
         )
     rows, notes = [], []
     for backbone, runs in _by_backbone(mine):
-        full = epochs_of(runs[0]) == RESNET_EPOCHS and _on_all_of_cifar(runs[0])
-        notes.append(_describe(runs, '' if full else SHORTENED))
+        notes.append(_describe(runs, '' if _is_full(runs[0]) else SHORTENED))
         for label in dict.fromkeys(r['label'] for r in runs):
             group = [r for r in runs if r['label'] == label]
             _one_method(f'{backbone}, {label}', group)
@@ -270,7 +272,6 @@ SHARED = re.compile(r'(?:M#(\d+)<)?T#(\d+)')
 # The paper's accuracies (Section 3.3.2) by the same epochs, of DenseNet-100.
 TABLE_2 = {(0, 0): 78.13, (75, 0): 78.18, (75, 75): 78.02}
 TABLE_2 |= {(150, 0): 77.67, (150, 75): 77.58, (150, 150): 77.47}
-TABLE_2_EPOCHS = 300
 
 
 def table_2(records: Sequence[dict]) -> Table:
@@ -295,8 +296,7 @@ def table_2(records: Sequence[dict]) -> Table:
     _one_setting(mine)
     for label in dict.fromkeys(r['label'] for r in mine):
         _one_method(label, [r for r in mine if r['label'] == label])
-    full = epochs_of(mine[0]) == TABLE_2_EPOCHS and _on_all_of_cifar(mine[0])
-    full = full and backbone_of(mine[0]['identity']) == 'DenseNet-100'
+    full = _is_full(mine[0]) and backbone_of(mine[0]['identity']) == 'DenseNet-100'
     teachers = sorted({teacher for _, teacher in cells})
     rows = [['self', 'ours', *(mean_std(cells.get((None, t), [])) for t in teachers)]]
     for student in teachers:
@@ -348,12 +348,14 @@ def _with_ends(records: Sequence[dict]) -> list[dict]:
 
 
 def _networks(arms: Arms) -> Arms:
-    """The first arm with records of each network; UserError if its records differ in settings."""
+    """The first config with records of each network, and all records of the network. UserError if
+    they differ in settings."""
     networks = []
-    for backbone in dict.fromkeys(backbone_of(config) for config, _ in arms):
+    for backbone in dict.fromkeys(backbone_of(config) for config, mine in arms if mine):
         found = [(c, mine) for c, mine in arms if mine and backbone_of(c) == backbone]
-        _one_setting([record for _, mine in found for record in mine])
-        networks += found[:1]
+        records = [record for _, mine in found for record in mine]
+        _one_setting(records)
+        networks.append((found[0][0], records))
     return networks
 
 
@@ -363,25 +365,33 @@ def _unlike_the_paper(config: Config, records: Sequence[dict]) -> str:
     first = records[0]
     if epochs_of(first) != config.epochs or first['data']['train']['count'] != images:
         return SHORTENED
-    found = differences(recipe(config), recipe(first['identity']))
-    changes = ', '.join(
-        f'{key}={theirs} instead of {ours}' for key, (ours, theirs) in found.items()
-    )
-    return f'CHANGED ({changes}), not comparable with the paper. ' if found else ''
+    return changes_of(config, records)
+
+
+def changes_of(config: Config, records: Sequence[dict]) -> str:
+    """Why records of one setting and of any task are not comparable with the paper's numbers in
+    their config although they have its size; empty if they are."""
+    found = differences(recipe(config), recipe(records[0]['identity']))
+    changes = [f'{key}={theirs} instead of {ours}' for key, (ours, theirs) in found.items()]
+    changes += ['during training'] * bool(changed_during_training(records))
+    return f'CHANGED ({", ".join(changes)}), not comparable with the paper. ' if changes else ''
 
 
 def recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config or an identity, of any task, that all methods share: network,
     optimizer, batch and images."""
-    keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'crop_size'
+    keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'scale_range', 'crop_size'
     parts = {key: settings[key] for key in keys if settings.get(key) is not None}
+    parts['micro_batches'] = settings.get('micro_batches') or 1
     parts['network'] = settings['model'].get('network')
     parts['crop_area'] = settings.get('train_dataloader', {}).get('dataset', {}).get('crop_area')
     return json.loads(json.dumps(parts))
 
 
-def _on_all_of_cifar(record: dict) -> bool:
-    return record['data']['train']['count'] == TRAINING_IMAGES['Cifar100']
+def _is_full(record: dict) -> bool:
+    """Whether a run has as many epochs and training images as the paper's runs."""
+    size = epochs_of(record), record['data']['train']['count']
+    return size == FULL.get(record['identity']['model']['network']['type'])
 
 
 def _notes(records: Sequence[dict], arms: Arms) -> list[str]:
@@ -436,7 +446,7 @@ def _one_setting(
     settings = [
         r['identity']
         | {'algorithm': defaults()['algorithm'] | dict(r['identity']['algorithm'])}
-        | {'epochs': epochs_of(r), 'data': r['data']}
+        | {'epochs': epochs_of(r), 'files': r['data']}
         for r in records
     ]
     check_alike(name, settings, may_differ)
@@ -451,6 +461,7 @@ def _describe(records: Sequence[dict], mark: str = '') -> str:
         f'{mark}{backbone_of(identity)}: '
         f'{number_of(epochs_of(records[0]), "epochs")} per run, {images}, '
         f'batch size {identity["batch_size"]}, in {identity["precision"]} on {devices}.'
+        f'{changed_during_training(records)}'
     )
 
 
@@ -517,11 +528,14 @@ def _gain(records: Sequence[dict], baseline: Sequence[dict]) -> tuple[str, str]:
 
 def _cost(records: Sequence[dict], base: Sequence[dict], key: str) -> tuple[str, str]:
     """The mean of the runs' total ``key`` ('iterations' or 'seconds'), and its ratio to the
-    baseline's; missing if a run started from a snapshot whose record is not known. Seconds of
+    baseline's; missing if a run started from a checkpoint whose record is not known. Seconds of
     different devices have neither a mean nor a ratio."""
 
+    def is_whole(history: Sequence[dict]) -> bool:
+        return all(e['epoch'] == n and key in e for n, e in enumerate(history, start=1))
+
     def known(group: Sequence[dict]) -> bool:
-        return bool(group) and all(key in entry for r in group for entry in r['history'])
+        return bool(group) and all(is_whole(record['history']) for record in group)
 
     def comparable(group: Sequence[dict]) -> bool:
         return key != 'seconds' or len(devices_of(*group)) == 1

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import re
@@ -6,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from downstream.studies.tables import TASKS, transfer_table
+from downstream.studies.tables import CONFIGS, TASKS, transfer_table
+from pretrain.runs.config import load_config
 from pretrain.runs.errors import Contents, UserError
 from pretrain.runs.tables import SHORTENED, find_records
+
+
+@functools.cache
+def recipe(task: str) -> dict:
+    """The settings of the paper's config in a record, as far as tables compare them."""
+    settings = load_config(f'configs/downstream/{CONFIGS[task]}.py').to_dict()
+    keys = 'batch_size', 'optim_wrapper', 'image_scale', 'scale_range', 'crop_size'
+    return json.loads(json.dumps({key: settings[key] for key in keys} | {'model': {}}))
 
 
 def record(
@@ -29,10 +39,12 @@ def record(
         'label': label,
         'device': 'CPU, 2 cores',
         'world_size': 1,
+        'accepted_changes': [],
         'identity': {
             'randomness': {'seed': seed},
             'precision': 'float32',
             'backbone': backbone(label, pretrained),
+            **recipe(task),
         },
         'paper': {'metric': metric, 'BL': 73.49, 'SD': 74.93},
         'data': {'train': {'count': train}, 'val': {'count': val}},
@@ -264,11 +276,20 @@ def test_shortened_runs_do_not_stand_beside_the_papers() -> None:
     assert f'- {SHORTENED}detection_config: ResNet-152, 240 training' in table
 
 
+def test_changed_runs_do_not_stand_beside_the_papers() -> None:
+    change = {'epoch': 3, 'key': 'data.train', 'was': 'a' * 64, 'now': 'b' * 64}
+    for more, said in (
+        (settings(batch_size=4, image_scale=(300, 200)), 'batch_size=4 instead of 16, image_scale'),
+        ({'accepted_changes': [change]}, 'during training'),
+    ):
+        table = str(transfer_table([record(label, 0, 0.7, **more) for label in ('BL',)]))
+        assert 'paper' not in named(table)[0]
+        assert f'- CHANGED ({said}' in table
+    assert 'DURING TRAINING: data.train from aaaaaaaa to bbbbbbbb after epoch 3 (1 run).' in table
+
+
 def settings(**more: object) -> dict:
-    return {
-        'identity': {'randomness': {'seed': 0}, 'precision': 'float32', 'backbone': backbone('SD')}
-        | more
-    }
+    return {'identity': record('SD', 0, 0.7)['identity'] | more}
 
 
 @pytest.mark.parametrize(
@@ -276,10 +297,11 @@ def settings(**more: object) -> dict:
     [
         (
             SHORT | {'history': [{'epoch': 10}]},
-            r'data.train.count \(5011 and 240\), data.val.count \(4952 and 80\)',
+            r'files.train.count \(5011 and 240\), files.val.count \(4952 and 80\)',
         ),
         ({'history': [{'epoch': 9}]}, r'epochs \(10 and 9\)'),
-        (settings(batch_size=4), r'batch_size \(None and 4\)'),
+        (settings(batch_size=4), r'batch_size \(16 and 4\)'),
+        (settings(data={'train': ['x']}), r'data.train \(None and ..x..\)'),
         (settings(val_evaluator={'type': 'other'}), r'val_evaluator.type \(None and other\)'),
         (settings(model={'backbone': {'depth': 18}}), r'model.backbone.depth \(None and 18\)'),
         (settings(backbone=backbone('SD', depth=18)), r'depth \(152 and 18\)'),
@@ -301,11 +323,7 @@ def test_the_papers_numbers_are_of_resnet_152() -> None:
             b,
             0,
             0.7,
-            identity={
-                'randomness': {'seed': 0},
-                'precision': 'bf16',
-                'backbone': backbone(b, depth=18),
-            },
+            **settings(backbone=backbone(b, depth=18)),
         )
         for b in ('BL', 'SD')
     ]

@@ -70,7 +70,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         titles.append(run.title)
         run.work_dir.mkdir(parents=True, exist_ok=True)
         config = prepared(load_once(run.config, tuple(run.options)), 1)
-        same = {'format': 2, 'status': 'finished', 'wall_seconds': 1.0}
+        same = {'format': 2, 'status': 'finished', 'wall_seconds': 1.0, 'accepted_changes': []}
         same['identity'] = config.identity.to_dict()
         if run.config.stem not in METRICS:
             generations = [{'generation': 1, 'last': {'top1_error': 50.0}}]

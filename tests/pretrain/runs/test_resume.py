@@ -412,5 +412,5 @@ def test_a_checkpoint_within_an_epoch_is_known_by_its_content(checkpoint: Callab
     end = checkpoint({'data_seed': 0}, iter=9, epoch_length=3)
     assert check(end, ours, accepted=['data_seed'])
     within = checkpoint({'data_seed': 0}, iter=10, epoch_length=3)
-    with pytest.raises(UserError, match='data_seed=0, but this run asks for 1: .* depends'):
+    with pytest.raises(UserError, match=r'data_seed=0, but this run asks for 1: .* depends'):
         check(within, ours, accepted=['data_seed'])

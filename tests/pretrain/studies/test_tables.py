@@ -47,6 +47,7 @@ def write(
         'label': config,
         'device': 'CPU',
         'world_size': 1,
+        'accepted_changes': [],
         'identity': {
             'randomness': {'seed': seed},
             'precision': 'float32',
@@ -202,6 +203,55 @@ def test_runs_with_another_recipe_are_not_compared(tmp_path: Path) -> None:
     assert 'delta' not in table
 
 
+@pytest.mark.parametrize(
+    ('settings', 'change'),
+    [
+        ({'identity': {'micro_batches': 4}}, 'micro_batches=4 instead of 1'),
+        (
+            {
+                'accepted_changes': [
+                    {'epoch': 9, 'key': 'precision', 'was': 'bf16', 'now': 'float32'}
+                ]
+            },
+            'during training',
+        ),
+    ],
+)
+def test_runs_of_which_any_was_changed_are_not_compared(
+    settings: dict, change: str, records: Path
+) -> None:
+    """Not only the baseline, or the first of a row."""
+    write(records, 'resnet20_se', 7, [40.0] * 4, **settings)
+    mine = find_records(records)
+    if 'identity' in settings:
+        mine = [record for record in mine if record['config'] == 'resnet20_se'][-1:]
+    table = str(table_3(mine, ROWS))
+    assert f'CHANGED ({change}), not comparable with the paper. ResNet-20' in table
+    assert 'delta' not in table
+    told = 'CHANGED DURING TRAINING: precision from bf16 to float32 after epoch 9 (1 run).'
+    assert (told in table) == (told in str(errors_table(mine))) == (change == 'during training')
+
+
+@pytest.mark.parametrize('make', [errors_table, lambda records: table_3(records, ROWS)])
+def test_runs_on_other_images_of_the_same_names_are_not_mixed(
+    make: Callable, tmp_path: Path
+) -> None:
+    for seed, content in enumerate('ab'):
+        write(
+            tmp_path, 'resnet20_bl', seed, [33.0],
+            identity={'data': {'train': content, 'val': 'c'}},
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r'differ in data\.train \(a and b\)'):
+        make(find_records(tmp_path))
+
+
+def test_a_note_names_the_devices_of_all_rows(tmp_path: Path) -> None:
+    for config, device in (('resnet20_bl', 'CPU'), ('resnet20_se', 'NVIDIA H200')):
+        errors = [33.0] if device == 'CPU' else [33.0] * 4
+        write(tmp_path, config, 0, errors, device=device)
+    assert 'in float32 on CPU or on NVIDIA H200' in str(table_3(find_records(tmp_path), ROWS))
+
+
 def test_runs_on_fewer_images_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path, 'resnet20_bl', 0, [60.0], data=FEWER)
     table = str(table_3(find_records(tmp_path), ROWS))
@@ -232,6 +282,24 @@ def test_shortened_runs_with_teachers_are_labelled(shortened: dict, tmp_path: Pa
     history = [{'epoch': 1, 'train': taught}]
     write(tmp_path, 'resnet20_ema', 0, [31.0], history=history, **shortened)
     assert 'SHORTENED' in str(teachers_table(find_records(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ('config', 'errors', 'settings'),
+    [
+        ('densenet100_sd_t2', [22.0] * 4, {'epochs': 300}),
+        (
+            'r152_sd', [21.0] * 2,
+            {'epochs': 90, 'data': {'train': {'count': 1_281_167}, 'val': {'count': 50_000}}},
+        ),
+    ],
+)  # fmt: skip
+def test_teachers_of_full_runs_of_any_network_are_not_called_shortened(
+    config: str, errors: list[float], settings: dict, tmp_path: Path
+) -> None:
+    history = [{'epoch': 1, 'train': {'teacher_error': 4.0, 'agreement': 8.0, 'difference': 0.5}}]
+    write(tmp_path, config, 0, errors, history=history, **settings)
+    assert 'SHORTENED' not in str(teachers_table(find_records(tmp_path)))
 
 
 def test_runs_of_different_settings_are_not_mixed(records: Path) -> None:
@@ -301,10 +369,13 @@ def test_methods_cost_what_was_measured(records: Path) -> None:
     assert cells(table, 'Net2WiderNet')[:2] == ['no (ResNet-20 of width 8)', 'no']
     # A run that started from a snapshot without a record only knows the errors until there.
     unknown = [{'epoch': 41, 'metrics': {'top1_error': 40.0}}]
-    write(records, 'resnet20_sd_t2', 0, [40.0, 35.0, 34.0, 33.0], history=unknown)
-    table = str(table_1(find_records(records), [ROWS[0], ROWS[2]]))
-    assert cells(table, 'SD T=2')[2:4] == ['33.00', '1']
-    assert cells(table, 'SD T=2')[6:] == ['missing'] * 4
+    later = [{'epoch': e, 'iterations': 391, 'seconds': 2.0} for e in range(42, 165)]
+    for history in (unknown, later):  # from another checkpoint not even these
+        write(records, 'resnet20_sd_t2', 0, [40.0, 35.0, 34.0, 33.0], history=history)
+        table = str(table_1(find_records(records), [ROWS[0], ROWS[2]]))
+        assert cells(table, 'SD T=2')[2:4] == ['33.00', '1']
+        assert cells(table, 'SD T=2')[6:] == ['missing'] * 4
+        shutil.rmtree(records / 'resnet20_sd_t2')
 
 
 def test_seconds_of_different_devices_are_neither_averaged_nor_compared(records: Path) -> None:
