@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -294,20 +295,22 @@ def _fill_schedule(config: Config) -> None:
 
 def _fill_detection(config: Config) -> None:
     classes = _classes(config)
-    config.model.roi_head.bbox_head.num_classes = len(classes)
-    for loader in (config.train_dataloader, config.val_dataloader):
-        loader.dataset.metainfo = dict(classes=classes)
-        if config.classes and loader.dataset.type == 'VOCDataset':
+    _set_classes(config, 'roi_head.bbox_head', len(classes))
+    for dataset in chain(*_datasets(config)):
+        dataset.metainfo = dict(classes=classes)
+        if config.classes and dataset.type == 'VOCDataset':
             # VOCDataset in a folder named VOC2007 or VOC2012 makes VOCMetric use VOC's names.
-            loader.dataset.type = 'XMLDataset'
+            dataset.type = 'XMLDataset'
         if config.drop_invalid_boxes:
             # mmdet ignores boxes below this size only outside test mode; nothing else changes.
-            loader.dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
+            dataset.update(filter_cfg=dict(bbox_min_size=1), test_mode=False)
 
 
 def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
     classes = _classes(config)
-    config.model.decode_head.num_classes = len(classes)
+    _set_classes(config, 'decode_head', len(classes))
+    if config.model.get('auxiliary_head'):
+        _set_classes(config, 'auxiliary_head', len(classes))
     if config.classes:
         for dataset in chain(*_datasets(config)):  # no classes of its own
             dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
@@ -331,11 +334,25 @@ def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
         )
 
 
+def _set_classes(config: Config, name: str, count: int) -> None:
+    """Set the number of classes of a head, or of each head of a list."""
+    heads = dict(walk(config.model)).get(name)
+    heads = heads if isinstance(heads, list | tuple) else [heads]
+    if not heads or not all(isinstance(head, dict) for head in heads):
+        raise UserError(
+            f'A {config.model.get("type")} has no {name}: set a model with one, such as FasterRCNN '
+            'for detection or EncoderDecoder for segmentation.'
+        )
+    for head in heads:
+        head['num_classes'] = count
+
+
 def _classes(config: Config) -> tuple[str, ...]:
     """The class names that the config sets, or those of its data set type."""
     names = config.classes
     if names is None:
-        names = metainfo(_LIBRARIES[config.task], config.val_dataloader.dataset.type)['classes']
+        _, (first, *_) = _datasets(config)
+        names = metainfo(_LIBRARIES[config.task], first.type)['classes']
     elif not isinstance(names, list | tuple) or not 0 < len(names) == len(
         {name for name in names if isinstance(name, str)}
     ):
@@ -362,7 +379,7 @@ def _content(config: Config) -> dict[str, list[str]]:
 
     def content(split: Split) -> str:
         files = [
-            f'{folder.relative_to(root)}/{name}{end}'
+            f'{os.path.relpath(folder, root)}/{name}{end}'  # the folder may be elsewhere
             for name in list_from_file(split.list_file)
             for folder, end in ((split.images, '.jpg'), (split.labels, suffix))
         ]

@@ -1,6 +1,7 @@
 """Precision, memory format and cuDNN settings of detectors and segmenters."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pretrain.runs.precision import autocast
 
 # The modules of convolutions and linear layers. Heads return float32, for losses and boxes.
 FEATURES = ('backbone', 'neck', 'roi_head.shared_head')
-HEADS = ('rpn_head', 'roi_head.bbox_head', 'decode_head')
+HEADS = ('rpn_head', 'roi_head.bbox_head', 'decode_head', 'auxiliary_head')
 POOLING = 'roi_head.bbox_roi_extractor'
 
 
@@ -51,15 +52,20 @@ def set_precision(model: nn.Module, precision: str) -> nn.Module:
         model: a built model of mmdet or mmseg.
         precision: 'bf16' or 'float32'.
     """
-    parts = dict(model.named_modules())
-    for name in (*FEATURES, *HEADS):
-        if name in parts:
-            part = parts[name]
-            forward = autocast(precision, get_device())(part.forward)
-            part.forward = _float32(forward) if name in HEADS else forward
-    if POOLING in parts:
-        parts[POOLING].register_forward_pre_hook(_float32_contiguous)
+    for part in _parts(model, *FEATURES, *HEADS):
+        part.forward = autocast(precision, get_device())(part.forward)
+    for head in _parts(model, *HEADS):
+        head.forward = _float32(head.forward)
+    for pooling in _parts(model, POOLING):
+        pooling.register_forward_pre_hook(_float32_contiguous)
     return model
+
+
+def _parts(model: nn.Module, *names: str) -> Iterator[nn.Module]:
+    """The modules of these names that the model has, and those in lists of these names."""
+    modules = dict(model.named_modules())
+    for module in (modules[name] for name in names if name in modules):
+        yield from module if isinstance(module, nn.ModuleList) else [module]
 
 
 def _float32(forward: Any) -> Any:

@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS, OPTIMIZERS, PARAM_SCHEDULERS, RUNNERS
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, PARAM_SCHEDULERS, RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import Dataset
 
 from downstream.backbone import backbone_parts
 from downstream.build import prepare
+from downstream.voc_checks import metainfo
 from pretrain.runs import saving
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import load_from_disk
@@ -799,3 +800,55 @@ def test_the_config_in_the_folder_of_a_run_is_the_same_run(
     begun.dump(tmp_path / 'run.py')
     again = prepare(load_config(tmp_path / 'run.py'))
     assert differences(begun.identity.to_dict(), again.identity.to_dict()) == {}
+
+
+def test_detection_on_several_data_sets(voc, backbone_file, tmp_path):
+    """VOC07 and VOC12 together, for example: every set has the classes and the stated settings."""
+    root = shutil.copytree(voc, tmp_path / 'VOCdevkit')
+    config = with_files(DEMO_DETECTION, root, backbone_file, 'drop_invalid_boxes=True')
+    for loader in (config.train_dataloader, config.val_dataloader):
+        names = (root / loader.dataset.ann_file).read_text().splitlines()
+        sets = [copy.deepcopy(loader.dataset) for _ in range(2)]
+        for start, part in enumerate(sets):
+            part.ann_file += f'.{start}'
+            (root / part.ann_file).write_text('\n'.join(names[start::2]))
+        loader.dataset = dict(type='ConcatDataset', datasets=sets)
+    config = prepare(config)
+    with DATASETS.switch_scope_and_registry('mmdet') as registry:
+        train, val = (
+            registry.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        )
+    assert (
+        train.metainfo['classes']
+        == val.metainfo['classes']
+        == metainfo('mmdet', 'VOCDataset')['classes']
+    )
+    alone = prepare(with_files(DEMO_DETECTION, voc, backbone_file, 'drop_invalid_boxes=True'))
+    with DATASETS.switch_scope_and_registry('mmdet') as registry:
+        assert len(train) == len(registry.build(alone.train_dataloader.dataset))
+
+
+@pytest.mark.parametrize(
+    ('path', 'head'), [(DEMO_DETECTION, 'roi_head'), (DEMO_SEGMENTATION, 'decode_head')]
+)
+def test_a_model_without_the_head_of_its_task_is_named(path, head, voc, backbone_file):
+    """A one-stage detector, for example."""
+    config = with_files(path, voc, backbone_file)
+    del config.model[head]
+    config.model.type = 'Other'
+    with pytest.raises(UserError, match=f'A Other has no {head}.*: set a model with one'):
+        prepare(config)
+
+
+def test_folders_of_images_may_be_elsewhere(voc, backbone_file, tmp_path):
+    """An absolute folder is read from there; its content is in the identity."""
+    elsewhere = shutil.copytree(voc / 'VOC2012/JPEGImages', tmp_path / 'photos')
+    config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
+    inside = prepare(config).identity.data
+    for key, value in [*walk(config)]:
+        if key.endswith('data_prefix'):
+            value['img_path'] = str(elsewhere)
+    outside = prepare(config).identity.data
+    assert inside.keys() == outside.keys()
+    assert all(len(outside[split]) == len(inside[split]) for split in inside)

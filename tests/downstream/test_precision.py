@@ -24,7 +24,7 @@ def build(voc, backbone_file, tmp_path):
     """``build(config, options, precision)``: a Runner with initialised weights."""
     install()
 
-    def make(path, options, precision):
+    def make(path, options, precision, **heads):
         small = ('batch_size=2', 'image_scale=(64, 48)')
         small += (
             ('crop_size=(33, 33)',)
@@ -38,6 +38,7 @@ def build(voc, backbone_file, tmp_path):
         options = (*files, f'precision={precision}', *small, *options)
         config = load_config(path, options)
         config.train_dataloader.num_workers = config.val_dataloader.num_workers = 0
+        config.model.update(heads)
         config = prepare(config)
         config.work_dir = str(tmp_path / precision)
         config.experiment_name = f'{path}-{precision}-{tmp_path}'
@@ -115,8 +116,16 @@ def test_detector_computes_regions_and_losses_in_float32(kind, build, monkeypatc
     assert sample.pred_instances.bboxes.dtype == torch.float32
 
 
-def test_segmenter_computes_losses_in_float32(build):
-    runner = build(*SEGMENTER, 'bf16')
+AUXILIARY = dict(
+    type='FCNHead', in_channels=256, in_index=2, channels=8, num_convs=1, num_classes=2
+)
+
+
+@pytest.mark.parametrize(
+    'heads', [{}, {'auxiliary_head': AUXILIARY}, {'auxiliary_head': [AUXILIARY]}]
+)
+def test_segmenter_computes_losses_in_float32(heads, build):
+    runner = build(*SEGMENTER, 'bf16', **heads)
     model = runner.model.train()
     seen = {}
     for name in ('backbone.layer4.1.conv2', 'decode_head.bottleneck'):
@@ -128,6 +137,9 @@ def test_segmenter_computes_losses_in_float32(build):
     loss.backward()
     assert all(torch.bfloat16 in types for types in seen.values())
     assert logits[0].dtype == values['loss'].dtype == torch.float32
+    assert ('aux.loss_ce' in values or 'aux_0.loss_ce' in values) == bool(heads)
+    classes = {m.num_classes for m in model.modules() if hasattr(m, 'num_classes')}
+    assert classes == {21}
     assert all(p.grad.isfinite().all() for p in model.parameters())
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert {m.running_var.dtype for m in norms} == {torch.float32}
