@@ -153,17 +153,23 @@ def _detection(metric: BaseMetric, _: Dataset) -> Result:
     from mmdet.evaluation import eval_map  # needs the installed mmcv operators
 
     truths, predictions = zip(*metric.results, strict=True)
-    mean, classes = eval_map(
-        predictions,
-        truths,
-        iou_thr=metric.iou_thrs[0],
-        logger='silent',
-        eval_mode=metric.eval_mode,
-        use_legacy_coordinate=True,  # as in VOCMetric
-    )
-    counts = [int(c['num_gts']) for c in classes]
-    values = [100 * float(c['ap']) if n else np.nan for c, n in zip(classes, counts, strict=True)]
-    return {'mAP': 100 * float(mean)}, ('objects', 'AP'), [*zip(counts, values, strict=True)]
+    found = [
+        eval_map(
+            predictions,
+            truths,
+            iou_thr=threshold,
+            logger='silent',
+            eval_mode=metric.eval_mode,
+            use_legacy_coordinate=True,  # as in VOCMetric
+        )
+        for threshold in metric.iou_thrs
+    ]
+    counts = [int(c['num_gts']) for c in found[0][1]]
+    # VOCMetric's mAP is the mean over the thresholds.
+    precisions = np.mean([[float(c['ap']) for c in classes] for _, classes in found], axis=0)
+    values = np.where(counts, 100 * precisions, np.nan).tolist()
+    mean = 100 * float(np.mean([mean for mean, _ in found]))
+    return {'mAP': mean}, ('objects', 'AP'), [*zip(counts, values, strict=True)]
 
 
 def _segmentation(metric: BaseMetric, _: Dataset) -> Result:

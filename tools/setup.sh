@@ -5,12 +5,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.requirements
-if cmp -s requirements.txt "$stamp"; then
+if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then
   exit 0
 fi
 
 supported='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
-for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+candidates=(python3 python3.13 python3.12 python3.11)
+[ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+for python in "${candidates[@]}"; do
   if "$python" -c "$supported" 2>/dev/null; then
     found=$python
     break

@@ -56,9 +56,10 @@ def main() -> None:
         pretrain_options=args.pretrain_options,
         downstream_options=args.downstream_options,
     )
-    table, page = transfer.run(), args.work_dir / 'report.html'
+    page = args.work_dir / 'report.html'
+    print(f'\n{transfer.run()}\nThe table is in {args.work_dir / "transfer.md"}.')
     write_report([args.work_dir], page, list(backbones))
-    print(f'\n{table}\nThe table is in {args.work_dir / "transfer.md"}, the report in {page}.')
+    print(f'The report is in {page}.')
 
 
 if __name__ == '__main__':

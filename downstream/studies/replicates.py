@@ -38,9 +38,14 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
     """
     facts = {key: p.get(key) for p in provenances for key in p if key not in _MAY_DIFFER}
     if differing := sorted(k for k in facts if any(p.get(k) != facts[k] for p in provenances)):
+        named = ', '.join(differing).replace(
+            'recipe_sha256', 'the settings, data, precision or processes of their pretraining'
+        )
+        if all(any(k not in p for p in provenances) for k in differing):
+            named += ', which some files lack: export these with run.json beside the checkpoint, or'
         raise UserError(
-            f'The replicates of {label} differ in {", ".join(differing)}: give one name only to '
-            'backbones that differ in nothing but the pretraining seed.'
+            f'The replicates of {label} differ in {named}: give one name only to backbones that '
+            'differ in nothing but the pretraining seed.'
         )
     keys = [*map(replicate, provenances)]
     if twice := {key for key in keys if keys.count(key) > 1}:

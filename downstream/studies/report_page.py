@@ -341,7 +341,7 @@ def _shown(value: Any) -> str:
 
 
 def _pictures(runs: Sequence[RecordedRun]) -> Section:
-    found = []
+    found, damaged = [], []
     for config, group in _groups(runs, *TASKS):
         drawn = [run for run in group if run.folder and (run.folder / 'pictures').is_dir()]
         first = _first_of_each_label(drawn)
@@ -349,7 +349,11 @@ def _pictures(runs: Sequence[RecordedRun]) -> Section:
         names = [{path.name for path in folder.glob('*.png')} for folder in folders.values()]
         for name in sorted(set.intersection(*names))[:PICTURES] if names else ():
             title = f'{config}, image {Path(name).stem}'
-            halves = {label: _halves(folder / name) for label, folder in folders.items()}
+            paths = {label: folder / name for label, folder in folders.items()}
+            if unreadable := [path for path in paths.values() if not _is_image(path)]:
+                damaged += unreadable
+                continue
+            halves = {label: _halves(path) for label, path in paths.items()}
             truth, _ = next(iter(halves.values()))
             pictures = [
                 ('ground truth', truth),
@@ -360,7 +364,17 @@ def _pictures(runs: Sequence[RecordedRun]) -> Section:
         'The predictions of each backbone for the same images, from its first run with pictures. '
         f'Of a detector, the boxes with a score above {SCORE_THRESHOLD} are drawn.'
     )
-    return Section('Pictures', [text] if found else (), pictures=found)
+    told = [f'Left out, because a picture is damaged: {path}.' for path in damaged]
+    return Section('Pictures', [text] * bool(found) + told, pictures=found)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a picture can be read: a run that was killed may have left a part of one."""
+    try:
+        Image.open(path).load()
+    except (OSError, SyntaxError):  # Pillow raises the latter for a damaged PNG
+        return False
+    return True
 
 
 def _halves(path: Path) -> tuple[Image.Image, Image.Image]:

@@ -26,6 +26,9 @@ LOG_BACKENDS = {
 }
 
 
+TRACEBACK = 'SNAPSHOT_TRACEBACK'  # environment variable
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. An error prints one sentence on stderr and exits with code 1.
 
@@ -33,8 +36,10 @@ def run(main: Callable[[], None]) -> None:
     every error does: user errors, unreadable files, a full disk, too little memory, Ctrl-C.
     Ctrl-C exits with code 130.
     """
-    if shown := '--traceback' in sys.argv:
+    if '--traceback' in sys.argv:
         sys.argv.remove('--traceback')
+        os.environ[TRACEBACK] = '1'  # the processes and jobs that this one starts inherit it
+    shown = TRACEBACK in os.environ
     if isinstance(sys.stdout, TextIOWrapper):  # its encoding may lack characters of a path
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -260,7 +265,7 @@ def training_arguments() -> argparse.Namespace:
         '--check',
         type=positive,
         nargs='?',
-        const=1,
+        const=0,
         metavar='N',
         help='only check that N processes (default: --gpus, or 1) can run the config',
     )

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import submitit
 
 WARNED, STOPPED = EXIT_CODES[signal.SIGUSR1], EXIT_CODES[signal.SIGTERM]
-KILL_WAIT = 60  # seconds; a job that Slurm stops has been killed by then
+# Seconds. After SIGTERM, Slurm kills a job that it stops: at a preemption only after a grace time.
+# A job that ended before would not be requeued.
+KILL_WAIT = 900
 
 
 class Job:

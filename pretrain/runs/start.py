@@ -150,7 +150,8 @@ def start(args: argparse.Namespace) -> None:
     config.work_dir = str(work_dir)
     check_writable(work_dir)
     add_log_backends(config, args.log)
-    if not launched and (count := args.gpus or args.check):
+    count = args.gpus if args.check is None else args.check or args.gpus or 1
+    if not launched and count:
         _launch(config, args, count)
     else:
         _train(config, args, launched)

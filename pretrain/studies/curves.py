@@ -158,7 +158,9 @@ def _draw(axes: Axes, runs: Runs, ylabel: str, ends: Sequence[int]) -> None:
     for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
         for name, (epochs, values) in run.items():
             if epochs:
-                text = label if name == ylabel else f'{label}, {name}'
+                # matplotlib hides labels that begin with _ and reads $ as the begin of a formula.
+                text = ' ' * label.startswith('_') + label.replace('$', r'\$')
+                text = text if name == ylabel else f'{text}, {name}'
                 style = STYLES.get(name, '-') if len(epochs) > 1 else 'o'  # a line needs two points
                 axes.plot(epochs, values, style, color=colour, label=text, lw=1.2)
     for number, end in enumerate(ends):

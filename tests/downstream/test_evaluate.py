@@ -163,12 +163,15 @@ def of_class(label: int, results: list) -> list:
     return kept
 
 
-def test_classes_of_a_detector_are_each_its_own_metric() -> None:
+@pytest.mark.parametrize('thresholds', [0.5, [0.3, 0.5, 0.75]])
+def test_classes_of_a_detector_are_each_its_own_metric(thresholds: float | list[float]) -> None:
     install()
     import mmdet.evaluation  # noqa: F401
 
     with METRICS.switch_scope_and_registry('mmdet') as metrics:
-        metric = metrics.build(dict(type='VOCMetric', metric='mAP', eval_mode='11points'))
+        metric = metrics.build(
+            dict(type='VOCMetric', metric='mAP', eval_mode='11points', iou_thrs=thresholds)
+        )
     metric.dataset_meta = {'classes': ('a', 'b', 'c')}
     metric.results = scenes(np.random.default_rng(0), 3)
     values, _, classes = module._detection(metric, None)

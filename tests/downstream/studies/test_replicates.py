@@ -176,12 +176,17 @@ def test_replicates_are_of_one_pretraining() -> None:
         {'batch_size': 4},  # the other lacks this fact
     ):
         (fact,) = other
+        if fact == 'batch_size':
+            fact += ', which some files lack: export .*, or'
         for pair in (
             (PROVENANCE, PROVENANCE | own | other),
             (PROVENANCE | own | other, PROVENANCE),
         ):
             with pytest.raises(UserError, match=f'replicates of BL differ in {fact}: give'):
                 check_replicates('BL', pair)
+    recipes = [PROVENANCE | {'recipe_sha256': 'a'}, PROVENANCE | own | {'recipe_sha256': 'b'}]
+    with pytest.raises(UserError, match='BL differ in the settings, data, precision or processes'):
+        check_replicates('BL', recipes)
     with pytest.raises(UserError, match='replicates of BL have the pretraining seed 0'):
         check_replicates('BL', [PROVENANCE, PROVENANCE | own | {'seed': 0}])
 

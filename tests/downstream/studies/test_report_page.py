@@ -11,6 +11,7 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -290,6 +291,23 @@ def test_pictures_are_of_the_first_run_that_has_some(tmp_path: Path) -> None:
     write_report([tmp_path], tmp_path / 'out.html')
     images = Page((tmp_path / 'out.html').read_text()).all('img')
     assert [found['alt'].split(', ')[-1] for found, _ in images] == ['ground truth', 'BL']
+
+
+@pytest.mark.parametrize('size', [0, 40, 200])
+def test_a_damaged_picture_is_named_and_left_out(size: int, tmp_path: Path) -> None:
+    """A run that was killed may have left a part of it."""
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'run.json').write_text(json.dumps(FINE_TUNED[0]))
+    noise = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+    for name in 'ab':
+        Image.fromarray(noise).save(tmp_path / f'pictures/{name}.png')
+    whole = (tmp_path / 'pictures/a.png').read_bytes()
+    (tmp_path / 'pictures/a.png').write_bytes(whole[:size])
+    write_report([tmp_path], tmp_path / 'out.html')
+    html = (tmp_path / 'out.html').read_text()
+    assert f'Left out, because a picture is damaged: {tmp_path}/pictures/a.png.' in html
+    names = {found['alt'].split(', ')[1] for found, _ in Page(html).all('img')}
+    assert names == {'image b'}
 
 
 def test_page_needs_nothing_else_and_is_marked_up(html: str) -> None:

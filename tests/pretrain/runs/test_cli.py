@@ -21,9 +21,16 @@ import pytest
 import torch
 
 from pretrain.runs import packages
-from pretrain.runs.cli import add_study_arguments, run
+from pretrain.runs.cli import TRACEBACK, add_study_arguments, run
 from pretrain.runs.errors import UserError
 from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def without_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a test that asked for them."""
+    monkeypatch.setenv(TRACEBACK, '1')
+    monkeypatch.delenv(TRACEBACK)
 
 
 def raises(error: BaseException) -> Callable[[], None]:
@@ -110,6 +117,9 @@ def test_what_goes_wrong_is_one_sentence(
     assert sentence in stopped.value.code
     assert stopped.value.code.startswith('error: ')
     assert '\n' not in stopped.value.code
+    assert ('Traceback' in capsys.readouterr().err) == shown
+    with pytest.raises(SystemExit):  # as in a process that this one starts
+        run(raises(error))
     assert ('Traceback' in capsys.readouterr().err) == shown
 
 

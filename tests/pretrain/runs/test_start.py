@@ -158,6 +158,28 @@ def test_a_check_says_that_the_run_is_possible_and_leaves_nothing(
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'processes'),
+    [([], 1), (['--gpus', '1'], 1), (['--gpus', '1', '--check', '64'], 64)],
+)
+def test_a_check_is_of_the_processes_that_it_names(
+    arguments: list[str],
+    processes: int,
+    tiny_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = []
+    monkeypatch.setattr(start, 'check_processes', counted.append)
+    monkeypatch.setattr(start, 'prepare', lambda config, count: counted.append(count) or config)
+    monkeypatch.setattr(start, 'choose_start', lambda *_: False)
+    arguments = arguments if '--check' in arguments else ['--check', *arguments]
+    command = ['start.py', str(tiny_file('bl')), '--work-dir', str(tmp_path / 'run'), *arguments]
+    monkeypatch.setattr(sys, 'argv', command)
+    start.main()
+    assert counted == [processes, processes]
+
+
 def test_a_process_takes_what_the_first_of_its_node_and_the_first_of_all_decide(
     tf32: None, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,12 +54,15 @@ def test_figure_shows_both_runs(first_epoch: int | None, tmp_path: Path) -> None
 @pytest.mark.parametrize('runs', [1, 2, 3, 5, 7])
 def test_legend_keeps_the_curves_of_a_run_together(runs: int) -> None:
     """And fits into the figure."""
-    names = [f'run {number}' for number in range(runs)]
+    names = ['_SD', 'a$_$b', *(f'run {number}' for number in range(2, runs))][:runs]
     figure = error_figure({name: record(0.0) for name in names})
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (legend,) = figure.legends
-    places = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
+    places = {
+        text.get_text().strip().replace('\\', ''): text.get_window_extent()
+        for text in legend.get_texts()
+    }
     for name in names:
         train, test = places[f'{name}, train'], places[f'{name}, test']
         assert train.x0 == test.x0 or train.y0 == test.y0
