@@ -37,6 +37,7 @@ class Job:
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.command = command
         self.log = log
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Run the command, restart it each time a warning signal stops it, and return its last exit
@@ -54,14 +55,17 @@ class Job:
         """Wait until the run has saved and ended; return the job that resumes it."""
         import submitit
 
-        if os.environ.get('SUBMITIT_EXECUTOR') != 'slurm':
-            self.process.send_signal(signal.SIGUSR1)  # Slurm has warned all processes of the job
-        # A signal handler calls this during wait(); a second wait() would deadlock on its lock.
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        if self.process:  # else the run has not begun
+            if os.environ.get('SUBMITIT_EXECUTOR') != 'slurm':  # which warns all processes of a job
+                self.process.send_signal(signal.SIGUSR1)
+            # A signal handler calls this during wait(); a second wait() would deadlock on its lock.
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Job(self.command, self.log))
 
 
 _SUBMITTING = threading.RLock()
+# Options of submitit and of Slurm by which a job has several tasks.
+TASKS = ('nodes', 'tasks_per_node', 'ntasks_per_node', 'ntasks')
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class ClusterLauncher(Launcher):
             ``cpus_per_task`` and ``slurm_partition``.
 
     Raises:
-        UserError: if submitit is missing.
+        UserError: if submitit is missing, or the options ask for several tasks per run.
     """
 
     jobs: int = 1000
@@ -93,6 +97,12 @@ class ClusterLauncher(Launcher):
             import submitit  # noqa: F401
         except ImportError as error:
             raise UserError('--cluster needs submitit: pip install submitit.') from error
+        for name, value in self.options.items():
+            if name.removeprefix('slurm_') in TASKS and value != 1:
+                raise UserError(
+                    f'--cluster-options {name}={value}: each task would start the whole run. Leave '
+                    'it out, and give the number of processes as --gpus.'
+                )
 
     def _stop(self, number: int, _: object) -> NoReturn:
         """End this process; the jobs continue."""

@@ -16,7 +16,7 @@ import pytest
 from mmengine.config import Config
 
 from pretrain.runs import cluster, launch
-from pretrain.runs.cluster import ClusterLauncher, launcher_of
+from pretrain.runs.cluster import ClusterLauncher, Job, launcher_of
 from pretrain.runs.errors import UserError
 from pretrain.runs.identity import FORMAT
 from pretrain.runs.launch import Launcher, Run
@@ -87,6 +87,18 @@ def test_an_unknown_option_is_named(run: Run, slurm: Path) -> None:
     launcher = ClusterLauncher(options={'slurm_partitoin': 'gpu'})
     with pytest.raises(UserError, match=r'Cannot submit title: .*partitoin'):
         execute(launcher, run, 'pass')
+
+
+@pytest.mark.parametrize('name', ['nodes', 'tasks_per_node', 'slurm_ntasks_per_node'])
+def test_several_tasks_per_run_are_refused(name: str) -> None:
+    ClusterLauncher(options={name: 1})
+    with pytest.raises(UserError, match=f'{name}=2: each task would start the whole run'):
+        ClusterLauncher(options={name: 2})
+
+
+def test_a_job_that_is_warned_before_its_run_begins_is_requeued(tmp_path: Path) -> None:
+    again = Job(['command'], tmp_path / 'log').checkpoint()
+    assert again.function.command == ['command']
 
 
 # A Slurm of one machine: a job is a script in a session of its own, under the number of its folder.
