@@ -69,6 +69,7 @@ REPLACED = {
     'model.data_preprocessor.size': 'set crop_size',
     'model.roi_head.bbox_head.num_classes': 'set classes',
     'model.decode_head.num_classes': 'set classes',
+    'model.auxiliary_head*num_classes': 'set classes',
     '*_dataloader.dataset*.metainfo': 'set classes',
     '*_dataloader.dataset*.data_root': 'set data_root',
 }
@@ -295,7 +296,7 @@ def _fill_schedule(config: Config) -> None:
 
 def _fill_detection(config: Config) -> None:
     classes = _classes(config)
-    _set_classes(config, 'roi_head.bbox_head', len(classes))
+    _head(config, 'roi_head.bbox_head').num_classes = len(classes)
     for dataset in chain(*_datasets(config)):
         dataset.metainfo = dict(classes=classes)
         if config.classes and dataset.type == 'VOCDataset':
@@ -308,9 +309,10 @@ def _fill_detection(config: Config) -> None:
 
 def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
     classes = _classes(config)
-    _set_classes(config, 'decode_head', len(classes))
-    if config.model.get('auxiliary_head'):
-        _set_classes(config, 'auxiliary_head', len(classes))
+    _head(config, 'decode_head').num_classes = len(classes)
+    auxiliary = config.model.get('auxiliary_head') or []
+    for head in auxiliary if isinstance(auxiliary, list | tuple) else [auxiliary]:
+        head.num_classes = len(classes)
     if config.classes:
         for dataset in chain(*_datasets(config)):  # no classes of its own
             dataset.update(type='BaseSegDataset', metainfo=dict(classes=classes))
@@ -334,17 +336,15 @@ def _fill_segmentation(config: Config, world_size: int, gpus: bool) -> None:
         )
 
 
-def _set_classes(config: Config, name: str, count: int) -> None:
-    """Set the number of classes of a head, or of each head of a list."""
-    heads = dict(walk(config.model)).get(name)
-    heads = heads if isinstance(heads, list | tuple) else [heads]
-    if not heads or not all(isinstance(head, dict) for head in heads):
+def _head(config: Config, name: str) -> ConfigDict:
+    """The settings of the head ``name`` of the model."""
+    head = dict(walk(config.model)).get(name)
+    if not isinstance(head, dict):
         raise UserError(
             f'A {config.model.get("type")} has no {name}: set a model with one, such as FasterRCNN '
             'for detection or EncoderDecoder for segmentation.'
         )
-    for head in heads:
-        head['num_classes'] = count
+    return head
 
 
 def _classes(config: Config) -> tuple[str, ...]:
@@ -377,9 +377,14 @@ def _content(config: Config) -> dict[str, list[str]]:
     """For each list of ``train`` and ``val``, a hash of its files' names and bytes."""
     root, suffix = Path(config.data_root), '.xml' if config.task == 'detection' else '.png'
 
+    def below(folder: Path) -> str | Path:
+        if folder.is_relative_to(root):
+            return folder.relative_to(root)
+        return os.path.relpath(folder.resolve(), root.resolve())  # elsewhere
+
     def content(split: Split) -> str:
         files = [
-            f'{os.path.relpath(folder, root)}/{name}{end}'  # the folder may be elsewhere
+            f'{below(folder)}/{name}{end}'
             for name in list_from_file(split.list_file)
             for folder, end in ((split.images, '.jpg'), (split.labels, suffix))
         ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.classifier import SnapshotClassifier, student_weights
 from pretrain.metrics import TopKError
 from pretrain.other_runs import network_weights
-from pretrain.runs.checkpoint import is_whole, load_from_disk, tensor_mismatch
+from pretrain.runs.checkpoint import is_whole, load_from_disk
 from pretrain.runs.config import stage_of
 from pretrain.runs.errors import UserError, number_of
 from pretrain.runs.randomness import stable_seed
@@ -73,9 +73,9 @@ class SnapshotHook(Hook):
         self._plan(runner)
         if self.untaught and not self.teacher_file and runner.iter > self.copied[0]:
             raise UserError(
-                f'{runner.cfg.load_from} has no teacher, and the student that would teach from its '
-                'iteration on is not in it: begin with a snapshot of the end of the first '
-                'mini-generation, --start-from .../snapshot_1.pth in another --work-dir.'
+                f'{runner.cfg.get("load_from")} has no teacher, and the student that would teach '
+                'from its iteration on is not in it: begin a new run in another --work-dir'
+                f'{"" if self.copy_every else ", perhaps with --start-from .../snapshot_1.pth"}.'
             )
         if self.teacher_file:
             unwrap(runner).set_teacher(network_weights(load_from_disk(self.teacher_file)))
@@ -180,13 +180,10 @@ class SnapshotHook(Hook):
             checkpoint['waiting_copies'] = self.waiting
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Make mmengine's lenient loading strict.
+        """Give the checkpoint as many teachers as the model has.
 
         SE and SD share mini-generation 1, so either the model or the checkpoint may lack a teacher.
         No teacher has been used up to there: :meth:`before_train` refuses other cases.
-
-        Raises:
-            RuntimeError: if the checkpoint is of another network.
         """
         # mmengine has loaded them to the run's device.
         self.waiting = [
@@ -200,8 +197,6 @@ class SnapshotHook(Hook):
         for key in weights.keys() - own.keys():
             if key.startswith('teacher.'):
                 del weights[key]
-        if mismatch := tensor_mismatch(weights, own, 'the model'):
-            raise RuntimeError(f'The checkpoint is of another network: {mismatch}.')
 
 
 def _average_statistics(model: SnapshotClassifier) -> None:

@@ -4,6 +4,7 @@ import copy
 import gc
 import warnings
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,8 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
 
     Batch normalisation after a convolution is folded into it, and 1x1 convolutions become matrix
     products. With 'bf16' the weights are cast here, once; autocast would cast weights without
-    gradient in each forward pass. A network that torch.fx cannot trace, or that calls a convolution
-    several times, is copied without folding, with a warning.
+    gradient in each forward pass. A network that torch.fx cannot trace, or that uses a convolution
+    more than once, is copied without folding, with a warning.
 
     Args:
         teacher: from :func:`freeze`; it is not changed.
@@ -63,8 +64,8 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     """
     try:
         folded = fuse(teacher)
-        _check_called_once(folded)
         read = {n.target.rpartition('.')[0] for n in folded.graph.nodes if n.op == 'get_attr'}
+        _check_used_once(teacher, folded, read)
         for name, module in [*folded.named_modules()]:
             if type(module) is nn.Conv2d and _is_pointwise(module) and name not in read:
                 folded.set_submodule(name, Pointwise.of(module))
@@ -83,13 +84,17 @@ def fold(teacher: nn.Module, precision: str) -> nn.Module:
     return folded.to(memory_format=torch.channels_last)
 
 
-def _check_called_once(folded: GraphModule) -> None:
-    """Raise a ValueError if a convolution is called more than once: all the batch normalisations
-    that follow its calls are then folded into it."""
-    calls = Counter(node.target for node in folded.graph.nodes if node.op == 'call_module')
-    for name, count in calls.items():
-        if count > 1 and isinstance(folded.get_submodule(name), _ConvNd):
-            raise ValueError(f'it calls {name} {count} times')
+def _check_used_once(teacher: nn.Module, folded: GraphModule, read: Collection[str]) -> None:
+    """Raise a ValueError if a convolution into which batch normalisation was folded is called more
+    than once, or its weights are in ``read``, the modules whose tensors the network reads."""
+    uses = Counter(node.target for node in folded.graph.nodes if node.op == 'call_module')
+    uses.update(read)
+    for name, count in uses.items():
+        part, before = folded.get_submodule(name), teacher.get_submodule(name)
+        if not isinstance(part, _ConvNd) or torch.equal(part.weight, before.weight):
+            continue
+        if count > 1:
+            raise ValueError(f'it uses {name} more than once')
 
 
 def _is_pointwise(convolution: nn.Conv2d) -> bool:

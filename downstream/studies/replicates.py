@@ -42,10 +42,11 @@ def check_replicates(label: str, provenances: Sequence[Mapping[str, Any]]) -> No
             'recipe_sha256', 'the settings, data, precision or processes of their pretraining'
         )
         if all(any(k not in p for p in provenances) for k in differing):
-            named += ', which some files lack: export these with run.json beside the checkpoint, or'
+            named += ', which some files lack'
         raise UserError(
             f'The replicates of {label} differ in {named}: give one name only to backbones that '
-            'differ in nothing but the pretraining seed.'
+            'differ in nothing but the pretraining seed. (A backbone file has the data if run.json '
+            'was beside the checkpoint when it was exported.)'
         )
     keys = [*map(replicate, provenances)]
     if twice := {key for key in keys if keys.count(key) > 1}:

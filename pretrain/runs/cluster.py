@@ -55,7 +55,7 @@ class Job:
         """Wait until the run has saved and ended; return the job that resumes it."""
         import submitit
 
-        if self.process:  # else the run has not begun
+        if self.process and self.process.returncode is None:  # else it has not begun, or has ended
             if os.environ.get('SUBMITIT_EXECUTOR') != 'slurm':  # which warns all processes of a job
                 self.process.send_signal(signal.SIGUSR1)
             # A signal handler calls this during wait(); a second wait() would deadlock on its lock.

@@ -18,7 +18,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from pretrain.runs.checkpoint import checkpoints, is_whole, progress
+from pretrain.runs.checkpoint import checkpoints, is_whole, progress, tensor_mismatch
 from pretrain.runs.config import walk
 from pretrain.runs.errors import UserError, number_of
 
@@ -224,6 +224,13 @@ class SaveHook(Hook):
                 f'{runner.cfg.load_from} is of a run with {number_of(theirs, "iterations")} per '
                 f'epoch, but this run has {length}, and the schedule counts iterations: use the '
                 'same number of images and processes, or begin a new run in another --work-dir.'
+            )
+        # mmengine would only log it. The other hooks have run: the teachers fit.
+        wanted = unwrap(runner).state_dict()
+        if mismatch := tensor_mismatch(checkpoint['state_dict'], wanted, 'the model'):
+            raise UserError(
+                f'{runner.cfg.load_from} is of another network: {mismatch}. Go back to its '
+                'settings, or begin a new run in another --work-dir.'
             )
         self.buffers = checkpoint.get('process_buffers')
 

@@ -383,6 +383,11 @@ def recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     keys = 'batch_size', 'optim_wrapper', 'image_size', 'image_scale', 'scale_range', 'crop_size'
     parts = {key: settings[key] for key in keys if settings.get(key) is not None}
     parts['micro_batches'] = settings.get('micro_batches') or 1
+    if 'algorithm' not in settings:  # else it follows from the method and the epochs
+        parts['param_scheduler'] = [
+            {key: value for key, value in scheduler.items() if key != 'end'}  # follows from epochs
+            for scheduler in settings.get('param_scheduler') or ()
+        ]
     parts['network'] = settings['model'].get('network')
     parts['crop_area'] = settings.get('train_dataloader', {}).get('dataset', {}).get('crop_area')
     return json.loads(json.dumps(parts))

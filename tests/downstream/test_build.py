@@ -841,14 +841,21 @@ def test_a_model_without_the_head_of_its_task_is_named(path, head, voc, backbone
         prepare(config)
 
 
-def test_folders_of_images_may_be_elsewhere(voc, backbone_file, tmp_path):
-    """An absolute folder is read from there; its content is in the identity."""
+@pytest.mark.parametrize('linked', [False, True])
+def test_folders_of_images_may_be_elsewhere(linked, voc, backbone_file, tmp_path):
+    """An absolute folder is read from there, also if data_root is a link to another place."""
     elsewhere = shutil.copytree(voc / 'VOC2012/JPEGImages', tmp_path / 'photos')
-    config = with_files(DEMO_SEGMENTATION, voc, backbone_file)
-    inside = prepare(config).identity.data
-    for key, value in [*walk(config)]:
-        if key.endswith('data_prefix'):
-            value['img_path'] = str(elsewhere)
-    outside = prepare(config).identity.data
-    assert inside.keys() == outside.keys()
-    assert all(len(outside[split]) == len(inside[split]) for split in inside)
+    root = tmp_path / 'a/b/VOCdevkit'
+    if linked:
+        root.parent.mkdir(parents=True)
+        root.symlink_to(voc)
+    config = with_files(DEMO_SEGMENTATION, root if linked else voc, backbone_file)
+    for loader in (config.train_dataloader, config.val_dataloader):
+        for dataset in loader.dataset.get('datasets') or [loader.dataset]:
+            dataset.data_prefix.img_path = str(elsewhere)
+    before = prepare(config).identity.data
+    for photo in elsewhere.iterdir():
+        photo.write_bytes(photo.read_bytes() + b' ')
+    after = prepare(config).identity.data
+    hashes = [[*before.train, *before.val], [*after.train, *after.val]]
+    assert all(a != b for a, b in zip(*hashes, strict=True))

@@ -157,7 +157,12 @@ def test_a_teacher_that_the_checkpoint_lacks_is_refused(
     train('se', tmp_path / 'se')
     config = tiny_config('sd', tmp_path / 'sd')
     config.load_from, config.resume = str(tmp_path / 'se/epoch_2.pth'), True
-    with pytest.raises(UserError, match=r'epoch_2\.pth has no teacher, .* begin with a snapshot'):
+    with pytest.raises(UserError, match=r'epoch_2\.pth has no teacher, .* --start-from'):
+        Runner.from_cfg(config).train()
+    copies = 'algorithm.copy_every=2', 'algorithm.lag=2'
+    config = tiny_config('sd', tmp_path / 'copies', *copies)
+    config.load_from, config.resume = str(tmp_path / 'se/snapshot_1.pth'), True
+    with pytest.raises(UserError, match=r'snapshot_1\.pth has no teacher, .* --work-dir\.$'):
         Runner.from_cfg(config).train()
 
 
@@ -177,7 +182,7 @@ def test_checkpoint_of_another_network_is_refused(train: Callable, tmp_path: Pat
     checkpoint = load_from_disk(tmp_path / 'epoch_1.pth')
     del checkpoint['state_dict']['student.0.weight']
     torch.save(checkpoint, tmp_path / 'broken.pth')
-    with pytest.raises(RuntimeError, match=r'student\.0\.weight'):
+    with pytest.raises(UserError, match=r'is of another network: .*student\.0\.weight'):
         runner.load_checkpoint(str(tmp_path / 'broken.pth'))
 
 

@@ -193,24 +193,39 @@ def test_scripts_keep_their_line_ends_in_a_clone_on_windows() -> None:
     assert told.count(': eol: lf\n') == len(scripts) + 1 > 6
 
 
+# Runs a command, with ``WARN`` in a process group of its own that gets SIGUSR1 once it has begun.
+RUN = """
+run() {
+  if [ -z "${WARN:-}" ]; then "$@"; return; fi
+  rm -f "$OUT.begun"
+  setsid "$@" &
+  until [ -e "$OUT.begun" ] || ! kill -0 $! 2> /dev/null; do sleep 0.05; done
+  kill -USR1 -- -$! 2> /dev/null || true
+  wait $!
+}
+"""
+
+
 @pytest.fixture
 def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
     """``slurm(argument, ..., NAME='value')``: the exit code of slurm_train.sh and what it called.
 
     With stand-ins for scontrol; for srun, which as Slurm kills the other tasks (143) if one fails
     and returns the highest code; and for dist_train.sh, which exits with 75, the request to be
-    resumed, unless it resumes already, or with ``CODE``.
+    resumed, unless it resumes already, or with ``CODE``. With ``WARN`` it waits for the signal,
+    which srun sends to all processes of a task.
     """
     programs = {
-        'srun': 'printf "%s " "$@" | sed "s/bash -c.*//;q" >> "$OUT"; '
+        'srun': f'{RUN}\nprintf "%s " "$@" | sed "s/bash -c.*//;q" >> "$OUT"; '
         'while [ "$1" != bash ]; do shift; done; export SLURM_STEP_NODELIST=x; status=0; '
         'for SLURM_NODEID in 0 1 2; do export SLURM_NODEID; code=143; '
-        '[ $status -ne 0 ] || { code=0; "$@" || code=$?; }; '
+        '[ $status -ne 0 ] || { code=0; run "$@" || code=$?; }; '
         '[ $code -le $status ] || status=$code; done; exit $status',
         'scontrol': 'if [ "$1" = requeue ]; then echo "$@" >> "$OUT"; fi; '
         'echo node7; echo node8; echo node9',
         'dist_train.sh': 'echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"; '
-        '[[ " $* " == *" --resume "* ]] || exit 75; exit ${CODE:-0}',
+        '[[ " $* " != *" --resume "* ]] || exit ${CODE:-0}; [ -n "${WARN:-}" ] || exit 75; '
+        'trap "exit 75" USR1; touch "$OUT.begun"; for i in {1..200}; do sleep 0.05; done; exit 9',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
@@ -244,9 +259,12 @@ def test_slurm_passes_on_the_cores_that_a_batch_job_has(slurm: Callable) -> None
     assert '--cpus-per-task=64' in lines[0]
 
 
-def test_slurm_resumes_a_run_whose_time_is_up(slurm: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize('signal', [{}, {'WARN': '1'}])
+def test_slurm_resumes_a_run_whose_time_is_up(
+    signal: dict, slurm: Callable, tmp_path: Path
+) -> None:
     """All tasks end their runs before it starts again, and no file is left."""
-    code, lines = slurm('--work-dir', 'x')
+    code, lines = slurm('--work-dir', 'x', **signal)
     assert code == 0
     calls = [line[4:] for line in lines if line[0] == 'node7']
     resumed = ['8', '--resume', '--work-dir', 'x']

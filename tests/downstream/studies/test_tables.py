@@ -17,7 +17,8 @@ from pretrain.runs.tables import SHORTENED, find_records
 def recipe(task: str) -> dict:
     """The settings of the paper's config in a record, as far as tables compare them."""
     settings = load_config(f'configs/downstream/{CONFIGS[task]}.py').to_dict()
-    keys = 'batch_size', 'optim_wrapper', 'image_scale', 'scale_range', 'crop_size'
+    keys = ('batch_size', 'optim_wrapper', 'param_scheduler', 'image_scale', 'scale_range')
+    keys += ('crop_size',)
     return json.loads(json.dumps({key: settings[key] for key in keys} | {'model': {}}))
 
 
@@ -280,6 +281,7 @@ def test_changed_runs_do_not_stand_beside_the_papers() -> None:
     change = {'epoch': 3, 'key': 'data.train', 'was': 'a' * 64, 'now': 'b' * 64}
     for more, said in (
         (settings(batch_size=4, image_scale=(300, 200)), 'batch_size=4 instead of 16, image_scale'),
+        (settings(param_scheduler=[]), 'param_scheduler'),
         ({'accepted_changes': [change]}, 'during training'),
     ):
         table = str(transfer_table([record(label, 0, 0.7, **more) for label in ('BL',)]))

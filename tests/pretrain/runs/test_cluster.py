@@ -96,9 +96,14 @@ def test_several_tasks_per_run_are_refused(name: str) -> None:
         ClusterLauncher(options={name: 2})
 
 
-def test_a_job_that_is_warned_before_its_run_begins_is_requeued(tmp_path: Path) -> None:
-    again = Job(['command'], tmp_path / 'log').checkpoint()
-    assert again.function.command == ['command']
+def test_a_job_that_is_warned_before_or_after_its_run_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('pretrain.runs.cluster.KILL_WAIT', 0)
+    job = Job(['bash', '-c', 'exit 143'], tmp_path / 'log')
+    assert job.checkpoint().function.command == job.command
+    assert job() == 143
+    assert job.checkpoint().function.command == job.command
 
 
 # A Slurm of one machine: a job is a script in a session of its own, under the number of its folder.
