@@ -85,15 +85,21 @@ def evaluate(config_path: str | Path, checkpoint: str | Path, options: Sequence[
 
 
 def _prepare_test(config: Config, trained: Trained) -> Config:
-    """Check the data of a config and complete the config for testing the checkpoint."""
+    """Check the data of a config and complete the config for testing the checkpoint.
+
+    The checks pass for any number of training images, which a test does not use.
+    """
     if config.task == 'classification':
         config.model.network = trained.settings.model.network
         # A test needs neither the teacher nor the initial weights of the student.
         config.algorithm.features = {}
         config.algorithm.taught_after = 0
         config.teacher = config.initial = dict(network={}, checkpoint=None)
-        return prepare(config)
-    # A test does not use these; with 2 and 1 the checks pass for any number of training images.
+        batch_size = config.batch_size
+        config.update(batch_size=1, micro_batches=1)
+        config = prepare(config)
+        config.val_dataloader.batch_size = batch_size
+        return config
     config.update(batch_size=2, micro_batches=1)
     return prepare_without_backbone(config)
 

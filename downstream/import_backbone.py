@@ -257,8 +257,9 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
             'style': model.get('backbone', {}).get('style'),
             'mean': preprocessor.get('mean'),
             'std': preprocessor.get('std'),
-            'channel_order': {True: 'RGB', False: 'BGR'}.get(to_rgb),  # OpenCV loads BGR
         }
+        if 'backbone' in model:  # then it is OpenMMLab's, which loads BGR with OpenCV
+            found['channel_order'] = {True: 'RGB', False: 'BGR'}.get(to_rgb)
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save only its ['state_dict'].") from error
     return {fact: value for fact, value in found.items() if value is not None}

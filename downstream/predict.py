@@ -17,7 +17,7 @@ from downstream.pictures import VISUALIZERS_BY_TASK, dataset_meta
 from downstream.trained import Trained, load_trained
 from downstream.voc_checks import is_too_thin
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
-from pretrain.datasets.decode import EncodedImage, centre_box
+from pretrain.datasets.decode import CENTRE_SHARE, EncodedImage, centre_box
 from pretrain.datasets.image_checks import check_image
 from pretrain.runs.errors import UserError
 
@@ -93,11 +93,12 @@ def _unusable(path: Path, may_be_thin: bool) -> str | None:
 
 def _classify(trained: Trained) -> Callable[[Path, Path], list[Found]]:
     model, classes = trained.model, trained.metainfo['classes']
-    size = trained.settings.get('image_size', CIFAR_SIZE)
+    folder = 'image_size' in trained.settings  # else CIFAR-100, whose whole images are the test's
+    size, share = (trained.settings.image_size, CENTRE_SHARE) if folder else (CIFAR_SIZE, 1.0)
 
     def predicted(path: Path, file: Path) -> list[Found]:
         image = EncodedImage(path)
-        pixels = image.crop(centre_box(image.height, image.width), size)
+        pixels = image.crop(centre_box(image.height, image.width, share), size)
         with torch.inference_mode():
             inputs = model.data_preprocessor({'inputs': [pixels]})['inputs']
             scores = model(inputs)[0].softmax(dim=0)
@@ -144,10 +145,11 @@ def _find(trained: Trained, threshold: float) -> Callable[[Path, Path], list[Fou
 
 def _pipeline(settings: ConfigDict) -> list[dict]:
     """The run's validation pipeline without ground truth, at the run's image scale."""
-    steps = settings.val_dataloader.dataset.pipeline
-    steps = [step.to_dict() for step in steps if step.type != 'LoadAnnotations']
+    dataset = settings.val_dataloader.dataset
+    first, *_ = dataset.get('datasets') or [dataset]
+    steps = [step.to_dict() for step in first.pipeline if step.type != 'LoadAnnotations']
     for step in steps:
-        if step['type'] == 'Resize':
+        if step['type'] == 'Resize' and settings.image_scale is not None:
             step['scale'] = tuple(settings.image_scale)
     return steps
 

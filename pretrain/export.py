@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.classifier import student_weights
 from pretrain.datasets.cifar import SIZE as CIFAR_SIZE
+from pretrain.datasets.decode import CENTRE_SHARE
 from pretrain.export_formats import WRITERS, Snapshot
 from pretrain.runs.backbone_file import (
     check_finite,
@@ -148,6 +149,7 @@ def read_snapshot(path: Path) -> Snapshot:
         network,
         tuple(meta['dataset_meta']['classes']),
         identity.get('image_size', CIFAR_SIZE),
+        CENTRE_SHARE if 'image_size' in identity else 1.0,  # CIFAR-100's images are not cropped
         provenance,
     )
 

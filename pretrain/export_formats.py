@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pretrain.models  # noqa: F401, registers the networks
-from pretrain.datasets.decode import CENTRE_SHARE
 from pretrain.runs.checkpoint import save_sealed, write_atomically
 from pretrain.runs.errors import UserError, number_of
 
@@ -52,6 +51,7 @@ class Snapshot(NamedTuple):
         network: its config, as ``model.network`` of a pretraining config.
         classes: the class names, in the order of the logits.
         image_size: height and width of the images in pixels.
+        centre_share: side of a test image's centre crop as a share of its shorter side.
         provenance: of :func:`pretrain.export.export_backbone`, which adds the source and hashes.
     """
 
@@ -60,6 +60,7 @@ class Snapshot(NamedTuple):
     network: dict[str, Any]
     classes: tuple[str, ...]
     image_size: int
+    centre_share: float
     provenance: dict[str, Any]
 
     @property
@@ -96,7 +97,7 @@ def write_timm(snapshot: Snapshot, out: Path) -> None:
             'num_classes': count,
             'input_size': [3, snapshot.image_size, snapshot.image_size],
             'interpolation': 'bilinear',
-            'crop_pct': CENTRE_SHARE,
+            'crop_pct': snapshot.centre_share,
             'mean': mean,
             'std': std,
             'first_conv': 'conv1',
@@ -131,11 +132,14 @@ def write_huggingface(snapshot: Snapshot, out: Path) -> None:
         config['id2label'] = dict(enumerate(snapshot.classes))
         config['label2id'] = {name: index for index, name in enumerate(snapshot.classes)}
     mean, std = _normalisation(snapshot)
+    side = snapshot.image_size
     images = {
-        'image_processor_type': 'ConvNextImageProcessor',
-        'size': {'shortest_edge': snapshot.image_size},
-        'crop_pct': CENTRE_SHARE,
+        'image_processor_type': 'BitImageProcessor',
+        'do_resize': True,
+        'size': {'shortest_edge': round(side / snapshot.centre_share)},
         'resample': 2,  # bilinear
+        'do_center_crop': True,
+        'crop_size': {'height': side, 'width': side},
         'image_mean': mean,
         'image_std': std,
     }
@@ -204,8 +208,18 @@ def _mmpretrain_settings(snapshot: Snapshot) -> dict[str, Any]:
             'to_rgb': True,
         },
         'test_pipeline': [
-            {'type': 'LoadImageFromFile'},
-            {'type': 'ResizeEdge', 'scale': round(size / CENTRE_SHARE), 'edge': 'short'},
+            # As in training: without EXIF orientation, and with antialiasing.
+            {
+                'type': 'LoadImageFromFile',
+                'color_type': 'color_ignore_orientation',
+                'imdecode_backend': 'pillow',
+            },
+            {
+                'type': 'ResizeEdge',
+                'scale': round(size / snapshot.centre_share),
+                'edge': 'short',
+                'backend': 'pillow',
+            },
             {'type': 'CenterCrop', 'crop_size': size},
             {'type': 'PackInputs'},
         ],
@@ -350,7 +364,7 @@ def _card(snapshot: Snapshot, library: str, usage: str) -> str:
         'epoch': facts['epoch'],
         'seed': facts['seed'],
         'image size': f'{snapshot.image_size} pixels, '
-        f'centre crop of {CENTRE_SHARE:.3f} of the side',
+        f'centre crop of {snapshot.centre_share:.3f} of the side',
         'mean, standard deviation': f'{facts["mean"]}, {facts["std"]} (RGB, 0 to 255)',
         'parameters': f'{_parameters(snapshot.weights):,}',
         'source': f'{facts["source"]} (SHA-256 {facts["source_sha256"]})',

@@ -6,7 +6,7 @@ python tools/benchmark.py runner    [CONFIG] [--cfg-options KEY=VALUE ...]  # a 
 python tools/benchmark.py kernels   [CONFIG] [--cfg-options KEY=VALUE ...]  # kernels and waits
 python tools/benchmark.py saving    [CONFIG] [--cfg-options KEY=VALUE ...]  # a checkpoint's cost
 python tools/benchmark.py libraries [CONFIG] [--cfg-options KEY=VALUE ...]  # other libraries' step
-python tools/benchmark.py loader    PHOTOS                                  # and their loading
+python tools/benchmark.py loader    FOLDER                                  # and loading 128 photos
 python tools/benchmark.py finetune  CONFIG   [--cfg-options KEY=VALUE ...]  # mmdet's or mmseg's run
 python tools/benchmark.py show FILE [FILE ...]                              # files of --json
 """

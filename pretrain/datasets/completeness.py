@@ -29,6 +29,12 @@ def print_counts(counts: Mapping[str, int], official: Mapping[str, int]) -> None
         print(f'{split}: {number_of(count, "images")}, {verdict}')
 
 
+def require_imagenet(root: Path) -> None:
+    """Raise a UserError if ``root`` lacks ``train`` or ``val`` of ImageNet."""
+    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder per class'
+    require_paths({root / split: source.format(split) for split in ('train', 'val')})
+
+
 def check_imagenet(root: Path, processes: int | None = None) -> None:
     """Check all images of ILSVRC2012 in ``train/<class>/`` and ``val/<class>/`` and print how many
     there are, in ``processes`` processes (None: one per core).
@@ -36,8 +42,7 @@ def check_imagenet(root: Path, processes: int | None = None) -> None:
     Raises:
         UserError: naming the missing folders or the unusable images.
     """
-    source = 'ILSVRC2012_img_{}.tar of image-net.org, and move the images to one folder per class'
-    require_paths({root / split: source.format(split) for split in ('train', 'val')})
+    require_imagenet(root)
     classes = ClassFolder.check(root, batch_size=1, workers=processes).classes
     counts = {split: len(list_images(root, split).paths) for split in ('train', 'val')}
     print_counts(counts, {'train': 1_281_167, 'val': 50_000})

@@ -37,9 +37,9 @@ def random_box(height: int, width: int, area: Sequence[float]) -> Box:
     return Box(*RandomResizedCrop.get_params(shape, area, ASPECT_RATIOS))
 
 
-def centre_box(height: int, width: int) -> Box:
-    """The square centre crop of a test image, with :data:`CENTRE_SHARE` of the shorter side."""
-    side = max(1, round(min(height, width) * CENTRE_SHARE))
+def centre_box(height: int, width: int, share: float = CENTRE_SHARE) -> Box:
+    """The square centre crop of a test image, with ``share`` of the shorter side."""
+    side = max(1, round(min(height, width) * share))
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 

@@ -286,7 +286,7 @@ class ClassFolder(Dataset):
             if not skip_unusable:
                 raise UserError(
                     f'{root} holds images that a run cannot use: {bad}. Rename, replace or '
-                    'delete them, or add the option skip_unusable=True.'
+                    'delete them, or start runs with the option skip_unusable=True.'
                 )
             print(f'Left out of {root}: {bad}.')
         skip = sorted(name for kind in UNUSABLE for name in found.get(kind, ()))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pretrain.datasets.completeness import require_imagenet
 from pretrain.datasets.image_checks import DECODE_ERRORS
 from pretrain.datasets.image_folder import ClassFolder, list_images
 from pretrain.runs.checkpoint import write_atomically
@@ -29,6 +30,7 @@ def shrink_folder(root: Path, out: Path, shorter_side: int, processes: int | Non
     root, out = root.resolve(), out.resolve()
     if root.is_relative_to(out) or out.is_relative_to(root):
         raise UserError(f'{out} and {root} overlap: choose another --out.')
+    require_imagenet(root)
     ClassFolder.check(root, batch_size=1, workers=processes)
     _begin(out, json.dumps({'root': str(root), 'shorter_side': shorter_side}, indent=2) + '\n')
 

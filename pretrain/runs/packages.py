@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
 # The packages that an OpenMMLab environment may have instead of a needed one.
+OPENCV = 'python-headless', 'contrib-python', 'contrib-python-headless'
 ALTERNATIVES = {
     'mmcv-lite': ('mmcv',),
-    'opencv-python': ('opencv-python-headless', 'opencv-contrib-python'),
+    'opencv-python': tuple(f'opencv-{name}' for name in OPENCV),
 }
 
 

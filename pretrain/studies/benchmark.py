@@ -267,7 +267,7 @@ def without_graph(config: Config) -> Config:
 
 
 def our_step(config: Config, teaching: bool) -> Callable[[], object]:
-    """A training step of the suite, as the Runner calls it, on a config :func:`without_data`."""
+    """A training step of the suite without micro-batches, on a config :func:`without_data`."""
     model = MODELS.build(config.model).to(get_device()).train()
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     batch = batch_of(config)

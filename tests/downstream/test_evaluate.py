@@ -109,6 +109,7 @@ def test_classifier_gives_what_its_record_says(
 ) -> None:
     train('bl', tmp_path, 'algorithm.generations=1')
     options = [f'data_root={image_folder}', *TINY, 'algorithm.generations=1']
+    options.append('batch_size=999')  # there are fewer training images, which it does not use
     text = evaluate(CLASSIFIER, tmp_path / 'snapshot_1.pth', options)
     last = read_record(tmp_path / 'run.json')['generations'][-1]['last']
     assert numbers(text)['top1_error'] == pytest.approx(last['top1_error'], abs=0.005)

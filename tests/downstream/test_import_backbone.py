@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from downstream.build import prepare
-from downstream.import_backbone import import_backbone
+from downstream.import_backbone import _read_mmengine_config, import_backbone
 from downstream.preprocessings import PREPROCESSINGS
 from pretrain.runs.backbone_file import load_backbone_file
 from pretrain.runs.checkpoint import weights_sha256
@@ -497,3 +497,11 @@ def test_damaged_missing_and_unsafe_files(resnet18, tmp_path: Path, capsys) -> N
     with pytest.raises(UserError, match=r'could run code.*save only model\.state_dict\(\)'):
         imported({'state_dict': resnet18, 'args': Unsafe()}, tmp_path, **IMAGENET)
     assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(('part', 'order'), [('backbone', 'BGR'), ('network', None)])
+def test_only_openmmlabs_models_load_bgr(part: str, order: str | None) -> None:
+    """A loop of one's own with our classifier may give it any order."""
+    text = f'model = dict({part}=dict(depth=50), data_preprocessor=dict(bgr_to_rgb=False))'
+    found = _read_mmengine_config({'meta': {'cfg': text}})
+    assert found.get('channel_order') == order

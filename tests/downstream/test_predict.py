@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
-from downstream.predict import Found, _areas, _boxes, predict
+from downstream.predict import Found, _areas, _boxes, _classify, _pipeline, predict
 from downstream.trained import load_trained
 from pretrain.datasets.decode import EncodedImage
 from pretrain.runs.errors import UserError
@@ -188,6 +189,37 @@ def test_what_cannot_be_used_is_one_sentence(
         with pytest.raises(UserError, match=r'colour_predicted\.png would overwrite another'):
             list(predict(classifier, [Path(photos[0].name), other]))
         assert other.read_bytes() == before
+
+
+def test_a_classifier_of_cifar_100_sees_whole_images(tmp_path: Path) -> None:
+    """As in its test, in which no image is cropped."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'image.png')
+    seen = []
+
+    class Model:
+        def data_preprocessor(self, batch: dict) -> dict:
+            seen.extend(batch['inputs'])
+            return {'inputs': torch.zeros(1, 2)}
+
+        def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs
+
+    trained = SimpleNamespace(model=Model(), settings={}, metainfo={'classes': ('a', 'b')})
+    _classify(trained)(tmp_path / 'image.png', tmp_path / 'drawn.png')
+    assert np.array_equal(seen[0].permute(1, 2, 0).numpy(), pixels)
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_images_are_resized_as_in_the_validation(several: bool) -> None:
+    """Also of several data sets, and by a step that states its own size."""
+    steps = [{'type': 'Resize', 'scale': (96, 72)}, {'type': 'LoadAnnotations'}]
+    dataset = {'type': 'VOCDataset', 'pipeline': steps}
+    if several:
+        dataset = {'type': 'ConcatDataset', 'datasets': [dataset, dataset]}
+    for scale, expected in ((None, (96, 72)), ([64, 48], (64, 48))):
+        settings = ConfigDict(val_dataloader={'dataset': dataset}, image_scale=scale)
+        assert _pipeline(settings) == [{'type': 'Resize', 'scale': expected}]
 
 
 def test_a_classifier_sees_images_of_its_own_size(

@@ -147,6 +147,23 @@ def test_huggingface(
     assert grey[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize('size', [48, 384])
+def test_huggingface_crops_the_centre(size: int, checkpoint: Path, tmp_path: Path) -> None:
+    """Of a white square with a black rim on all sides of which nothing is in the test's crop."""
+    transformers = library('transformers')
+    content = load_from_disk(checkpoint)
+    content['meta']['identity']['image_size'] = size
+    torch.save(content, checkpoint)
+    export(checkpoint, tmp_path / 'out', 'huggingface', classifier=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / 'out')
+    photo = np.zeros((800, 1600, 3), np.uint8)
+    photo[30:-30, 430:-430] = 255
+    (pixels,) = processor(photo, return_tensors='pt')['pixel_values']
+    assert pixels.shape == (3, size, size)
+    white = [(255 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
+    torch.testing.assert_close(pixels, torch.tensor(white).view(3, 1, 1).expand_as(pixels))
+
+
 def test_mmpretrain(checkpoint: Path, tmp_path: Path, inputs: Tensor) -> None:
     export(checkpoint, tmp_path / 'whole', 'mmpretrain', classifier=True)
     mmpretrain = library('mmpretrain')
@@ -373,6 +390,13 @@ def test_exports_state_the_preprocessing_of_the_test(checkpoint: Path, tmp_path:
     timm = json.loads((tmp_path / 'timm/config.json').read_text())['pretrained_cfg']
     hf = json.loads((tmp_path / 'huggingface/preprocessor_config.json').read_text())
     _, resize, crop, _ = Config.fromfile(tmp_path / 'mmpretrain/config.py').test_pipeline
-    bilinear = 2  # in Pillow
-    assert (timm['interpolation'], hf['crop_pct'], hf['resample']) == ('bilinear', 0.875, bilinear)
+    assert (timm['interpolation'], timm['crop_pct']) == ('bilinear', 0.875)
+    assert hf['resample'] == 2  # Pillow's number of bilinear
+    assert (hf['size'], hf['crop_size']) == ({'shortest_edge': 55}, {'height': 48, 'width': 48})
     assert (resize.scale, resize.edge, crop.crop_size) == (55, 'short', 48)
+    content = load_from_disk(checkpoint)
+    del content['meta']['identity']['image_size']  # as on CIFAR-100, whose test has whole images
+    torch.save(content, checkpoint)
+    export(checkpoint, tmp_path / 'cifar', 'timm', classifier=True)
+    timm = json.loads((tmp_path / 'cifar/config.json').read_text())['pretrained_cfg']
+    assert (timm['input_size'], timm['crop_pct']) == ([3, 32, 32], 1.0)

@@ -30,8 +30,9 @@ def test_steps_of_a_small_network() -> None:
 
 
 def test_loader_of_a_few_images(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='holds no file'):
+    with pytest.raises(UserError, match='holds no photo'):
         libraries.loader_rows(tmp_path, rounds=1)
+    (tmp_path / 'classes.txt').write_text('of the photos')
     for number in range(2):
         Image.effect_noise((320, 280), 60).convert('RGB').save(tmp_path / f'{number}.jpg')
     values = {row['name']: row['value'] for row in libraries.loader_rows(tmp_path, rounds=1)}
