@@ -258,7 +258,7 @@ def _read_mmengine_config(content: Any) -> dict[str, Any]:
             'mean': preprocessor.get('mean'),
             'std': preprocessor.get('std'),
         }
-        if 'backbone' in model:  # then it is OpenMMLab's, which loads BGR with OpenCV
+        if 'network' not in model:  # OpenMMLab's models load BGR with OpenCV
             found['channel_order'] = {True: 'RGB', False: 'BGR'}.get(to_rgb)
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError("its config cannot be read: save only its ['state_dict'].") from error

@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.requirements
-if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then
+# The folder too, since .venv imports the packages of the folder in which it was set up.
+state=$(pwd -P && cat requirements.txt)
+if [ -x .venv/bin/python ] && [ "$state" = "$(cat "$stamp" 2> /dev/null)" ]; then
   exit 0
 fi
 
@@ -36,5 +38,5 @@ fi
 # Compile bytecode here, not when a run starts: imports then take a third of the time.
 "$uv" pip install --quiet --python .venv/bin/python --compile-bytecode --no-deps -r requirements.txt
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
-cp requirements.txt "$stamp"
+echo "$state" > "$stamp"
 echo "Set up in $((SECONDS - start)) s."

@@ -42,7 +42,8 @@ while [ "$status" -eq 75 ]; do
     slurm "$nodes" "$warned" "$tools/dist_train.sh" "$config" "$gpus" "$@" || status=$?
   [ "$status" -ne 0 ] || [ ! -s "$warned" ] || status=75
   if [ "$status" -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" ||
+      echo "error: this job cannot be requeued: repeat the command with --resume" >&2
     break
   fi
   [[ " $* " == *" --resume "* ]] || set -- --resume "$@"

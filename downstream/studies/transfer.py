@@ -1,5 +1,6 @@
 """Pretrain, export, fine-tune and make the transfer table; finished runs are not repeated."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,8 +149,15 @@ class Transfer:
         folder = self._folder(label, (ours or {}).get('seed', number))
         if ours is not None:
             return label, folder, file
-        import_backbone(file, folder / 'backbone.pth')
-        return label, folder, folder / 'backbone.pth'
+        target = folder / 'backbone.pth'
+        held = provenance_of(target) if target.exists() else None
+        if held and held.get('source_sha256') != hashlib.sha256(file.read_bytes()).hexdigest():
+            raise UserError(
+                f'{target} holds the backbone of {held.get("source")}, not of {file}: give {label} '
+                'another name, or choose another --work-dir.'
+            )
+        import_backbone(file, target)
+        return label, folder, target
 
     def _folder(self, label: str, pretraining: int) -> Path:
         return self.work_dir / label / f'pretraining{pretraining}'

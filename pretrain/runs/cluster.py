@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -138,8 +139,14 @@ class ClusterLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / 'last.txt'
         if self.cluster == 'slurm' and note.exists():
-            job = submitit.SlurmJob(folder, note.read_text())
+            number, _, command = note.read_text().partition('\n')
+            job = submitit.SlurmJob(folder, number)
             if not job.done(force_check=True):
+                if command != shlex.join(do.command):
+                    raise UserError(
+                        f'{run.title}: job {number} trains it with other options ({command}): '
+                        'repeat the command with those, or cancel the job first.'
+                    )
                 print(f'{run.title}: waiting for job {job.job_id}', flush=True)
                 return job
         asked = {'gpus_per_node': self.gpus, 'cpus_per_task': self.gpus} if self.gpus else {}
@@ -151,7 +158,7 @@ class ClusterLauncher(Launcher):
                 if self.stopped.is_set():
                     raise UserError(f'{run.title} was stopped before its job was submitted.')
                 job = executor.submit(do)
-                write_atomically(note, job.job_id.encode())
+                write_atomically(note, f'{job.job_id}\n{shlex.join(do.command)}'.encode())
         except (NameError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'Cannot submit {run.title}: {lines_of(error)[0]}') from error
         print(f'{run.title}: job {job.job_id}', flush=True)

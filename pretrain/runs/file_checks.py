@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -120,8 +121,19 @@ def parallel_map(
     # threads, and it imports the function's module, and torch with it, once for all processes.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(function, 'func', function).__module__])
-    with ProcessPoolExecutor(processes, context) as pool:
+    with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
         yield from bar(pool.map(function, items, chunksize=chunk))
+
+
+def _end_with_parent() -> None:
+    """Have a process of the pool end when the process that started it does, for example by SIGTERM;
+    else it would wait for work for ever and keep the output open."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def describe_findings(found: dict[str, list[str]], kinds: Iterable[str]) -> str:

@@ -23,7 +23,13 @@ from mmengine.config import Config
 
 from pretrain.runs.config import load_config, prepare
 from pretrain.runs.errors import UserError, number_of
-from pretrain.runs.processes import end_with_parent, signal_in_words, usable_cores, usable_gpus
+from pretrain.runs.processes import (
+    end_with_parent,
+    is_of_launcher,
+    signal_in_words,
+    usable_cores,
+    usable_gpus,
+)
 from pretrain.runs.record import last_in_percent, read_record
 from pretrain.runs.resume import check_finished
 from pretrain.runs.saving import EXIT_CODES
@@ -143,11 +149,16 @@ class Launcher:
         if record is None or record['status'] != 'finished':
             self._launch(run)
             record = read_record(run.work_dir / 'run.json')
-        else:
-            with _PREPARING:
-                config = self.prepare(load_config(run.config, run.options))
-            other_machine = ['precision'] if self.elsewhere else []
-            check_finished(run.work_dir, record, config.identity.to_dict(), other_machine)
+            if record is None or record['status'] != 'finished':
+                raise UserError(
+                    f'{run.title} ended, but {run.work_dir}/run.json does not say that it '
+                    'finished: run the same command again.'
+                )
+        # Also after a run: the config may have been edited since the study checked it.
+        with _PREPARING:
+            config = self.prepare(load_config(run.config, run.options))
+        other_machine = ['precision'] if self.elsewhere else []
+        check_finished(run.work_dir, record, config.identity.to_dict(), other_machine)
         result = f'{record["paper"]["metric"]} {last_in_percent(record):.2f} %'
         _say(f'{run.title}: done in {record["wall_seconds"]:,.0f} s, {result}')
         return record
@@ -158,7 +169,7 @@ class Launcher:
 
     def _environment(self) -> dict[str, str]:
         """The environment of this thread's runs, with their share of the cores and GPUs."""
-        environment = dict(os.environ)
+        environment = {k: v for k, v in os.environ.items() if not is_of_launcher(k)}
         threads = max(1, usable_cores() // (self.jobs * max(1, self.gpus)))
         environment.setdefault('OMP_NUM_THREADS', str(threads))
         if (there := usable_gpus()) > 1:
@@ -197,7 +208,7 @@ class Launcher:
 
     def _execute(self, run: Run, command: Sequence[str], log: Path) -> tuple[int, Sequence[str]]:
         """Run a command, append its output to ``log``, and return its exit code and last lines."""
-        with log.open('a', encoding='utf-8') as file:
+        with _named(log), log.open('a', encoding='utf-8') as file:
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -228,6 +239,16 @@ def _at_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors of writing an open file its name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _say(line: str) -> None:
     """Print a line in a single write, so that parallel runs do not mix their lines."""
     print(f'{line}\n', end='', flush=True)
@@ -236,11 +257,14 @@ def _say(line: str) -> None:
 def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
     """Copy a run's output to its log, print its progress every 15 s, and return its last lines."""
     tail = deque(maxlen=50)
-    shown = time.monotonic()
+    shown, full = time.monotonic(), None
     try:
         for line in process.stdout:
-            log.write(line)
-            log.flush()
+            try:
+                log.write(line)
+                log.flush()
+            except OSError as error:  # the run may still save
+                full = error
             tail.append(line.rstrip())
             if time.monotonic() - shown > 15 and (news := news_of(line)):
                 _say(f'{title}: {news}')
@@ -248,6 +272,8 @@ def _follow(process: subprocess.Popen, log: TextIO, title: str) -> list[str]:
         process.wait()
     finally:
         process.terminate()
+    if full:
+        raise full
     return list(tail)
 
 

@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_gather_object, all_reduce
+from mmengine.dist import all_gather_object, all_reduce, master_only
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, LOG_PROCESSORS, RUNNERS
 from mmengine.runner import LogProcessor, Runner
 from torch import Tensor
 
+from pretrain.runs.checkpoint import write_atomically
 from pretrain.runs.cli import LOG_BACKENDS
 from pretrain.runs.errors import UserError
 
@@ -54,6 +55,12 @@ class QuietRunner(Runner):
         screen.addFilter(_is_short)
         screen.handleError = partial(_when_not_shown, screen)
         return logger
+
+    @master_only
+    def dump_config(self) -> None:
+        """As mmengine does, but a power cut or a full disk leaves an earlier copy whole."""
+        name = Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py'
+        write_atomically(Path(self.work_dir) / name, self.cfg.pretty_text.encode())
 
 
 def _when_not_shown(screen: logging.StreamHandler, record: logging.LogRecord) -> None:

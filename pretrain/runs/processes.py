@@ -133,7 +133,8 @@ def start_processes(command: Sequence[str], processes: int, nodes: int) -> None:
     # By default torchrun kills the processes 30 seconds after a signal, while they may still save.
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')
     program = ['--no-python', sys.executable, '-u', *command]
-    signals = ','.join(number.name for number in (*EXIT_CODES, signal.SIGQUIT))
+    handled = (n for n in (*EXIT_CODES, signal.SIGQUIT) if signal.getsignal(n) != signal.SIG_IGN)
+    signals = ','.join(number.name for number in handled)  # nohup ignores SIGHUP
     options = [f'--nproc_per_node={processes}', f'--signals-to-handle={signals}']
     os.environ[LAUNCHER] = str(os.getpid())
     try:
@@ -176,11 +177,25 @@ def signal_in_words(number: int) -> str:
     return signal.Signals(number).name + cause
 
 
+# What a launcher such as torchrun sets for each process.
+VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+def is_of_launcher(name: str) -> bool:
+    """Whether an environment variable tells a process of its launcher. One that is left in a shell
+    would mislead the runs of a study."""
+    return name in (*VARIABLES, 'LOCAL_WORLD_SIZE') or name.startswith('TORCHELASTIC_')
+
+
+# Loaded here and not after a fork, where a lock of the loader may be held by another thread.
+_LIBC = ctypes.CDLL(None)
+
+
 def end_with_parent() -> None:
     """Have Linux send this process SIGTERM when its parent ends for any reason."""
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def end_with_launcher() -> None:

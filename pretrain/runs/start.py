@@ -24,6 +24,7 @@ from pretrain.runs.identity import differences, in_words
 from pretrain.runs.log import add_log_backends
 from pretrain.runs.precision import device_without_bf16, forbid_tf32
 from pretrain.runs.processes import (
+    VARIABLES,
     Processes,
     check_processes,
     ddp_settings,
@@ -35,9 +36,6 @@ from pretrain.runs.processes import (
 from pretrain.runs.resume import choose_start, holds_run
 from pretrain.runs.saving import stop_on_signals
 
-# The environment variables that torchrun sets for each process.
-_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-
 
 def is_launched() -> bool:
     """Whether a launcher started this process as one of the run's processes.
@@ -45,12 +43,12 @@ def is_launched() -> bool:
     torchrun and ``tools/dist_train.sh`` set all variables that a process needs. Other launchers set
     only some of them, which may also remain in a shell.
     """
-    return all(os.environ.get(name) for name in _VARIABLES)
+    return all(os.environ.get(name) for name in VARIABLES)
 
 
 def check_alone() -> None:
-    """Raise a UserError if the environment tells of several processes but lacks ``_VARIABLES``."""
-    missing = ', '.join(name for name in _VARIABLES if not os.environ.get(name))
+    """Raise a UserError if the environment tells of several processes but lacks ``VARIABLES``."""
+    missing = ', '.join(name for name in VARIABLES if not os.environ.get(name))
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE'):
         if (count := os.environ.get(name) or '1') != '1':
             raise UserError(
@@ -141,6 +139,12 @@ def main() -> None:
 def start(args: argparse.Namespace) -> None:
     """Start a run with the arguments of :func:`pretrain.runs.cli.training_arguments`."""
     launched = is_launched()
+    there = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('WORLD_SIZE')
+    if launched and args.gpus and str(args.gpus) != there:
+        raise UserError(
+            f'--gpus {args.gpus}, but {", ".join(VARIABLES)} are set, as by a launcher of {there}: '
+            'unset them, or leave --gpus out.'
+        )
     config = load_config(args.config, args.cfg_options)
     work_dir = Path(args.work_dir or _usual_work_dir(Path(args.config)))
     if not launched:

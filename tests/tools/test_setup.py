@@ -35,11 +35,15 @@ def test_the_named_python_is_taken_whatever_its_path(suite: Path) -> None:
     assert 'error: no Python 3.11, 3.12 or 3.13 found' in result.stderr
 
 
-@pytest.mark.parametrize('works', [True, False])
-def test_an_environment_whose_python_is_gone_is_set_up_again(works: bool, suite: Path) -> None:
-    """After an upgrade of the system, for example."""
+@pytest.mark.parametrize(
+    ('python', 'place', 'code'), [('', '', 0), ('gone', '', 9), ('', '/the/copied/suite', 9)]
+)
+def test_an_environment_that_does_not_work_here_is_set_up_again(
+    python: str, place: str, code: int, suite: Path
+) -> None:
+    """Its Python is gone after an upgrade of the system, or it is that of a copied folder."""
     (suite / '.venv/bin').mkdir(parents=True)
-    shutil.copy(suite / 'requirements.txt', suite / '.venv/.requirements')
-    python = suite.parent / 'my python/python3'
-    (suite / '.venv/bin/python').symlink_to(python if works else suite / 'gone')
-    assert set_up(suite, python).returncode == (0 if works else 9)
+    (suite / '.venv/.requirements').write_text(f'{place or suite}\ntorch\n')
+    ours = suite.parent / 'my python/python3'
+    (suite / '.venv/bin/python').symlink_to(python or ours)
+    assert set_up(suite, ours).returncode == code

@@ -221,7 +221,7 @@ def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
         'for SLURM_NODEID in 0 1 2; do export SLURM_NODEID; code=143; '
         '[ $status -ne 0 ] || { code=0; run "$@" || code=$?; }; '
         '[ $code -le $status ] || status=$code; done; exit $status',
-        'scontrol': 'if [ "$1" = requeue ]; then echo "$@" >> "$OUT"; fi; '
+        'scontrol': 'if [ "$1" = requeue ]; then echo "$@" >> "$OUT"; exit ${REQUEUE:-0}; fi; '
         'echo node7; echo node8; echo node9',
         'dist_train.sh': 'echo "$MASTER_ADDR $NNODES $NODE_RANK: $*" >> "$OUT"; '
         '[[ " $* " != *" --resume "* ]] || exit ${CODE:-0}; [ -n "${WARN:-}" ] || exit 75; '
@@ -282,6 +282,8 @@ def test_slurm_requeues_a_batch_job(slurm: Callable) -> None:
     code, lines = slurm('--work-dir', 'x', SLURM_JOB_ID='12')
     assert code == 75
     assert lines[-1] == ['requeue', '12']
+    code, _ = slurm('--work-dir', 'x', SLURM_JOB_ID='12', REQUEUE='1')  # as in salloc
+    assert code == 75
     code, lines = slurm('--work-dir', 'x', SLURM_JOB_ID='12', SLURM_RESTART_COUNT='1')
     assert code == 0
     assert lines[-1][4:] == ['8', '--resume', '--work-dir', 'x']

@@ -263,6 +263,21 @@ def test_a_foreign_file_that_tells_everything_is_imported(
     assert len(options) == 3  # still valid after another import
 
 
+def test_a_foreign_file_does_not_replace_another_backbone(
+    transfer: Transfer, launched: list[str], tmp_path: Path
+) -> None:
+    """It may be the only copy: that of a pretraining whose snapshots were deleted."""
+    held = transfer.work_dir / 'TV/pretraining0/backbone.pth'
+    held.parent.mkdir(parents=True)
+    write_backbone(held, 5)
+    before = held.read_bytes()
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / 'model.safetensors')
+    backbones = transfer.backbones | {'TV': [tmp_path / 'model.safetensors']}
+    with pytest.raises(UserError, match=r'holds the backbone of .*: give TV another name'):
+        replace(transfer, backbones=backbones).run()
+    assert held.read_bytes() == before
+
+
 def test_a_foreign_file_that_does_not_tell_is_asked_about(
     transfer: Transfer, launched: list[str], tmp_path: Path
 ) -> None:

@@ -159,7 +159,8 @@ def test_a_stop_waits_until_a_submitted_job_is_noted(
     monkeypatch.setattr('submitit.AutoExecutor.submit', submit)
     monkeypatch.setattr(os, '_exit', end)
     launcher = ClusterLauncher()
-    thread = threading.Thread(target=launcher._job, args=(run, None))
+    do = Job(['command'], run.work_dir / 'log')
+    thread = threading.Thread(target=launcher._job, args=(run, do))
     thread.start()
     submitting.wait()
     launcher._stop(signal.SIGTERM, None)
@@ -167,7 +168,7 @@ def test_a_stop_waits_until_a_submitted_job_is_noted(
     assert noted == [True]
     other = Run('other', run.config, run.work_dir.with_name('other'))
     with pytest.raises(UserError, match='other was stopped before its job was submitted'):
-        launcher._job(other, None)
+        launcher._job(other, do)
 
 
 RUN = """
@@ -204,6 +205,8 @@ def test_a_warned_job_is_requeued_and_a_command_started_again_waits_for_it(
     first, second = threading.Thread(target=command), threading.Thread(target=command)
     first.start()
     wait_for(begun)
+    with pytest.raises(UserError, match='title: job 1 trains it with other options'):
+        execute(ClusterLauncher(), run, 'other')
     second.start()  # as if the first command had been stopped and given again
     os.killpg(os.getsid(int((slurm / 'pids').read_text())), signal.SIGUSR1)  # time is up
     first.join(120)

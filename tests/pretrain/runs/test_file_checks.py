@@ -1,5 +1,7 @@
 import operator
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,19 @@ def test_content_is_names_and_bytes_and_read_once(
     assert content('moved') == first
     monkeypatch.setattr(file_checks, '_file_sha256', None)
     assert content('one') == first
+
+
+def test_a_pool_ends_with_the_process_that_started_it() -> None:
+    """Else a run that is stopped while it checks its data would leave processes that wait for ever
+    and keep its output open."""
+    program = 'import time; from pretrain.runs.file_checks import parallel_map; '
+    program += 'print(1, flush=True); '
+    program += 'list(parallel_map(time.sleep, [0.2] * 1000, 1, 2, "sleeping"))'
+    command = [sys.executable, '-c', program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        for _ in process.stderr:  # the progress bar: the pool has begun
+            break
+        process.terminate()
+        output, _ = process.communicate(timeout=60)  # its end needs that of all processes
+    assert output == b''

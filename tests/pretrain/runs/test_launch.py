@@ -9,13 +9,62 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from pretrain.runs import launch
 from pretrain.runs.errors import UserError
 from pretrain.runs.launch import Launcher, Run, news_of
+from pretrain.runs.processes import VARIABLES
 from pretrain.runs.saving import EXIT_CODES
 
+FINISHED = {'status': 'finished', 'wall_seconds': 1.0, 'paper': {'metric': 'mAP'}}
+FINISHED |= {'generations': [{'last': {'mAP': 0.5}}], 'identity': {'lr': 0.1}}
 KILLED = 'import os, signal; os.kill(os.getpid(), signal.{})'
+
+
+def prepare_as(identity: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the launcher find this identity for its config."""
+    monkeypatch.setattr(launch, 'load_config', lambda *_: None)
+    config = Config({'identity': identity})
+    monkeypatch.setattr(launch, 'prepare', lambda *_: config)
+
+
+@pytest.mark.parametrize(
+    ('record', 'said'),
+    [
+        (None, r'title ended, but .*run\.json does not say that it finished'),
+        (FINISHED | {'status': 'running'}, r'run\.json does not say that it finished'),
+        (FINISHED, r'holds a finished run with other settings: it has lr=0\.1, .* has 0\.2'),
+    ],
+)
+def test_a_result_must_be_that_of_the_run_that_was_asked_for(
+    record: dict | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config may have been edited meanwhile, or a job of another command may have ended."""
+    records = [None, record]
+    monkeypatch.setattr(launch, 'read_record', lambda _: records.pop(0))
+    monkeypatch.setattr(Launcher, '_launch', lambda *_: None)
+    prepare_as({'lr': 0.2}, monkeypatch)
+    with pytest.raises(UserError, match=said):
+        Launcher().run(Run('title', Path('configs/x.py'), tmp_path))
+
+
+def test_a_run_saves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
+    program = 'import pathlib, time; print(1, flush=True); time.sleep(1); '
+    program += f'pathlib.Path("{tmp_path}/saved").touch()'
+    run = Run('title', Path('configs/x.py'), tmp_path)
+    with pytest.raises(OSError, match='/dev/full'):
+        Launcher()._execute(run, [sys.executable, '-c', program], Path('/dev/full'))
+    assert (tmp_path / 'saved').exists()
+
+
+def test_runs_do_not_learn_of_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*VARIABLES, 'LOCAL_WORLD_SIZE', 'TORCHELASTIC_ERROR_FILE'):
+        monkeypatch.setenv(name, '1')
+    monkeypatch.setenv('OTHER', '1')
+    environment = Launcher()._environment()
+    assert environment['OTHER'] == '1'
+    assert not {*VARIABLES, 'LOCAL_WORLD_SIZE', 'TORCHELASTIC_ERROR_FILE'} & environment.keys()
 
 
 @pytest.mark.parametrize(
@@ -137,9 +186,8 @@ def test_lines_of_runs_side_by_side_stay_whole(
     monkeypatch.setattr(subprocess, 'Popen', start)
     monkeypatch.setattr(time, 'monotonic', iter(range(0, 1000, 100)).__next__)
     monkeypatch.setattr(sys, 'stdout', Screen())
-    finished = {'status': 'finished', 'wall_seconds': 1.0, 'paper': {'metric': 'mAP'}}
-    finished['generations'] = [{'last': {'mAP': 0.5}}]
-    records = [None, finished]
+    records = [None, FINISHED]
+    prepare_as(FINISHED['identity'], monkeypatch)
     Launcher().run(Run('title', Path('configs/x.py'), tmp_path))
     assert said == [
         f'title: log in {tmp_path / "train.log"}\n',

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.registry import VISBACKENDS
@@ -292,6 +293,24 @@ def test_the_screen_shows_lines_and_the_file_everything(
         assert dump in written
         assert not any(dump in line for line in screen)
     assert all('mmengine - ' in line for line in screen)
+
+
+def test_the_copy_of_the_config_is_whole_or_as_before(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = QuietRunner.from_cfg(tiny_config('bl', tmp_path))
+    (copy,) = tmp_path.glob('*.py')
+    before = copy.read_text()
+    assert Config.fromfile(copy).identity == runner.cfg.identity
+
+    def fail(*_: object) -> None:
+        raise OSError(28, 'no space')
+
+    monkeypatch.setattr('os.replace', fail)
+    monkeypatch.setattr('pathlib.Path.replace', fail)
+    with pytest.raises(OSError, match='no space'):
+        runner.dump_config()
+    assert copy.read_text() == before
 
 
 def test_a_run_whose_screen_is_gone_goes_on_with_its_log_file(

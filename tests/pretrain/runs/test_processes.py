@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -302,6 +303,16 @@ def test_processes_have_time_to_validate_and_save_when_they_are_told_to_stop(tor
     start_processes(['x.py'], 2, nodes=1)
     config, *_ = config_from_args(parse_args(torchrun[0]))
     assert config.shutdown_timeout == 300  # seconds, as Slurm's warning comes before its time limit
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_closes(torchrun, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        processes.start_processes(['x.py'], 2, 1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    (handled,) = (a for a in torchrun[0] if a.startswith('--signals-to-handle='))
+    assert 'SIGTERM' in handled and 'SIGHUP' not in handled
 
 
 def test_a_process_whose_launcher_ended_first_does_not_wait_for_it(torchrun, monkeypatch):

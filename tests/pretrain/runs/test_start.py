@@ -158,6 +158,18 @@ def test_a_check_says_that_the_run_is_possible_and_leaves_nothing(
     assert not (tmp_path / 'run').exists()
 
 
+def test_processes_of_another_launcher_are_not_ignored(
+    tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables that are left in a shell, for example."""
+    for name, value in (LAUNCHED | {'LOCAL_WORLD_SIZE': '1'}).items():
+        monkeypatch.setenv(name, value)
+    command = ['start.py', str(tiny_file('bl')), '--work-dir', str(tmp_path), '--gpus', '2']
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(UserError, match=r'--gpus 2, but RANK, .* by a launcher of 1: unset them'):
+        start.main()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'processes'),
     [([], 1), (['--gpus', '1'], 1), (['--gpus', '1', '--check', '64'], 64)],
