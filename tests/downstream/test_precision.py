@@ -116,9 +116,7 @@ def test_detector_computes_regions_and_losses_in_float32(kind, build, monkeypatc
     assert sample.pred_instances.bboxes.dtype == torch.float32
 
 
-AUXILIARY = dict(
-    type='FCNHead', in_channels=256, in_index=2, channels=8, num_convs=1, num_classes=2
-)
+AUXILIARY = dict(type='FCNHead', in_channels=256, in_index=2, channels=8, num_convs=1)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_a_smaller_copy_of_imagenet(image_folder: Path, tmp_path: Path) -> None:
     assert '44 re-encoded' in done.stdout
     assert Image.open(tmp_path / 'small/val/class2/1.png').size == (22, 20)
     wrong = start(*command, '/nowhere', '--out', str(tmp_path / 'other'))()
-    assert_one_sentence(wrong, 'No folder /nowhere/train')
+    assert_one_sentence(wrong, 'No /nowhere/train: unpack ILSVRC2012_img_train.tar')
     assert not (tmp_path / 'other').exists()
 
 

@@ -286,7 +286,7 @@ def torchrun(monkeypatch):
     return calls
 
 
-def test_one_node_needs_no_address(torchrun):
+def test_one_node_needs_no_address(torchrun, usual_signals):
     start_processes(['-m', 'module', 'x.py'], 4, nodes=1)
     ((*arguments,),) = torchrun
     assert arguments[:3] == ['--standalone', '--local-addr=127.0.0.1', '--nproc_per_node=4']
