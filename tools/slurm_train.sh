@@ -19,7 +19,8 @@ read -r -d '' -a srun_args <<< "${SRUN_ARGS:-}" || true  # also over several lin
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || set -- --resume "$@"
 # A task that exits with 75 would make Slurm kill the others, so it exits with 0 and writes to this
 # file, which all nodes must see.
-warned=$(mktemp "$PWD/.slurm_train.XXXXXX")
+mkdir -p work_dirs  # git ignores it, so records do not call the repository changed
+warned=$(mktemp "$PWD/work_dirs/.slurm_train.XXXXXX")
 trap 'rm -f "$warned"' EXIT
 
 status=75

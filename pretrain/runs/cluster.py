@@ -142,7 +142,7 @@ class ClusterLauncher(Launcher):
             number, _, command = note.read_text().partition('\n')
             job = submitit.SlurmJob(folder, number)
             if not job.done(force_check=True):
-                if command != shlex.join(do.command):
+                if command not in ('', shlex.join(do.command)):  # '': an older note
                     raise UserError(
                         f'{run.title}: job {number} trains it with other options ({command}): '
                         'repeat the command with those, or cancel the job first.'

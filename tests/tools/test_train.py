@@ -235,7 +235,8 @@ def slurm(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
     def run(*args: str, **environment: str) -> tuple[int, list[list[str]]]:
         result = call(
             'bash', str(tmp_path / 'slurm_train.sh'), SD, '3', '8', *args,
-            PATH=f'{tmp_path}:{os.environ["PATH"]}', OUT=str(tmp_path / 'out'), **environment,
+            cwd=tmp_path, PATH=f'{tmp_path}:{os.environ["PATH"]}', OUT=str(tmp_path / 'out'),
+            **environment,
         )  # fmt: skip
         lines = (tmp_path / 'out').read_text().splitlines()
         return result.returncode, [line.split() for line in lines]
@@ -269,7 +270,7 @@ def test_slurm_resumes_a_run_whose_time_is_up(
     calls = [line[4:] for line in lines if line[0] == 'node7']
     resumed = ['8', '--resume', '--work-dir', 'x']
     assert calls == [['8', '--work-dir', 'x']] * 3 + [resumed] * 3
-    assert not [*tmp_path.glob('.slurm_train*'), *ROOT.glob('.slurm_train*')]
+    assert [*tmp_path.glob('**/.slurm_train*')] == []
 
 
 def test_slurm_does_not_resume_a_run_that_failed(slurm: Callable) -> None:
